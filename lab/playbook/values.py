@@ -1,0 +1,209 @@
+"""What one value of a playbook or an option may be, and which values contradict each other."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+from lab.spec import HOOKS, Probes, Workload
+
+# Valid in the schema, and refused by name until the machine can do it.
+NOT_YET = frozenset(
+    {
+        ("kernel", "PATH"),
+        ("link.device", "e1000e"),
+        ("link.backend", "tap"),
+        ("link.iommu", "on"),
+        ("probes.kind", "bpf"),
+        ("probes.kind", "both"),
+        ("workload.protocol", "tcp"),
+    }
+)
+
+KERNELS = ("6.12", "6.1")
+COUNT_LIMIT = 10_000
+PAYLOAD_LIMIT = 16 * 1024  # travels as hex in one line to the agent, which ends at 65,536 bytes
+SIZE_LIMIT = {
+    "udp": 65_507,  # 65,535 of an IPv4 packet less 20 of its header and 8 of UDP's
+    "tcp": 65_536,
+}
+CARRIES = {"udp": "a UDP message on IPv4", "tcp": "a TCP message of a playbook"}
+
+
+class Fault(Exception):
+    """What is wrong with one value; whoever asked knows where it stands."""
+
+
+# Readers of one scalar's text.
+
+
+def _size(text: str) -> int:
+    found = re.fullmatch(r"([0-9]{1,9})([KM]?)", text)
+    if found is None:
+        raise Fault(f"expected a size such as 512 or 64K; found {shown(text)}")
+    return int(found[1]) * {"": 1, "K": 1024, "M": 1024 * 1024}[found[2]]
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """Return what reads a whole number between two others."""
+
+    def read(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
+            raise Fault(f"expected a whole number from {low} to {high}; found {shown(text)}")
+        return int(text)
+
+    return read
+
+
+def switch(text: str) -> bool:
+    """Read a boolean; only these four words, so that nothing depends on a YAML version."""
+    if text not in ("on", "yes", "off", "no"):
+        raise Fault(f"expected on or off, yes or no; found {shown(text)}")
+    return text in ("on", "yes")
+
+
+def one_of(choices: Sequence[str]) -> Callable[[str], str]:
+    """Return what reads one of some words."""
+
+    def read(text: str) -> str:
+        if text not in choices:
+            mean = did_you_mean(text, choices)
+            raise Fault(f"expected one of {', '.join(choices)}; found {shown(text)}{mean}")
+        return text
+
+    return read
+
+
+def _kernel(text: str) -> str:
+    return text if "/" in text else one_of(KERNELS)(text)
+
+
+def _duration(text: str) -> float:
+    found = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(ms|s|m)", text)
+    seconds = float(found[1]) * {"ms": 0.001, "s": 1, "m": 60}[found[2]] if found else 0
+    if not 1 <= seconds <= 3600:
+        raise Fault(f"expected a duration from 1s to 60m such as 60s; found {shown(text)}")
+    return seconds
+
+
+def _payload(text: str) -> bytes:
+    payload = text.encode("utf-8", "surrogateescape")
+    if not payload:
+        raise Fault("the payload is empty; leave it out and the lab makes one up")
+    if len(payload) > PAYLOAD_LIMIT:
+        raise Fault(f"a payload has at most {PAYLOAD_LIMIT} bytes; found {len(payload)}")
+    return payload
+
+
+def _hook(text: str) -> str:
+    if text not in HOOKS:
+        raise Fault(f"unknown hook {shown(text)}{did_you_mean(text, HOOKS)}")
+    return text
+
+
+def _hooks(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(_hook(name.strip()) for name in text.split(",")))
+
+
+def _comm(text: str) -> str:
+    # A comm ends at 15 bytes (TASK_COMM_LEN less its NUL); the rest keeps it one module parameter.
+    if not re.fullmatch(r"[A-Za-z0-9_.:/+@-]{1,15}", text):
+        raise Fault(f"expected a comm of 1 to 15 letters, digits or _.:/+@-; found {shown(text)}")
+    return text
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,39}", text):
+        raise Fault(
+            f"expected a name of at most 40 small letters, digits and '-'; found {shown(text)}"
+        )
+    return text
+
+
+def _question(text: str) -> str:
+    if not 1 <= len(text) <= 200 or not text.isprintable():
+        raise Fault("expected a question in one line of 1 to 200 characters")
+    return text
+
+
+# Where a field's type does not say it all: what reads it, by its place in the file.
+READERS: dict[str, Callable[[str], object]] = {
+    "playbook": _name,
+    "question": _question,
+    "kernel": _kernel,
+    "deadline": _duration,
+    "link.mtu": whole(68, 65_535),  # RFC 791's least; the device's most
+    "probes.without": _hook,
+    "probes.comm": _comm,
+    "workload.size": _size,
+    "workload.count": whole(1, COUNT_LIMIT),
+    "workload.payload": _payload,
+    "workload.port": whole(1, 65_535),
+}
+
+OPTIONS: dict[str, tuple[str, Callable[[str], object]]] = {
+    "size": ("workload.size", _size),
+    "count": ("workload.count", READERS["workload.count"]),
+    "payload": ("workload.payload", _payload),
+    "protocol": ("workload.protocol", one_of(("udp", "tcp"))),
+    "without": ("probes.without", _hooks),
+    "comm": ("probes.comm", _comm),
+    "probes": ("probes.kind", one_of(("kmod", "bpf", "both", "none"))),
+    "kernel": ("kernel", _kernel),
+    "deadline": ("deadline", _duration),
+}
+
+# Which option is at fault when the one a rule names was not given.
+PARTNERS: dict[str, tuple[str, ...]] = {
+    "size": ("payload", "protocol"),
+    "payload": ("size",),
+    "without": ("probes",),
+    "comm": ("probes",),
+}
+
+# The keys of which `contradictions` compares several.
+ENTANGLED = frozenset({"protocol", "size", "payload", "kind", "without", "comm"})
+
+
+def refuse_unbuilt(where: str, text: str) -> None:
+    """Refuse what the schema knows and the machine cannot do yet."""
+    if where == "kernel" and "/" in text:
+        word, what = "PATH", "a kernel of your own"
+    else:
+        word = "on" if where == "link.iommu" and text == "yes" else text
+        what = f"'{where.rpartition('.')[2]}: {text}'"
+    if (where, word) in NOT_YET:
+        raise Fault(f"{what} is not built yet")
+
+
+def contradictions(part: object) -> list[tuple[str, str]]:
+    """Return the faults no single value of a section has: (key or option, message)."""
+    out = []
+    if isinstance(part, Workload):
+        most = SIZE_LIMIT[part.protocol]
+        if not 1 <= part.size <= most:
+            carries = CARRIES[part.protocol]
+            out.append(("size", f"{carries} has 1 to {most} bytes; found {part.size}"))
+        if part.payload is not None and 0 < part.size < len(part.payload):
+            found = f"{len(part.payload)} bytes of payload"
+            out.append(("payload", f"{found} do not fit a size of {part.size}"))
+    if isinstance(part, Probes) and part.kind == "none":
+        if part.without:
+            out.append(("without", "hooks cannot be left out where probes are none"))
+        if part.comm is not None:
+            out.append(("comm", "a comm cannot be picked where probes are none"))
+    return out
+
+
+def did_you_mean(text: str, choices: Iterable[str]) -> str:
+    """Return a remark with the nearest of the choices, empty when none is near."""
+    plain = {choice.replace("_", "-"): choice for choice in choices}
+    near = difflib.get_close_matches(text[:80].lower().replace("_", "-"), plain, n=1)
+    return f" (did you mean '{plain[near[0]]}'?)" if near else ""
+
+
+def shown(text: str) -> str:
+    """Return a value as messages quote it: short, escaped."""
+    short = text if len(text) <= 40 else f"{text[:37]}..."
+    return repr(short) if short else "nothing"

@@ -1,0 +1,97 @@
+"""What is asked of a lab: frozen values, no behaviour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Device = Literal["virtio-net-pci", "e1000e"]
+Backend = Literal["dgram", "tap"]
+ProbeKind = Literal["kmod", "bpf", "both", "none"]
+Over = Literal["loopback", "link"]
+Protocol = Literal["udp", "tcp"]
+
+# What `probes.without` may name: the hooks of send_trace.ko and recv_trace.ko, as in
+# docs/internals.md (a test compares the two).
+HOOKS: tuple[str, ...] = (
+    "_copy_from_iter",
+    "csum_and_copy_from_iter_full",
+    "csum_and_copy_from_iter",
+    "ip_generic_getfrag",
+    "__dev_queue_xmit",
+    "loopback_xmit",
+    "__netif_rx",
+    "virtio_net:start_xmit",
+    "virtqueue_add_outbuf",
+    "virtio_net:receive_buf",
+    "virtio_net:page_to_skb",
+    "virtio_net:page_to_skb>memcpy",
+    "__udp_enqueue_schedule_skb",
+    "sock_def_readable",
+    "_copy_to_iter",
+    "csum_and_copy_to_iter",
+    "skb_consume_udp",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Link:
+    """The wire between the guests and the device at each of its ends."""
+
+    device: Device = "virtio-net-pci"
+    backend: Backend = "dgram"
+    mtu: int = 1500
+    iommu: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Probes:
+    """What watches inside the guests."""
+
+    kind: ProbeKind = "kmod"
+    without: tuple[str, ...] = ()  # hooks left out, a subset of HOOKS
+    comm: str | None = None  # record only this comm
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workload:
+    """Who sends what to whom; `size` and `port` hold for every message."""
+
+    over: Over
+    protocol: Protocol = "udp"
+    size: int = 16
+    count: int = 1
+    payload: bytes | None = None  # repeated to fill `size`; None: derived from the run's seed
+    connect: bool = False
+    port: int = 9999
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Expect:
+    """What the ledger must say; None: nothing is expected of that line."""
+
+    complete: bool | None = None
+    guest_cpu_copies: int | None = None
+    device_reads: int | None = None
+    device_writes: int | None = None
+    handovers: int | None = None
+    same_object: bool | None = None
+    same_head: bool | None = None
+    skb_len_at_xmit: int | None = None
+    unexplained: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Playbook:
+    """One question, and all that is needed to ask it."""
+
+    name: str
+    question: str
+    kernel: str = "6.12"
+    link: Link = field(default_factory=Link)
+    probes: Probes = field(default_factory=Probes)
+    workload: Workload
+    expect: Expect = field(default_factory=Expect)
+    deadline_s: float = 60.0
+    source: bytes = b""  # the exact bytes of the file
+    path: str = ""

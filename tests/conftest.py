@@ -1,0 +1,152 @@
+"""Rings of tests by directory, a world without the user's own files, and no child left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from types import FrameType
+
+import pytest
+
+HERE = Path(__file__).parent
+# Rings that start guests; the others run anywhere.
+BEHIND_GUESTS = ("guest", "crash")
+# A test that takes longer hangs: it fails where it stands. LAB_TEST_LIMIT_S sets another limit.
+LIMIT_S = {"guest": 600.0, "crash": 600.0}
+LIMIT_ELSEWHERE_S = 120.0
+
+_ran: set[str] = set()
+_left_out: dict[str, str] = {}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("lab")
+    group.addoption("--guests", action="store_true", help="run the rings that start guests")
+    group.addoption("--long", action="store_true", help="run the long forms too")
+
+
+def ring(path: Path) -> str:
+    """Return the folder below tests/ that a test lies in."""
+    try:
+        return path.relative_to(HERE).parts[0]
+    except ValueError:
+        return "elsewhere"
+
+
+def must_run() -> set[str]:
+    """Return what LAB_MUST_RUN says may not be skipped, such as guests."""
+    return set(filter(None, os.environ.get("LAB_MUST_RUN", "").split(",")))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    where = ring(item.path)
+    missing = None
+    if where in BEHIND_GUESTS and not item.config.getoption("--guests"):
+        missing = ("guests", "no --guests")
+    elif item.get_closest_marker("long") and not item.config.getoption("--long"):
+        missing = ("long", "no --long")
+    if missing is None:
+        _ran.add(where)
+        return
+    requirement, why = missing
+    if requirement == "guests":
+        _left_out[where] = why
+    if requirement in must_run():
+        pytest.fail(f"{why}, and LAB_MUST_RUN asks for {requirement}", pytrace=False)
+    pytest.skip(why)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn a skip within a ring that must run into a failure."""
+    report = yield
+    if (
+        report.skipped
+        and not hasattr(report, "wasxfail")
+        and ring(item.path) in BEHIND_GUESTS
+        and "guests" in must_run()
+        and not item.get_closest_marker("long")
+    ):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, and LAB_MUST_RUN asks for guests: {call.excinfo}"
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    left_out = {where: why for where, why in _left_out.items() if where not in _ran}
+    words = ", ".join(f"{where} ({why})" for where, why in sorted(left_out.items()))
+    terminalreporter.write_line(
+        f"rings run: {' '.join(sorted(_ran)) or 'none'}; not run: {words or 'none'}"
+    )
+
+
+@pytest.fixture(autouse=True)
+def _own_world(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Hide the user's files: no test reads ~/.ssh, and none of these rings writes a cache."""
+    if ring(request.path) in BEHIND_GUESTS:
+        return
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    for name in ("CONFIG", "CACHE", "DATA", "STATE"):
+        monkeypatch.setenv(f"XDG_{name}_HOME", str(home / name.lower()))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(home / "run"))
+    for name in ("CACHE", "RUNTIME", "RAM", "RUNS"):
+        monkeypatch.setenv(f"LAB_{name}", str(home / f"lab-{name.lower()}"))
+    for name in ("LAB_NAME", "LAB_ACCEL", "LAB_MIRROR", "SSH_AUTH_SOCK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _not_for_ever(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that hangs, at the line where it does."""
+    limit = LIMIT_S.get(ring(request.path), LIMIT_ELSEWHERE_S)
+    limit = float(os.environ.get("LAB_TEST_LIMIT_S") or limit)
+
+    def ring_the_bell(_number: int, _frame: FrameType | None) -> None:
+        pytest.fail(f"not done after {limit:g} s")
+
+    before = signal.signal(signal.SIGALRM, ring_the_bell)
+    signal.setitimer(signal.ITIMER_REAL, limit)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def children() -> set[int]:
+    """Return the processes this one has started and not yet waited for."""
+    found: set[int] = set()
+    us = str(os.getpid())
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            stat = (folder / "stat").read_text(errors="replace")
+        except OSError:
+            continue  # it ended meanwhile
+        # After the name in brackets, which may hold anything: state, parent.
+        if stat.rpartition(")")[2].split()[1] == us:
+            found.add(int(folder.name))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _no_child_left() -> Iterator[None]:
+    """Fail a test that leaves a child behind, running or unburied."""
+    before = children()
+    yield
+    left = children() - before
+    if left:
+        names = []
+        for pid in sorted(left):
+            try:
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+            names.append(f"{pid} ({command.strip() or 'defunct'})")
+        pytest.fail(f"left behind: {', '.join(names)}", pytrace=False)

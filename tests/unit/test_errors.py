@@ -1,0 +1,98 @@
+"""The tree of errors: one root, one exit code per fault, three lines for people."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from lab import errors
+from lab.errors import (
+    CommandFailed,
+    DeadlineExceeded,
+    GuestLost,
+    HostError,
+    LabError,
+    ToolMissing,
+    hinted,
+)
+
+
+def tree(cls: type[LabError] = LabError) -> Iterator[type[LabError]]:
+    yield cls
+    for child in cls.__subclasses__():
+        if child.__module__ == errors.__name__:
+            yield from tree(child)
+
+
+def test_each_branch_has_an_exit_code_of_its_own() -> None:
+    branches = [c for c in LabError.__subclasses__() if c.__module__ == errors.__name__]
+
+    codes = [branch.exit_code for branch in branches]
+
+    assert len(codes) == len(set(codes))
+    assert not set(codes) & {0, 1, errors.BUG, errors.INTERRUPTED}
+
+
+def test_a_class_has_the_exit_code_of_its_branch() -> None:
+    for branch in LabError.__subclasses__():
+        for cls in tree(branch):
+            assert branch.exit_code == cls.exit_code
+
+
+def test_the_drawing_names_every_class_and_number() -> None:
+    drawing = errors.__doc__ or ""
+
+    for cls in tree():
+        assert re.search(rf"\b{cls.__name__}\b", drawing), cls
+    for branch in LabError.__subclasses__():
+        if branch.__module__ == errors.__name__:
+            line = next(line for line in drawing.splitlines() if branch.__name__ in line)
+            assert re.search(rf"\b{branch.exit_code}\b", line), line
+
+
+def test_an_error_prints_what_where_and_what_to_try() -> None:
+    error = ToolMissing("no gcc", log="/x/build.log", hint="apt-get install gcc")
+
+    assert [
+        "ToolMissing: no gcc",
+        "  log: /x/build.log",
+        "  try: apt-get install gcc",
+    ] == error.lines()
+
+
+def test_an_error_without_log_or_hint_prints_no_empty_lines() -> None:
+    assert ["HostError: too small"] == HostError("too small").lines()
+
+
+def test_a_guest_error_names_its_guest() -> None:
+    error = GuestLost("sender", "the agent's line is dead")
+
+    assert "sender" == error.guest
+    assert "sender: the agent's line is dead" == str(error)
+
+
+def test_a_failed_command_tells_the_end_of_its_output() -> None:
+    error = CommandFailed("receiver", "insmod x.ko", 1, "x" * 1000 + "bad\n")
+
+    assert 1 == error.returned
+    assert str(error).endswith("xbad")
+    assert 700 > len(str(error))
+
+
+def test_a_missed_deadline_is_a_timeout_too() -> None:
+    with pytest.raises(TimeoutError):
+        raise DeadlineExceeded("waited 1.0 s for nothing")
+
+
+def test_hinted_fills_what_is_missing_and_keeps_what_is_there() -> None:
+    with pytest.raises(HostError) as caught, hinted(log="a.log", hint="outer"):
+        raise HostError("x", hint="inner")
+
+    assert ("a.log", "inner") == (caught.value.log, caught.value.hint)
+
+
+def test_hinted_leaves_errors_of_others_alone() -> None:
+    with pytest.raises(ValueError, match="not ours"), hinted(hint="outer"):
+        raise ValueError("not ours")
