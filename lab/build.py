@@ -1,0 +1,227 @@
+"""Compile what runs in guests: static programs, and modules against a kernel's headers."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from lab import paths
+from lab.errors import ProbeBuildFailed, ToolMissing
+from lab.journal import Journal
+
+COMPILE_DEADLINE_S = 300  # one module takes 2 to 3 s on two slow cores, all of them under 60
+
+# As in guest/Makefile.  General registers only: an XMM register that held 16 bytes of a message
+# would be saved with the task's FPU state and be one more copy.  No build id: it would be the one
+# thing that differs.
+GUEST_FLAGS = (
+    "-std=gnu11",
+    "-O2",
+    "-static-pie",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-mgeneral-regs-only",
+    "-Wl,--build-id=none",
+)
+
+
+# For programs that hold message bytes: no loop of theirs becomes a call of memcpy, which uses
+# those registers.
+MESSAGE_FLAGS = ("-fno-builtin", "-fno-tree-loop-distribute-patterns")
+_WITHOUT_MESSAGE = frozenset({"init", "agent"})
+
+
+class Target(Protocol):
+    """What a module is built for: a kernel's release and its unpacked header tree."""
+
+    @property
+    def release(self) -> str: ...
+
+    @property
+    def headers(self) -> Path: ...
+
+
+def build_guest_programs(
+    *, journal: Journal, source: Path | None = None, cache: Path | None = None
+) -> dict[str, Path]:
+    """Compile each C file of guest/ into a static program; return them by name.
+
+    The bytes depend on the sources and the compiler alone, not on any folder's name.
+    """
+    source = source if source is not None else paths.data() / "guest"
+    compiler = _tool(os.environ.get("CC") or "gcc", package="gcc")
+    texts = sorted([*source.glob("*.c"), *source.glob("*.h")])
+    # The record's layout lies with the modules and is shared by guest programs.
+    shared = sorted((source.parent / "kmod").glob("*.h"))
+    key = _digest([*texts, *shared], extra=[_version(compiler), *GUEST_FLAGS, *MESSAGE_FLAGS])
+    home = (cache if cache is not None else paths.cache()) / "guest" / key[:16]
+    names = [path.stem for path in texts if path.suffix == ".c"]
+    built = {name: home / name for name in names}
+    if all(path.is_file() for path in built.values()):
+        return built
+    with journal.step("compile guest programs"), _Fresh(home) as work:
+        for name in names:
+            _compile(compiler, source, name, work / name)
+    return built
+
+
+def _compile(compiler: str, source: Path, name: str, output: Path) -> None:
+    argv = [
+        compiler,
+        *GUEST_FLAGS,
+        *(() if name in _WITHOUT_MESSAGE else MESSAGE_FLAGS),
+        f"-ffile-prefix-map={source}=.",
+        "-I../kmod",
+        "-o",
+        str(output),
+        f"{name}.c",
+    ]
+    _run(argv, cwd=source, what=f"guest/{name}.c")
+    output.chmod(0o755)
+
+
+def build_modules(
+    target: Target, *, journal: Journal, source: Path | None = None, cache: Path | None = None
+) -> dict[str, Path]:
+    """Build the modules of kmod/ for `target`; return the files to push, by module name.
+
+    They are without debug information; the ones with it lie beside them as NAME.ko.debug.
+    """
+    source = source if source is not None else paths.data() / "kmod"
+    texts = sorted(
+        path
+        for path in source.rglob("*")
+        if path.is_file() and (path.suffix in {".c", ".h", ".S"} or path.name in _KBUILD_FILES)
+    )
+    if not any(path.name in _KBUILD_FILES for path in texts):
+        raise ProbeBuildFailed(f"there is no Makefile in {source}")
+    make = _tool("make", package="make")
+    strip = _tool("strip", package="binutils")
+    compiler = _kernel_compiler(target.headers)
+    relative = [str(path.relative_to(source)) for path in texts]
+    key = _digest(texts, extra=[*relative, target.release, str(target.headers), _version(compiler)])
+    home = (cache if cache is not None else paths.cache()) / "kmod" / key[:16]
+    if not home.is_dir():
+        with journal.step(f"build modules for {target.release}"), _Fresh(home) as work:
+            # In a copy, so that a checkout stays clean and two builds do not meet.
+            tree = work / "src"
+            for path, name in zip(texts, relative, strict=True):
+                (tree / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, tree / name)
+            argv = [make, "-C", str(target.headers), f"M={tree}", f"CC={compiler}"]
+            # Paths in debug information are those of the copy, which is gone afterwards.
+            argv += [f"KCFLAGS=-fdebug-prefix-map={tree}=. -Werror"]
+            # BTF of our own modules is of no use to anybody and would need pahole.
+            argv += ["CONFIG_DEBUG_INFO_BTF_MODULES=", "modules"]
+            _run(argv, cwd=tree, what="kmod/", jobs=True)
+            objects = sorted(tree.rglob("*.ko"))
+            if not objects:
+                raise ProbeBuildFailed("kmod/Makefile made no module (.ko)")
+            for path in objects:
+                shutil.copyfile(path, work / f"{path.stem}.ko.debug")
+                _run(
+                    [strip, "--strip-debug", "-o", str(work / path.name), str(path)],
+                    cwd=tree,
+                    what=path.name,
+                )
+            shutil.rmtree(tree)
+    return {path.stem: path for path in sorted(home.glob("*.ko"))}
+
+
+_KBUILD_FILES = frozenset({"Makefile", "Kbuild"})
+
+
+def _kernel_compiler(headers: Path) -> str:
+    # A kernel says in its configuration which gcc built it; another version can work, and warns.
+    wanted = "gcc"
+    config = headers / ".config"
+    if config.is_file():
+        for line in config.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("CONFIG_GCC_VERSION="):
+                wanted = f"gcc-{int(line.partition('=')[2]) // 10000}"
+                break
+    return shutil.which(wanted) or _tool("gcc", package="gcc")
+
+
+def _run(argv: Sequence[str], *, cwd: Path, what: str, jobs: bool = False) -> None:
+    environ = {key: value for key, value in os.environ.items() if key not in _UNWANTED}
+    environ |= {"LC_ALL": "C", "SOURCE_DATE_EPOCH": "0", "KBUILD_BUILD_TIMESTAMP": "1970-01-01"}
+    if jobs:
+        environ["MAKEFLAGS"] = f"-j{os.cpu_count() or 1}"
+    try:
+        done = subprocess.run(
+            argv,
+            cwd=cwd,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=COMPILE_DEADLINE_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ProbeBuildFailed(f"{what}: not built after {error.timeout:.0f} s") from error
+    if done.returncode != 0:
+        output = done.stdout.decode("utf-8", "replace")
+        raise ProbeBuildFailed(
+            f"{what}: the compiler refused, exit code {done.returncode}", log=output.strip()
+        )
+
+
+# A make above us would hand its own flags and variables down.
+_UNWANTED = frozenset({"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "ARCH", "KBUILD_OUTPUT", "CFLAGS"})
+
+
+def _tool(name: str, *, package: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        raise ToolMissing(
+            f"{name} is not installed", hint=f"apt-get install {package}   (or ./bootstrap)"
+        )
+    return found
+
+
+def _version(compiler: str) -> str:
+    done = subprocess.run(
+        [compiler, "--version"], capture_output=True, text=True, timeout=20, check=False
+    )
+    return done.stdout.partition("\n")[0]
+
+
+def _digest(files: Iterable[Path], *, extra: Iterable[str]) -> str:
+    whole = hashlib.sha256()
+    for path in files:
+        whole.update(f"{path.name}\0".encode())
+        whole.update(hashlib.sha256(path.read_bytes()).digest())
+    for text in extra:
+        whole.update(f"{text}\0".encode())
+    return whole.hexdigest()
+
+
+class _Fresh:
+    """A folder that appears under its name whole, or not at all."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+
+    def __enter__(self) -> Path:
+        self.home.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.work = Path(tempfile.mkdtemp(prefix=".new-", dir=self.home.parent))
+        return self.work
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                self.work.chmod(0o755)
+                if self.home.is_dir():
+                    shutil.rmtree(self.home)
+                self.work.rename(self.home)
+        finally:
+            shutil.rmtree(self.work, ignore_errors=True)
