@@ -1,0 +1,203 @@
+"""Talk to the agent in a guest over its virtio-serial port.
+
+The quick and quiet channel: no SSH, no network under test.  The protocol is in
+docs/internals.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from lab.deadline import Deadline
+from lab.errors import DeadlineExceeded, GuestError, GuestLost
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClockSample:
+    """One ping: host CLOCK_MONOTONIC (ns) before and after, guest TSC in between."""
+
+    before_ns: int
+    tsc: int
+    after_ns: int
+
+
+class Agent:
+    """One guest's agent; `check` raises when the guest is dead and is asked while waiting."""
+
+    def __init__(self, guest: str, path: Path, *, check: Callable[[], None]) -> None:
+        self.guest = guest
+        self.path = path
+        self.check = check
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._ready = threading.Condition()
+        self._answers: list[str] = []
+        self._said: dict[str, list[str]] = {}
+        self._exits: dict[str, int] = {}
+        self._open = False
+        self._pings = 0
+
+    def connect(self, *, deadline: Deadline) -> str:
+        """Connect, wait for the agent and return the guest's kernel release."""
+        self._socket.settimeout(5.0)
+        self._socket.connect(str(self.path))
+        self._socket.settimeout(None)
+        self._open = True
+        threading.Thread(target=self._read, daemon=True).start()
+        # It may have said hello before we were there, so it is asked until it answers.
+        while True:
+            self._send("hello")
+            with contextlib.suppress(DeadlineExceeded):
+                words = self._answer("hello", deadline.within(1.0))
+                return words[2] if len(words) > 2 else ""
+            deadline.check(f"the agent of {self.guest}")
+
+    def close(self) -> None:
+        """Hang up; the agent goes on."""
+        self._open = False
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def ask(self, line: str, *, expect: str, deadline: Deadline) -> list[str]:
+        """Send `line`; return the words of the answer that starts with `expect`."""
+        self._send(line)
+        return self._answer(expect, deadline)
+
+    def ping(self, *, deadline: Deadline) -> ClockSample:
+        """Ask for the guest's TSC between two readings of the host's clock."""
+        self._pings += 1
+        before = time.monotonic_ns()
+        words = self.ask(f"ping {self._pings}", expect=f"pong {self._pings}", deadline=deadline)
+        return ClockSample(before_ns=before, tsc=int(words[2]), after_ns=time.monotonic_ns())
+
+    def put(self, path: str, content: bytes, *, mode: int, deadline: Deadline) -> None:
+        """Write a small file in the guest."""
+        self.ask(f"put {mode:o} {quote(path)} {content.hex()}", expect="ok put", deadline=deadline)
+
+    def get(self, path: str, *, deadline: Deadline) -> bytes:
+        """Return the first 24 KiB of a file in the guest."""
+        words = self.ask(f"get {quote(path)}", expect="file", deadline=deadline)
+        return bytes.fromhex(words[2]) if len(words) > 2 else b""
+
+    def start(self, name: str, *argv: str, deadline: Deadline) -> int:
+        """Start a program under `name` and return its pid in the guest."""
+        with self._ready:
+            self._said.pop(name, None)
+            self._exits.pop(name, None)
+        line = " ".join(["start", name, *(quote(word) for word in argv)])
+        return int(self.ask(line, expect=f"ok start {name}", deadline=deadline)[3])
+
+    def tell(self, name: str, text: str, *, deadline: Deadline) -> None:
+        """Write a line to the stdin of program `name`."""
+        self.ask(f"tell {name} {quote(text)}", expect=f"ok tell {name}", deadline=deadline)
+
+    def wait_said(self, name: str, word: str, *, deadline: Deadline) -> str:
+        """Return what program `name` says after `word`; its end before that is an error."""
+
+        def look() -> str | None:
+            lines = self._said.get(name, [])
+            for at, line in enumerate(lines):
+                if line.startswith(f"out {word} "):
+                    del lines[: at + 1]
+                    return line[len(f"out {word} ") :]
+            if name in self._exits:
+                said = " | ".join(line[4:] for line in lines) or "nothing"
+                raise GuestError(
+                    self.guest,
+                    f"{name} ended with {self._exits[name]} before '{word}'; it said: {said}",
+                )
+            return None
+
+        return self._wait(look, what=f"{name} to say '{word}'", deadline=deadline)
+
+    def wait_exit(self, name: str, *, deadline: Deadline) -> int:
+        """Return the exit status of program `name` (negative: a signal)."""
+        return (
+            self._wait(
+                lambda: self._exits[name] + 1024 if name in self._exits else None,
+                what=f"{name} to end",
+                deadline=deadline,
+            )
+            - 1024
+        )
+
+    def _answer(self, expect: str, deadline: Deadline) -> list[str]:
+        command = expect.removeprefix("ok ").split(" ")[0]
+        faults = ("error", {"pong": "ping", "file": "get"}.get(command, command))
+
+        def look() -> str | None:
+            for at, line in enumerate(self._answers):
+                if f"{line} ".startswith(f"{expect} ") or f"{line} ".startswith(
+                    f"{faults[0]} {faults[1]} "
+                ):
+                    del self._answers[: at + 1]
+                    return line
+            return None
+
+        line = self._wait(look, what=f"the agent's '{expect}'", deadline=deadline)
+        if line.startswith("error "):
+            raise GuestError(self.guest, f"agent: {urllib.parse.unquote(line[6:])}")
+        return line.split(" ")
+
+    def _wait(self, look: Callable[[], T | None], *, what: str, deadline: Deadline) -> T:
+        """Return the first value of `look`, woken by every line and checking for death."""
+        with self._ready:
+            while True:
+                if (value := look()) is not None:
+                    return value
+                if not self._open:
+                    self.check()
+                    raise GuestLost(self.guest, f"the agent hung up; waited for {what}")
+                deadline.check(f"{what} in {self.guest}")
+                self._ready.wait(min(0.05, max(deadline.remaining, 0.001)))
+                self.check()
+
+    def _send(self, line: str) -> None:
+        try:
+            self._socket.sendall(line.encode() + b"\n")
+        except OSError as error:
+            self.check()
+            raise GuestLost(self.guest, "the agent's line is dead") from error
+
+    def _read(self) -> None:
+        rest = b""
+        while True:
+            try:
+                piece = self._socket.recv(1 << 16)
+            except OSError:
+                piece = b""
+            if not piece:
+                break
+            *lines, rest = (rest + piece).split(b"\n")
+            with self._ready:
+                for line in lines:
+                    self._take(line.decode("utf-8", "replace"))
+                self._ready.notify_all()
+        with self._ready:
+            self._open = False
+            self._ready.notify_all()
+
+    def _take(self, line: str) -> None:
+        kind, _, rest = line.partition(" ")
+        name, _, text = rest.partition(" ")
+        if kind in ("out", "err"):
+            self._said.setdefault(name, []).append(f"{kind} {urllib.parse.unquote(text)}")
+        elif kind == "exit":
+            self._exits[name] = int(text)
+        elif kind != "heartbeat":
+            self._answers.append(line)
+
+
+def quote(text: str) -> str:
+    """Percent-encode an argument that may hold spaces or newlines."""
+    return urllib.parse.quote(text, safe="/:=,.-_+@")

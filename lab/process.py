@@ -1,0 +1,185 @@
+"""Start, watch and stop one child, bounded and without our privileges.
+
+A child holds a lock file open for as long as it lives, so that "is it alive?"
+is answered by the kernel and never by a process id that may have been reused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.deadline import Deadline, wait_until
+from lab.errors import DeadlineExceeded, ToolMissing
+
+# Caps console.log, wire.pcap and qemu.log alike; guest RAM is mapped, not written, and
+# the device state goes to a file that is much smaller (0.9 MiB seen).
+FILE_LIMIT_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Child:
+    """A started process; `lock` is the file whose lock it holds while it lives."""
+
+    pid: int
+    lock: Path
+
+    @property
+    def alive(self) -> bool:
+        return is_locked(self.lock)
+
+
+def unprivileged() -> tuple[int, int] | None:
+    """Return the uid and gid children get when we are root, else None."""
+    if os.geteuid() != 0:
+        return None
+    nobody = pwd.getpwnam("nobody")
+    return nobody.pw_uid, nobody.pw_gid
+
+
+def give(path: Path, *, mode: int) -> Path:
+    """Hand `path` to the user children run as, with `mode`."""
+    path.chmod(mode)
+    if (who := unprivileged()) is not None:
+        os.chown(path, *who)
+    return path
+
+
+def tool(name: str, *, package: str) -> str:
+    """Return the full path of program `name`, or say which package brings it."""
+    found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+    if found is None:
+        raise ToolMissing(
+            f"{name} is not installed", hint=f"apt-get install {package}   (or ./bootstrap)"
+        )
+    return found
+
+
+def is_locked(path: Path) -> bool:
+    """Say whether some process holds the lock of `path`."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def start(
+    argv: Sequence[str],
+    *,
+    lock: Path,
+    log: Path,
+    cwd: Path,
+    pass_fds: Sequence[int] = (),
+    dies_with_us: bool = False,
+    group: int | None = None,
+    as_root: bool = False,
+) -> Child:
+    """Start `argv` with no privileges, its output in `log`, holding the lock of `lock`.
+
+    `dies_with_us` ties its life to ours (SIGKILL when our thread that started it ends);
+    `group` is one more group it is in; `as_root` leaves root what it is.
+    """
+    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with log.open("ab") as output:
+            # start_new_session: Ctrl-C at the terminal is ours to handle, not the child's.
+            # restore_signals=False: Python ignores SIGXFSZ and the child inherits that, so
+            # a file at its limit is a failed write and not the end of the guest.
+            child = subprocess.Popen(
+                [*_confined(dies_with_us=dies_with_us, group=group, as_root=as_root), *argv],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=cwd,
+                pass_fds=(fd, *pass_fds),
+                start_new_session=True,
+                restore_signals=False,
+            )
+    finally:
+        os.close(fd)
+    # It outlives us on purpose: nothing of ours waits for it but `stop`.
+    child.returncode = 0
+    return Child(pid=child.pid, lock=lock)
+
+
+def _confined(*, dies_with_us: bool, group: int | None, as_root: bool) -> list[str]:
+    """Return the command prefix that takes privileges and bounds away."""
+    prefix = [
+        tool("prlimit", package="util-linux"),
+        f"--fsize={FILE_LIMIT_BYTES}:{FILE_LIMIT_BYTES}",
+        "--core=0:0",
+        tool("setpriv", package="util-linux"),
+        "--no-new-privs",
+    ]
+    if dies_with_us:
+        prefix += ["--pdeathsig", "KILL"]
+    if not as_root and (who := unprivileged()) is not None:
+        prefix += [f"--reuid={who[0]}", f"--regid={who[1]}"]
+        prefix += ["--clear-groups" if group is None else f"--groups={group}"]
+        prefix += ["--inh-caps=-all", "--bounding-set=-all"]
+    return prefix
+
+
+def holders(lock: Path) -> list[int]:
+    """Return the ids of the processes that have `lock` open, ours not among them."""
+    found: list[int] = []
+    wanted = str(lock.resolve())
+    for folder in Path("/proc").glob("[0-9]*/fd"):
+        pid = int(folder.parent.name)
+        if pid == os.getpid():
+            continue
+        try:
+            names = [str(entry.readlink()) for entry in folder.iterdir()]
+        except OSError:  # gone in the meantime, or another user's
+            continue
+        if wanted in names:
+            found.append(pid)
+    return found
+
+
+def reap(pid: int) -> None:
+    """Take the exit status of a child of ours, so that it does not stay a zombie."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
+def stop(lock: Path, *, grace_s: float = 3.0) -> bool:
+    """End whoever holds `lock`; return whether it had to be killed.  It is gone afterwards."""
+    if _gone(lock, grace_s=grace_s):
+        return False
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for pid in holders(lock):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        if _gone(lock, grace_s=2.0):
+            return True
+    raise DeadlineExceeded(f"the holder of {lock} does not die", log=lock)
+
+
+def _gone(lock: Path, *, grace_s: float) -> bool:
+    try:
+        wait_until(
+            lambda: not is_locked(lock),
+            what=f"the holder of {lock.name} to end",
+            deadline=Deadline(grace_s),
+            interval_s=0.005,
+        )
+    except DeadlineExceeded:
+        return False
+    return True

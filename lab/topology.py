@@ -1,0 +1,438 @@
+"""Both guests and the link: up in parallel, restored in parallel, down for certain."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lab import paths, process, qemu, snapshot, ssh
+from lab.accelerator import Accelerator
+from lab.deadline import Deadline
+from lab.errors import LabBusy, LabError, LabNotUp, SnapshotError, UncleanStop
+from lab.guest import MEMORY_MIB, PAIR, Folder, Guest, Identity, cmdline, ignore_shared
+from lab.image import Image
+from lab.journal import Journal
+
+T = TypeVar("T")
+BOOT_S = 60.0  # TCG boots the pair in about 6 s on two cores; a loaded CI host is slower
+RESTORE_S = 15.0
+DEFAULT = "default"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GuestState:
+    """How to reach a guest that is up."""
+
+    port: int
+    hostkey: str
+    nonce: str
+    release: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabState:
+    """What `state.json` says of a lab that is up."""
+
+    kernel: str
+    image: str
+    device: str
+    accelerator: str
+    accelerator_why: str
+    snapshot: str
+    how: str  # "booted" or "restored"
+    pristine: bool  # nothing was done in the guests since they came up
+    since: float
+    owner: int  # 0: stays up until `lab.down`; else the process it belongs to
+    guests: dict[str, GuestState]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setup:
+    """What a pair is made of, and whether it belongs to a process (0: until `lab.down`)."""
+
+    image: Image
+    accelerator: Accelerator
+    device: str = "virtio-net-pci"
+    owner: int = 0
+
+
+class Lab:
+    """A pair of guests; made by `opened`, which holds the lab against other commands."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.base = paths.runtime() / name
+        self._reach: dict[str, GuestState] = {}
+        self.state: LabState | None = _read_state(self.base / "state.json")
+        self.guests = {
+            me.name: Guest(me, peer, self._folder(me), lab=name) for me, peer in (PAIR, PAIR[::-1])
+        }
+
+    def _folder(self, me: Identity) -> Folder:
+        return Folder(base=self.base, ram=paths.ram() / self.name / f"{me.name}.ram", name=me.name)
+
+    @property
+    def up(self) -> bool:
+        """Whether both guests run and the state says how to reach them."""
+        return self.state is not None and all(guest.alive for guest in self.guests.values())
+
+    def require_up(self) -> LabState:
+        """Return the state of a lab that is up, else raise `LabNotUp`."""
+        if self.state is None or not self.up:
+            raise LabNotUp(f"lab '{self.name}' is not up", hint="invoke lab.up")
+        return self.state
+
+    # -- up ------------------------------------------------------------------------
+
+    def bring_up(self, setup: Setup, *, journal: Journal, fresh: bool = False) -> LabState:
+        """Restore the pair from its snapshot, or boot it and save one.
+
+        Afterwards the guests run, are proven to be what they should be, and `state` says
+        how to reach them.  On failure nothing of the lab is left running.
+        """
+        name = self._key(setup)
+        try:
+            stored = None if fresh else snapshot.load(name)
+            if stored is not None:
+                try:
+                    with journal.step("restore the pair"):
+                        self._restore(setup, stored)
+                    return self._write(setup, name, "restored")
+                except (SnapshotError, LabError) as error:
+                    if isinstance(error, LabBusy):
+                        raise
+                    journal.say(f"restore failed, booting instead: {error}")
+                    self._stop_guests()
+                    snapshot.discard(name)
+            with journal.step("boot the pair"):
+                reach = self._boot(setup)
+            with journal.step("save the snapshot"):
+                stored = self._save(name, reach)
+                self._stop_guests()
+            # Go on from the snapshot, so that the first run starts from the same memory as
+            # every later one (and from a RAM file without the zeros that were scrubbed).
+            with journal.step("restore the pair"):
+                self._restore(setup, stored)
+            return self._write(setup, name, "booted")
+        except BaseException:
+            self._stop_guests()
+            self._forget()
+            raise
+
+    def _key(self, setup: Setup) -> str:
+        configs = [
+            guest.config(
+                accelerator=setup.accelerator.name,
+                device=setup.device,
+                kernel="K",
+                initramfs="I",
+            )
+            for guest in self.guests.values()
+        ]
+        facts: dict[str, object] = {
+            "qemu": qemu.digest_of_binary(),
+            "image": setup.image.digest,
+            # The lab's name and folders are not part of what a guest is.
+            "argv": [
+                " ".join(qemu.command_line(config))
+                .replace(str(self.base), "BASE")
+                .replace(str(paths.ram()), "RAM")
+                .replace(self.name, "LAB")
+                for config in configs
+            ],
+            "cmdline": [cmdline(*pair) for pair in (PAIR, PAIR[::-1])],
+            "tsc": _tsc_rate(),
+            "key": ssh.public_key(),
+        }
+        return snapshot.key(facts)
+
+    def prepare(self) -> None:
+        ram = paths.ram()
+        ram.mkdir(mode=0o711, parents=True, exist_ok=True)
+        folder = ram / self.name
+        folder.mkdir(mode=0o711, exist_ok=True)
+        snapshot.require_space(
+            folder,
+            (len(self.guests) * MEMORY_MIB + 32) << 20,
+            what="the guests' RAM",
+            hint="free memory, or LAB_RAM=FOLDER (a full tmpfs kills QEMU)",
+        )
+        for guest in self.guests.values():
+            guest.prepare()
+
+    def _launch(self, setup: Setup, *, incoming: bool) -> None:
+        for guest in self.guests.values():
+            # From this thread: a parent-death signal is tied to the thread that forks.
+            guest.launch(
+                setup.image,
+                accelerator=setup.accelerator.name,
+                device=setup.device,
+                incoming=incoming,
+                dies_with_us=setup.owner != 0,
+            )
+
+    def _boot(self, setup: Setup) -> dict[str, GuestState]:
+        deadline = Deadline(BOOT_S)
+        self.prepare()
+        self._launch(setup, incoming=False)
+
+        def settle(guest: Guest) -> GuestState:
+            guest.attach(deadline=deadline)
+            release = guest.greet(deadline=deadline)
+            nonce, hostkey = guest.settle(deadline=deadline)
+            port = guest.ssh_port(deadline=deadline)
+            return GuestState(port=port, hostkey=hostkey, nonce=nonce, release=release)
+
+        return self._both(settle)
+
+    def _save(self, name: str, reach: dict[str, GuestState]) -> snapshot.Snapshot:
+        part = snapshot.begin(name)
+        snapshot.require_space(
+            part,
+            len(self.guests) * (MEMORY_MIB << 20),
+            what="a snapshot",
+            hint="free space, or LAB_CACHE=FOLDER",
+        )
+
+        def freeze(guest: Guest) -> snapshot.Frozen:
+            facts = reach[guest.name]
+            return guest.save(part, nonce=facts.nonce, hostkey=facts.hostkey, release=facts.release)
+
+        try:
+            self._both(_stop)
+            return snapshot.commit(part, name, self._both(freeze))
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+
+    def _restore(self, setup: Setup, stored: snapshot.Snapshot) -> None:
+        deadline = Deadline(RESTORE_S)
+        self.prepare()
+        self._launch(setup, incoming=True)
+
+        def fill(guest: Guest) -> None:
+            frozen = stored.guests[guest.name]
+            snapshot.verify_state(stored.file(guest.name, "state"), frozen)
+            snapshot.unpack(stored.file(guest.name, "ram"), guest.folder.ram, frozen)
+            guest.attach(deadline=deadline)
+            guest.load(stored, deadline=deadline)
+
+        def wake(guest: Guest) -> GuestState:
+            frozen = stored.guests[guest.name]
+            _continue(guest)
+            guest.greet(deadline=deadline)
+            guest.prove_restored(frozen.nonce, deadline=deadline)
+            guest.set_time(deadline=deadline)
+            return GuestState(
+                port=guest.ssh_port(deadline=deadline),
+                hostkey=frozen.hostkey,
+                nonce=frozen.nonce,
+                release=frozen.release,
+            )
+
+        self._both(fill)
+        self._reach = self._both(wake)
+
+    def _both(self, work: Callable[[Guest], T]) -> dict[str, T]:
+        """Do `work` on both guests at once; raise the first failure when both have ended."""
+        with ThreadPoolExecutor(len(self.guests)) as pool:
+            started = {name: pool.submit(work, guest) for name, guest in self.guests.items()}
+        failures = [error for future in started.values() if (error := future.exception())]
+        if failures:
+            for other in failures[1:]:
+                failures[0].add_note(f"also: {other}")
+            raise failures[0]
+        return {name: future.result() for name, future in started.items()}
+
+    both = _both
+
+    # -- state -----------------------------------------------------------------------
+
+    def _write(self, setup: Setup, name: str, how: str) -> LabState:
+        state = LabState(
+            kernel=setup.image.series,
+            image=setup.image.digest,
+            device=setup.device,
+            accelerator=setup.accelerator.name,
+            accelerator_why=setup.accelerator.why,
+            snapshot=name,
+            how=how,
+            pristine=True,
+            since=time.time(),
+            owner=setup.owner,
+            guests=self._reach,
+        )
+        self._store(state)
+        return state
+
+    def touch(self) -> None:
+        """Remember that the guests are no longer what the snapshot holds."""
+        state = self.require_up()
+        if state.pristine:
+            self._store(LabState(**{**_fields(state), "pristine": False}))
+
+    def _store(self, state: LabState) -> None:
+        part = self.base / "state.json.part"
+        part.write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
+        part.replace(self.base / "state.json")
+        self.state = state
+
+    def _forget(self) -> None:
+        for stale in self.base.iterdir():
+            if stale.name == "lab.lock":
+                continue
+            if stale.is_dir():
+                shutil.rmtree(stale, ignore_errors=True)
+            else:
+                stale.unlink(missing_ok=True)
+        shutil.rmtree(paths.ram() / self.name, ignore_errors=True)
+        self.state = None
+
+    # -- reach -----------------------------------------------------------------------
+
+    def attach(self, *names: str, deadline: Deadline) -> None:
+        """Open monitor, agent and shell of the guests called `names` (default: both)."""
+        state = self.require_up()
+
+        def reach(guest: Guest) -> None:
+            if names and guest.name not in names:
+                return
+            facts = state.guests[guest.name]
+            if guest.monitor is None:
+                guest.attach(deadline=deadline)
+            guest.open_shell(port=facts.port, hostkey=facts.hostkey)
+            if guest.agent is None:
+                guest.greet(deadline=deadline)
+
+        self._both(reach)
+
+    def hang_up(self) -> None:
+        """Close our lines to the guests; they go on."""
+        for guest in self.guests.values():
+            guest.hang_up()
+
+    # -- down --------------------------------------------------------------------------
+
+    def bring_down(self) -> None:
+        """End both guests and remove everything of the lab, then say if force was needed."""
+        killed = self._stop_guests()
+        self._forget()
+        if killed:
+            raise UncleanStop(killed[0], "QEMU did not end when told to and was killed")
+
+    def _stop_guests(self) -> list[str]:
+        def end(guest: Guest) -> bool:
+            if guest.monitor is None and guest.alive:
+                with contextlib.suppress(LabError, OSError):
+                    guest.attach(deadline=Deadline(1.0))
+            return guest.stop()
+
+        return [name for name, killed in self._both(end).items() if killed]
+
+
+def _stop(guest: Guest) -> None:
+    monitor = guest.require_monitor()
+    ignore_shared(monitor)
+    monitor.execute("stop")
+
+
+def _continue(guest: Guest) -> None:
+    guest.require_monitor().execute("cont")
+
+
+@contextlib.contextmanager
+def opened(name: str, *, create: bool = False) -> Iterator[Lab]:
+    """Hold lab `name` against other commands; our lines to its guests end with the block."""
+    base = paths.runtime()
+    if create:
+        base.mkdir(mode=0o711, parents=True, exist_ok=True)
+        (base / name).mkdir(mode=0o711, exist_ok=True)
+    folder = base / name
+    if not folder.is_dir():
+        raise LabNotUp(f"lab '{name}' is not up", hint="invoke lab.up")
+    fd = os.open(folder / "lab.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LabBusy(
+                f"another command is working on lab '{name}'",
+                log=folder,
+                hint="wait for it, or name another lab: LAB_NAME=other",
+            ) from error
+        lab = Lab(name)
+        try:
+            yield lab
+        finally:
+            lab.hang_up()
+            if lab.state is None and not any(guest.alive for guest in lab.guests.values()):
+                shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(fd)
+
+
+def names() -> list[str]:
+    """Return the labs that have a folder, up or not."""
+    base = paths.runtime()
+    if not base.is_dir():
+        return []
+    return sorted(path.name for path in base.iterdir() if (path / "lab.lock").exists())
+
+
+def collect_garbage() -> list[str]:
+    """Remove what killed owners left: labs without an owner, RAM files, half snapshots."""
+    removed: list[str] = []
+    for name in names():
+        lock = paths.runtime() / name / "lab.lock"
+        if process.is_locked(lock):
+            continue  # somebody is working on it
+        with opened(name) as lab:
+            owned = lab.state is not None and lab.state.owner == 0
+            if owned and lab.up:
+                continue
+            with contextlib.suppress(UncleanStop):
+                lab.bring_down()
+            removed.append(f"lab {name}")
+    known = set(names())
+    if paths.ram().is_dir():
+        for folder in paths.ram().iterdir():
+            if folder.name not in known:
+                shutil.rmtree(folder, ignore_errors=True)
+                removed.append(f"RAM of {folder.name}")
+    if snapshot.folder().is_dir():
+        for part in snapshot.folder().glob("*.part"):
+            if not Path(f"/proc/{part.name.split('.')[-2]}").exists():
+                shutil.rmtree(part, ignore_errors=True)
+                removed.append(f"half snapshot {part.name}")
+    return removed
+
+
+def _read_state(path: Path) -> LabState | None:
+    try:
+        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        guests = {name: GuestState(**facts) for name, facts in stored.pop("guests").items()}
+        return LabState(**stored, guests=guests)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # half written by a killed owner: as good as none
+
+
+def _fields(state: LabState) -> dict[str, Any]:
+    return {name: getattr(state, name) for name in state.__slots__}
+
+
+def _tsc_rate() -> str:
+    """Return what decides the guest's TSC: a snapshot runs at the wrong speed elsewhere."""
+    wanted = ("model name", "bogomips")
+    for block in Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[:1]:
+        pairs = [line.partition(":") for line in block.splitlines()]
+        return "|".join(value.strip() for key, _, value in pairs if key.strip() in wanted)
+    return ""

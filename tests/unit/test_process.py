@@ -1,0 +1,96 @@
+"""Children: bounded, without privileges, known to be alive by their lock."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from lab import process
+from lab.deadline import Deadline, wait_until
+from lab.errors import ToolMissing
+
+
+def run(tmp_path: Path, script: str) -> process.Child:
+    folder = tmp_path / "child"
+    folder.mkdir()
+    process.give(folder, mode=0o777)
+    for part in tmp_path.parents:
+        if part.stat().st_uid == os.geteuid() and part != Path("/"):
+            part.chmod(part.stat().st_mode | 0o011)
+    tmp_path.chmod(0o755)
+    return process.start(
+        ["/bin/sh", "-c", script], lock=tmp_path / "lock", log=tmp_path / "log", cwd=folder
+    )
+
+
+def ended(child: process.Child) -> None:
+    wait_until(lambda: not child.alive, what="the child to end", deadline=Deadline(10))
+    process.reap(child.pid)
+
+
+def test_alive_until_it_ends(tmp_path: Path) -> None:
+    child = run(tmp_path, "read x < /dev/zero & exec sleep 100")
+    assert child.alive
+    assert child.pid in process.holders(tmp_path / "lock")
+    assert process.stop(tmp_path / "lock", grace_s=0.0)
+    process.reap(child.pid)
+    assert not child.alive
+
+
+def test_one_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
+    child = run(tmp_path, "trap '' TERM; echo ready; while :; do sleep 0.1; done")
+    wait_until(
+        lambda: "ready" in (tmp_path / "log").read_text(), what="ready", deadline=Deadline(10)
+    )
+    assert process.stop(tmp_path / "lock", grace_s=0.0)
+    process.reap(child.pid)
+    assert not process.is_locked(tmp_path / "lock")
+
+
+def test_one_that_ended_need_not_be_killed(tmp_path: Path) -> None:
+    child = run(tmp_path, "exit 3")
+    ended(child)
+    assert not process.stop(tmp_path / "lock")
+
+
+def test_a_file_at_its_limit_is_a_failed_write_and_not_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "FILE_LIMIT_BYTES", 4096)
+    child = run(tmp_path, "head -c 100000 /dev/zero > big; echo still alive > after")
+    ended(child)
+    assert 4096 == (tmp_path / "child" / "big").stat().st_size
+    assert (tmp_path / "child" / "after").exists()
+
+
+def test_it_has_no_privileges(tmp_path: Path) -> None:
+    if process.unprivileged() is None:
+        pytest.skip("needs root: there is nothing to take away")
+    child = run(tmp_path, "id -u; grep -E '^(NoNewPrivs|CapEff|CapBnd)' /proc/self/status")
+    ended(child)
+    said = (tmp_path / "log").read_text().split()
+    assert "0" != said[0]
+    assert ["NoNewPrivs:", "1"] == said[-2:] or "1" == said[said.index("NoNewPrivs:") + 1]
+    assert 0 == int(said[said.index("CapEff:") + 1], 16)
+    assert 0 == int(said[said.index("CapBnd:") + 1], 16)
+
+
+def test_a_lock_is_held_once(tmp_path: Path) -> None:
+    child = run(tmp_path, "exec sleep 100")
+    with pytest.raises(BlockingIOError):
+        process.start(["true"], lock=tmp_path / "lock", log=tmp_path / "log", cwd=tmp_path)
+    os.kill(child.pid, signal.SIGKILL)
+    ended(child)
+
+
+def test_no_lock_no_holder(tmp_path: Path) -> None:
+    assert not process.is_locked(tmp_path / "none")
+
+
+def test_a_missing_tool_names_its_package() -> None:
+    with pytest.raises(ToolMissing) as caught:
+        process.tool("no-such-tool", package="some-package")
+    assert "some-package" in str(caught.value.hint)
