@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ from lab.accelerator import Accelerator
 from lab.deadline import Deadline
 from lab.errors import LabBusy, LabError, LabNotUp, SnapshotError, UncleanStop
 from lab.guest import MEMORY_MIB, PAIR, Folder, Guest, Identity, cmdline, ignore_shared
-from lab.image import Image
+from lab.image import Image, verify
 from lab.journal import Journal
 
 T = TypeVar("T")
@@ -181,6 +181,7 @@ class Lab:
             )
 
     def _boot(self, setup: Setup) -> dict[str, GuestState]:
+        verify(setup.image)  # a boot reads all of it anyway; a restore reads none of it
         deadline = Deadline(BOOT_S)
         self.prepare()
         self._launch(setup, incoming=False)
@@ -246,6 +247,12 @@ class Lab:
         """Do `work` on both guests at once; raise the first failure when both have ended."""
         with ThreadPoolExecutor(len(self.guests)) as pool:
             started = {name: pool.submit(work, guest) for name, guest in self.guests.items()}
+            try:
+                wait(started.values())
+            except BaseException:
+                # Ctrl-C: what the workers wait for ends with our lines to the guests.
+                self.hang_up()
+                raise
         failures = [error for future in started.values() if (error := future.exception())]
         if failures:
             for other in failures[1:]:

@@ -252,6 +252,7 @@ def _prune(folder: Path, pattern: str) -> None:
 
 def _store(path: Path, data: bytes) -> dict[str, Any]:
     path.write_bytes(data)
+    path.chmod(0o644)  # QEMU may run as nobody and gets it by an open descriptor
     status = path.stat()
     return {
         "size": status.st_size,

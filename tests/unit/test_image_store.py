@@ -7,7 +7,6 @@ import lzma
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -176,11 +175,8 @@ def test_two_folders_give_the_same_bytes(
 def test_the_second_time_nothing_is_built_or_asked(shop: Shop) -> None:
     first = ensure(shop)
     shop.asked.clear()
-    before = time.process_time()
     assert first == ensure(shop, locked=True, offline=True)
     assert shop.asked == []
-    # 4 ms where it was written; building takes a hundred times that.
-    assert time.process_time() - before < 0.05
 
 
 def test_another_guest_program_gives_another_image(shop: Shop) -> None:
@@ -278,10 +274,12 @@ def test_a_kernel_package_without_a_kernel_is_refused(tmp_path: Path) -> None:
 
 
 def test_old_images_go_and_new_ones_stay(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
     for age in range(5):
-        folder = tmp_path / f"6.12-{age}"
+        folder = images / f"6.12-{age}"
         folder.mkdir()
         os.utime(folder, (1000 - age, 1000 - age))
-    (tmp_path / "6.1-0").mkdir()
-    store._prune(tmp_path, "6.12-*")
-    assert {"6.12-0", "6.12-1", "6.12-2", "6.1-0"} == {path.name for path in tmp_path.iterdir()}
+    (images / "6.1-0").mkdir()
+    store._prune(images, "6.12-*")
+    assert {"6.12-0", "6.12-1", "6.12-2", "6.1-0"} == {path.name for path in images.iterdir()}
