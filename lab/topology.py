@@ -86,9 +86,11 @@ class Lab:
         return self.state is not None and all(guest.alive for guest in self.guests.values())
 
     def require_up(self) -> LabState:
-        """Return the state of a lab that is up, else raise `LabNotUp`."""
-        if self.state is None or not self.up:
+        """Return the state of a lab that is up; `LabNotUp`, or the error of a dead guest."""
+        if self.state is None:
             raise LabNotUp(f"lab '{self.name}' is not up", hint="invoke lab.up")
+        for guest in self.guests.values():
+            guest.check()
         return self.state
 
     # -- up ------------------------------------------------------------------------
@@ -220,28 +222,35 @@ class Lab:
         self.prepare()
         self._launch(setup, incoming=True)
 
-        def fill(guest: Guest) -> None:
-            frozen = stored.guests[guest.name]
-            snapshot.verify_state(stored.file(guest.name, "state"), frozen)
-            snapshot.unpack(stored.file(guest.name, "ram"), guest.folder.ram, frozen)
-            guest.attach(deadline=deadline)
-            guest.load(stored, deadline=deadline)
+        self._both(lambda guest: _fill(guest, stored, deadline))
+        self._reach = self._both(lambda guest: _wake(guest, stored, deadline))
 
-        def wake(guest: Guest) -> GuestState:
-            frozen = stored.guests[guest.name]
-            _continue(guest)
-            guest.greet(deadline=deadline)
-            guest.prove_restored(frozen.nonce, deadline=deadline)
-            guest.set_time(deadline=deadline)
-            return GuestState(
-                port=guest.ssh_port(deadline=deadline),
-                hostkey=frozen.hostkey,
-                nonce=frozen.nonce,
-                release=frozen.release,
-            )
-
-        self._both(fill)
-        self._reach = self._both(wake)
+    def restore_guest(self, name: str, setup: Setup) -> LabState:
+        """Put one guest back to the snapshot; its peer runs on and keeps all it holds."""
+        state = self.state
+        stored = None if state is None else snapshot.load(state.snapshot)
+        if state is None or stored is None:
+            raise SnapshotError(f"lab '{self.name}' has no snapshot to restore {name} from")
+        deadline = Deadline(RESTORE_S)
+        guest = self.guests[name]
+        if guest.monitor is None and guest.alive:
+            with contextlib.suppress(LabError, OSError):
+                guest.attach(deadline=Deadline(1.0))
+        guest.stop()
+        for log in (guest.folder.console, guest.folder.log):
+            log.unlink(missing_ok=True)  # they are bounded, so a new life has new ones
+        guest.prepare()
+        guest.launch(
+            setup.image,
+            accelerator=setup.accelerator.name,
+            device=setup.device,
+            incoming=True,
+            dies_with_us=state.owner != 0,
+        )
+        _fill(guest, stored, deadline)
+        reach = {**state.guests, name: _wake(guest, stored, deadline)}
+        self._store(LabState(**{**_fields(state), "guests": reach}))
+        return self.require_up()
 
     def _both(self, work: Callable[[Guest], T]) -> dict[str, T]:
         """Do `work` on both guests at once; raise the first failure when both have ended."""
@@ -286,6 +295,12 @@ class Lab:
         state = self.require_up()
         if state.pristine:
             self._store(LabState(**{**_fields(state), "pristine": False}))
+
+    def untouch(self) -> None:
+        """Remember that every guest is again what the snapshot holds."""
+        state = self.require_up()
+        if not state.pristine:
+            self._store(LabState(**{**_fields(state), "pristine": True}))
 
     def _store(self, state: LabState) -> None:
         part = self.base / "state.json.part"
@@ -350,6 +365,28 @@ def _stop(guest: Guest) -> None:
     monitor = guest.require_monitor()
     ignore_shared(monitor)
     monitor.execute("stop")
+
+
+def _fill(guest: Guest, stored: snapshot.Snapshot, deadline: Deadline) -> None:
+    frozen = stored.guests[guest.name]
+    snapshot.verify_state(stored.file(guest.name, "state"), frozen)
+    snapshot.unpack(stored.file(guest.name, "ram"), guest.folder.ram, frozen)
+    guest.attach(deadline=deadline)
+    guest.load(stored, deadline=deadline)
+
+
+def _wake(guest: Guest, stored: snapshot.Snapshot, deadline: Deadline) -> GuestState:
+    frozen = stored.guests[guest.name]
+    _continue(guest)
+    guest.greet(deadline=deadline)
+    guest.prove_restored(frozen.nonce, deadline=deadline)
+    guest.set_time(deadline=deadline)
+    return GuestState(
+        port=guest.ssh_port(deadline=deadline),
+        hostkey=frozen.hostkey,
+        nonce=frozen.nonce,
+        release=frozen.release,
+    )
 
 
 def _continue(guest: Guest) -> None:

@@ -1,0 +1,1 @@
+"""Tests, in rings: unit runs anywhere, guest and crash start guests."""

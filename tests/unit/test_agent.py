@@ -57,21 +57,22 @@ ANSWERS = {
     "nonce-get": "nonce abc\n",
     "get": "file /x 4142\n",
     "start": "ok start sender 77\n",
-    "tell": "ok tell sender\nout sender sent%20{\"bytes\":%2016}\nexit sender 0\n",
+    "tell": 'ok tell sender\nout sender sent%20{"bytes":%2016}\nexit sender 0\n',
 }
 
 
 def usual(line: str) -> str | None:
-    return ANSWERS.get(line.split(" ")[0], f"error {line.split(' ')[0]} 22 what%20is%20that\n")
+    word = line.partition(" ")[0]
+    return ANSWERS.get(word, f"error {word} 22 what%20is%20that\n")
 
 
 @pytest.fixture
 def connect(tmp_path: Path) -> Iterator[Callable[..., tuple[Agent, FakeGuest]]]:
     made: list[tuple[Agent, FakeGuest]] = []
 
-    def make(answer: Answer = usual, check: Callable[[], None] = lambda: None) -> tuple[
-        Agent, FakeGuest
-    ]:
+    def make(
+        answer: Answer = usual, check: Callable[[], None] = lambda: None
+    ) -> tuple[Agent, FakeGuest]:
         path = tmp_path / "agent"
         fake = FakeGuest(path, answer)
         agent = Agent("sender", path, check=check)

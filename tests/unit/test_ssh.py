@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import paramiko
 import pytest
+from paramiko.common import AUTH_SUCCESSFUL
 
 from lab import ssh
 from lab.deadline import Deadline
@@ -20,7 +22,7 @@ HOSTKEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGJtbW1tbW1tbW1tbW1tbW1tbW1tbW1tb
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """A port that accepts, as a forwarded one does, and never says a word."""
+    """Open a port that accepts, as a forwarded one does, and never says a word."""
     server = socket.socket()
     server.bind(("127.0.0.1", 0))
     server.listen()
@@ -84,7 +86,7 @@ def test_a_closed_port_is_a_lost_guest() -> None:
 
 class _Server(paramiko.ServerInterface):
     def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
-        return paramiko.AUTH_SUCCESSFUL
+        return AUTH_SUCCESSFUL
 
     def get_allowed_auths(self, username: str) -> str:
         return "publickey"
@@ -102,16 +104,12 @@ def test_a_stranger_with_another_host_key_is_refused() -> None:
         transport = paramiko.Transport(line)
         transport.add_server_key(paramiko.ECDSAKey.generate())
         asked.append(transport)
-        try:
+        with contextlib.suppress(paramiko.SSHException, EOFError):
             transport.start_server(server=_Server())
-        except (paramiko.SSHException, EOFError):
-            pass
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
-    shell = ssh.Shell(
-        "sender", port=server.getsockname()[1], hostkey=HOSTKEY, check=lambda: None
-    )
+    shell = ssh.Shell("sender", port=server.getsockname()[1], hostkey=HOSTKEY, check=lambda: None)
     with pytest.raises(GuestLost):
         shell.run("true", deadline=Deadline(10))
     thread.join()

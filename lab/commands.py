@@ -1,0 +1,491 @@
+"""What the tasks do, and how it is told to people and to programs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json as jsonlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from invoke.exceptions import Exit
+
+from lab import paths
+from lab.deadline import Deadline
+from lab.errors import BUG, INTERRUPTED, CommandFailed, LabError, LedgerIncomplete, PlaybookError
+from lab.journal import Journal
+
+if TYPE_CHECKING:
+    from lab import experiment, spec, topology
+    from lab.guest import Guest
+
+REACH_S = 10.0
+PIPE_CLOSED = 141  # what a shell gives for SIGPIPE
+
+
+@dataclass(frozen=True, slots=True)
+class Console:
+    """Where results go (stdout) and where people are told things (stderr)."""
+
+    json: bool
+    journal: Journal
+
+    def result(self, text: str, value: object) -> None:
+        """Print the result: `text` for people, `value` as JSON for programs."""
+        print(jsonlib.dumps(value, indent=1, sort_keys=True) if self.json else text, flush=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """What the command line changes in a playbook; "" leaves it as it is."""
+
+    size: str = ""
+    count: str = ""
+    payload: str = ""
+    without: str = ""
+    comm: str = ""
+    probes: str = ""
+    kernel: str = ""
+    reset: bool = True
+    locked: bool = False
+    offline: bool = False
+
+
+@contextlib.contextmanager
+def told(*, json: bool = False, verbose: bool = False) -> Iterator[Console]:
+    """Turn errors into three lines and an exit code; the only place that does."""
+    # A cancelled CI job is a Ctrl-C: it cleans up too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield Console(json=json, journal=Journal(verbose=verbose))
+    except LabError as error:
+        lines = [*error.lines(), *(f"  {note}" for note in getattr(error, "__notes__", []))]
+        if json:
+            print(jsonlib.dumps(_as_json(error)), flush=True)
+        raise Exit("\n".join(lines), code=error.exit_code) from error
+    except KeyboardInterrupt as error:
+        raise Exit("interrupted; everything of ours was cleaned up", code=INTERRUPTED) from error
+    except BrokenPipeError as error:
+        # The reader of our stdout had enough (`| head`): not worth a word.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise Exit(code=PIPE_CLOSED) from error
+    except Exit:
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        raise Exit(
+            "this is a bug of skblab; please report it with the lines above", code=BUG
+        ) from error
+
+
+def _as_json(error: LabError) -> dict[str, Any]:
+    return {
+        "error": type(error).__name__,
+        "message": str(error),
+        "log": None if error.log is None else str(error.log),
+        "try": error.hint,
+        "exit_code": error.exit_code,
+    }
+
+
+def lab_name(given: str) -> str:
+    """Return which lab is meant; names end up in socket paths, so they are short."""
+    name = given or os.environ.get("LAB_NAME") or "default"
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,23}", name):
+        raise PlaybookError(f"'{name}' is no name for a lab", hint="1 to 24 of a-z, 0-9 and '-'")
+    return name
+
+
+# -- lab life --------------------------------------------------------------------------
+
+
+def up(
+    console: Console, lab: str, *, kernel: str, fresh: bool, locked: bool, offline: bool
+) -> None:
+    from lab import accelerator, image, topology
+
+    name = lab_name(lab)
+    start = time.monotonic()
+    built = image.ensure(kernel, journal=console.journal, locked=locked, offline=offline)
+    speed = accelerator.choose(built, journal=console.journal)
+    with topology.opened(name, create=True) as pair:
+        if pair.up and pair.state is not None and not fresh:
+            state, how = pair.state, "was already up"
+            if state.image != built.digest:
+                how = f"was already up, with kernel {state.kernel} and an older image"
+        else:
+            if pair.state is not None or any(guest.alive for guest in pair.guests.values()):
+                pair.bring_down()
+            setup = topology.Setup(image=built, accelerator=speed)
+            state = pair.bring_up(setup, journal=console.journal, fresh=fresh)
+            how = f"{state.how} in {time.monotonic() - start:.1f} s"
+        told_drift(console, built.drifted)
+        text = f"lab '{name}' {how}: {built.release}, {accelerator.describe(speed)}"
+        console.result(text, {"lab": name, "how": how, **_state_json(pair, state)})
+
+
+def told_drift(console: Console, drifted: Sequence[str]) -> None:
+    """Say which packages are not the pinned ones."""
+    if drifted:
+        console.journal.say(f"drifted: {'; '.join(drifted)}")
+
+
+def down(console: Console, lab: str) -> None:
+    from lab import topology
+
+    name = lab_name(lab)
+    if name not in topology.names():
+        console.result(f"lab '{name}' is not up", {"lab": name, "up": False})
+        return
+    with topology.opened(name) as pair:
+        pair.bring_down()
+    console.result(f"lab '{name}' is down", {"lab": name, "up": False})
+
+
+def status(console: Console, lab: str) -> None:
+    from lab import topology
+
+    name = lab_name(lab)
+    with topology.opened(name) as pair:
+        state = pair.require_up()
+        value = {"lab": name, "up": True, **_state_json(pair, state)}
+    since = time.time() - state.since
+    used = "untouched" if state.pristine else "used"
+    head = f"lab '{name}' is up: kernel {state.kernel}, {state.device}, {state.how}"
+    rows = [
+        f"{head} {since:.0f} s ago, {used}",
+        f"accelerator: {state.accelerator} ({state.accelerator_why})",
+        *(_guest_line(pair.guests[guest], facts) for guest, facts in state.guests.items()),
+    ]
+    console.result("\n".join(rows), value)
+
+
+def _guest_line(guest: Guest, facts: topology.GuestState) -> str:
+    return (
+        f"{guest.name}: {guest.me.address}, {facts.release},"
+        f" ssh 127.0.0.1:{facts.port}, {_held_mib(guest)} MiB held"
+    )
+
+
+def _held_mib(guest: Guest) -> int:
+    return (guest.folder.ram.stat().st_blocks * 512) >> 20
+
+
+def _state_json(pair: topology.Lab, state: topology.LabState) -> dict[str, Any]:
+    facts = dataclasses.asdict(state)
+    facts["guests"] = {
+        name: {
+            "address": pair.guests[name].me.address,
+            "alive": pair.guests[name].alive,
+            "ssh_port": held["port"],
+            "release": held["release"],
+            "ram_held_mib": _held_mib(pair.guests[name]),
+            "console": str(pair.guests[name].folder.console),
+        }
+        for name, held in facts["guests"].items()
+    }
+    return facts
+
+
+def reset(console: Console, lab: str) -> None:
+    from lab import accelerator, image, topology
+
+    name = lab_name(lab)
+    start = time.monotonic()
+    with topology.opened(name) as pair:
+        state = pair.state
+        series = state.kernel if state is not None else "6.12"
+        device = state.device if state is not None else "virtio-net-pci"
+        built = image.ensure(series, journal=console.journal, locked=False, offline=False)
+        speed = accelerator.choose(built, journal=console.journal)
+        pair.bring_down()
+        setup = topology.Setup(image=built, accelerator=speed, device=device)
+        state = pair.bring_up(setup, journal=console.journal)
+        seconds = time.monotonic() - start
+        console.result(
+            f"lab '{name}' {state.how} in {seconds:.1f} s",
+            {"lab": name, "seconds": round(seconds, 3), **_state_json(pair, state)},
+        )
+
+
+def ps(console: Console) -> None:
+    from lab import process, topology
+
+    rows: list[dict[str, Any]] = []
+    for name in topology.names():
+        busy = process.is_locked(paths.runtime() / name / "lab.lock")
+        pair = topology.Lab(name)
+        rows.append(
+            {
+                "lab": name,
+                "up": pair.up,
+                "busy": busy,
+                "kernel": pair.state.kernel if pair.state else None,
+                "accelerator": pair.state.accelerator if pair.state else None,
+                "owner": pair.state.owner if pair.state else None,
+            }
+        )
+    text = "\n".join(
+        f"{row['lab']:<24} {'up' if row['up'] else 'broken':<7}"
+        f" {row['kernel'] or '-':<6} {row['accelerator'] or '-':<4}"
+        f"{' busy' if row['busy'] else ''}"
+        for row in rows
+    )
+    console.result(text or "no lab is up", rows)
+
+
+def gc(console: Console) -> None:
+    from lab import topology
+
+    removed = topology.collect_garbage()
+    console.result("\n".join(removed) or "nothing to remove", {"removed": removed})
+
+
+# -- into a guest ------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _in_guest(lab: str, guest: str) -> Iterator[Guest]:
+    from lab import topology
+
+    name = lab_name(lab)
+    with topology.opened(name) as pair:
+        pair.require_up()
+        if guest not in pair.guests:
+            raise PlaybookError(f"there is no guest '{guest}'", hint=" or ".join(pair.guests))
+        pair.touch()
+        pair.attach(guest, deadline=Deadline(REACH_S))
+        yield pair.guests[guest]
+
+
+def ssh(console: Console, lab: str, guest: str) -> None:
+    with _in_guest(lab, guest) as machine:
+        code = machine.require_shell().interact()
+    if code:
+        raise Exit(code=code)
+    del console
+
+
+def execute(console: Console, lab: str, guest: str, command: str, *, seconds: float) -> None:
+    with _in_guest(lab, guest) as machine:
+        done = machine.require_shell().run(command, deadline=Deadline(seconds), ok=False)
+    sys.stdout.write(done.stdout)
+    sys.stderr.write(done.stderr)
+    if done.exit_code:
+        raise CommandFailed(guest, command, done.exit_code, done.stderr or done.stdout)
+    del console
+
+
+def put(console: Console, lab: str, guest: str, local: str, remote: str) -> None:
+    source = Path(local)
+    if not source.is_file():
+        raise PlaybookError(f"there is no file {source}")
+    with _in_guest(lab, guest) as machine:
+        machine.require_shell().put(source, remote, deadline=Deadline(120))
+    console.result(f"{guest}:{remote}", {"guest": guest, "remote": remote})
+
+
+def get(console: Console, lab: str, guest: str, remote: str, local: str) -> None:
+    with _in_guest(lab, guest) as machine:
+        machine.require_shell().get(remote, Path(local), deadline=Deadline(120))
+    console.result(local, {"guest": guest, "local": local})
+
+
+def show_console(console: Console, lab: str, guest: str, *, lines: int) -> None:
+    from lab import topology
+
+    pair = topology.Lab(lab_name(lab))
+    if guest not in pair.guests:
+        raise PlaybookError(f"there is no guest '{guest}'", hint=" or ".join(pair.guests))
+    log = pair.guests[guest].folder.console
+    if not log.exists():
+        pair.require_up()
+    text = log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
+    console.result("\n".join(text), text)
+
+
+def gdb(console: Console, lab: str, guest: str) -> None:
+    with _in_guest(lab, guest) as machine:
+        socket = machine.folder.own / "gdb"
+        socket.unlink(missing_ok=True)
+        answer = machine.require_monitor().human(f"gdbserver unix:path={socket},server=on,wait=off")
+    console.result(
+        f"{answer.strip()}\ngdb -ex 'target remote {socket}'",
+        {"guest": guest, "socket": str(socket)},
+    )
+
+
+# -- host, image, probes ---------------------------------------------------------------------
+
+
+def doctor(console: Console, *, kernel: str, locked: bool, offline: bool) -> None:
+    from lab import doctor as diagnosis
+
+    found = diagnosis.examine(kernel, journal=console.journal, locked=locked, offline=offline)
+    console.result(diagnosis.render(found), [dataclasses.asdict(one) for one in found])
+    diagnosis.require_fit(found)
+
+
+def image(
+    console: Console, *, kernel: str, lock: bool, verify: bool, locked: bool, offline: bool
+) -> None:
+    from lab import image as images
+
+    if lock:
+        path = images.relock(kernel, journal=console.journal)
+        console.journal.say(f"pinned: {path}")
+    built = images.ensure(kernel, journal=console.journal, locked=locked, offline=offline)
+    if verify:
+        images.verify(built)
+    told_drift(console, built.drifted)
+    console.result(
+        f"{built.release} {built.digest[:16]}\n{built.kernel}\n{built.initramfs}",
+        {
+            "release": built.release,
+            "digest": built.digest,
+            "kernel": str(built.kernel),
+            "initramfs": str(built.initramfs),
+            "drifted": list(built.drifted),
+        },
+    )
+
+
+def build(console: Console, *, kernel: str, locked: bool, offline: bool) -> None:
+    from lab import build as builds
+    from lab import image as images
+
+    built = images.ensure(kernel, journal=console.journal, locked=locked, offline=offline)
+    modules = builds.build_modules(built, journal=console.journal)
+    console.result(
+        "\n".join(str(path) for path in modules.values()),
+        {name: str(path) for name, path in modules.items()},
+    )
+
+
+def check(console: Console, wanted: Sequence[str]) -> None:
+    from lab import playbook
+
+    chosen = list(wanted) or playbook.names()
+    for one in chosen:
+        playbook.load(one)
+    console.result("\n".join(f"{one}: ok" for one in chosen), dict.fromkeys(chosen, "ok"))
+
+
+# -- measuring and reading what was measured ---------------------------------------------------
+
+
+def asked_for(name: str, options: Options) -> spec.Playbook:
+    """Return playbook `name` as the command line changes it."""
+    from lab import playbook
+
+    return playbook.override(
+        playbook.load(name),
+        size=options.size or None,
+        count=options.count or None,
+        payload=options.payload or None,
+        without=options.without or None,
+        comm=options.comm or None,
+        probes=options.probes or None,
+        kernel=options.kernel or None,
+    )
+
+
+def run(console: Console, lab: str, name: str, options: Options) -> None:
+    from lab import experiment
+
+    asked = asked_for(name, options)
+    outcome = experiment.run(
+        asked,
+        lab_name=lab_name(lab),
+        journal=console.journal,
+        command=experiment.describe_command(),
+        reset=options.reset,
+        locked=options.locked,
+        offline=options.offline,
+    )
+    _tell_outcome(console, outcome)
+
+
+def recompute(console: Console, run: str) -> None:
+    from lab import experiment, playbook, rundir
+
+    found = rundir.resolve(run)
+    source = found.path / "playbook.yaml"
+    expect = playbook.load(source).expect
+    _tell_outcome(console, experiment.analyse(found, expect, journal=console.journal))
+
+
+def _tell_outcome(console: Console, outcome: experiment.Outcome) -> None:
+    path = outcome.run.path
+    if console.json:
+        value = {**jsonlib.loads(outcome.ledger.to_json()), "run": str(path)}
+        value["failed_expectations"] = list(outcome.failures)
+        console.result("", value)
+    else:
+        print(_coloured((path / "report.txt").read_text(encoding="utf-8")).rstrip())
+        print(path, flush=True)
+    trouble = [] if outcome.ledger.complete else ["the ledger is incomplete"]
+    trouble += [f"expected {failure}" for failure in outcome.failures]
+    if outcome.ledger.disagreements:
+        trouble.append("witnesses disagree")
+    if trouble:
+        raise LedgerIncomplete(
+            "; ".join(trouble), log=path / "ledger.json", hint=f"invoke lab.lines {path.name}"
+        )
+
+
+def _coloured(text: str) -> str:
+    """Set off the verdict at a terminal; plain when piped or with NO_COLOR."""
+    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return text
+    first, _, rest = text.partition("\n")
+    colour = "32" if first.startswith("COMPLETE") else "31"
+    return f"\x1b[1;{colour}m{first}\x1b[0m\n{rest}"
+
+
+def lines(console: Console, run: str, grep: str) -> None:
+    from lab import report, rundir
+
+    for line in report.lines(rundir.resolve(run), grep=grep or None):
+        print(line)
+    del console
+
+
+def bench(console: Console, *, rounds: int) -> None:
+    from lab import bench as benchmark
+
+    found = benchmark.measure(rounds=rounds, journal=console.journal)
+    console.result(benchmark.render(found), found)
+
+
+# -- tests -----------------------------------------------------------------------------------------
+
+
+def test(console: Console, *, long: bool, quick: bool, select: str) -> None:
+    """Run style, types, C and the rings of tests; every part runs, the first failure counts."""
+    python = sys.executable
+    pytest = [python, "-m", "pytest", *(["-k", select] if select else [])]
+    parts: list[tuple[str, list[str]]] = [
+        ("style", [python, "-m", "ruff", "check", "lab", "tests", "tasks.py"]),
+        ("types", [python, "-m", "mypy", "--strict", "lab", "tests", "tasks.py"]),
+        ("tests", [*pytest, *([] if quick else ["--guests"]), *(["--long"] if long else [])]),
+    ]
+    failed: list[str] = []
+    for name, argv in parts:
+        start = time.monotonic()
+        done = subprocess.run(argv, cwd=paths.data(), check=False)
+        outcome = "ok" if done.returncode == 0 else f"failed ({done.returncode})"
+        console.journal.say(f"{name:<8} {outcome:<12} {time.monotonic() - start:6.1f} s")
+        if done.returncode != 0:
+            failed.append(name)
+    if failed:
+        raise Exit(f"failed: {', '.join(failed)}", code=1)

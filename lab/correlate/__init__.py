@@ -1,0 +1,116 @@
+"""Follows message bytes by address, from the sender's user buffer to the receiver's.
+
+The sender's user buffer holds the message; every observed copy whose source
+overlaps a place that holds message bytes makes a new place; a device read
+pairs a descriptor with a place and a frame; a device write pairs a frame with
+a filled buffer.  Nothing here knows which functions copy: take a hook away and
+the chain breaks at a gap, it never gets shorter.
+"""
+
+from __future__ import annotations
+
+from lab.correlate import audit
+from lab.correlate.board import Board
+from lab.correlate.copies import PAGE_TO_SKB, RECEIVE_BUF, Copies
+from lab.correlate.devices import Wire, arrivals
+from lab.correlate.inputs import GuestInputs, Inputs, load
+from lab.correlate.memory_map import GuestMap
+from lab.correlate.receive import Receive
+from lab.correlate.skbs import Skbs
+from lab.correlate.transmit import OUTBUF, Transmit
+from lab.correlate.types import (
+    Certainty,
+    Disagreement,
+    Flow,
+    Gap,
+    Kind,
+    Movement,
+    Mover,
+    Place,
+    PlaceKind,
+    Sighting,
+    Unexplained,
+)
+from lab.record import Flag
+from lab.rundir import RunDir
+
+__all__ = [
+    "Certainty",
+    "Disagreement",
+    "Flow",
+    "Gap",
+    "Inputs",
+    "Kind",
+    "Movement",
+    "Mover",
+    "Place",
+    "PlaceKind",
+    "Sighting",
+    "Unexplained",
+    "follow",
+    "load",
+]
+
+
+def follow(run: RunDir | Inputs) -> Flow:
+    """Walk the records of a run and return what moved.
+
+    A walk raises nothing: what does not add up is a gap or a disagreement of the flow.
+    Files that are there and cannot be read raise `TraceCorrupt`.
+    """
+    inputs = load(run) if isinstance(run, RunDir) else run
+    board = Board(inputs)
+    wire = Wire(board)
+    sender, receiver = board.sender, board.receiver
+    if sender is not None:
+        _walk_sender(sender, board, wire)
+    if sender is not None and receiver is not None and receiver is not sender:
+        _walk_receiver(receiver, sender, board, wire)
+    audit.finish(board)
+    return Flow(
+        places=tuple(board.places),
+        movements=tuple(board.movements),
+        sightings=tuple(board.sightings),
+        delivered=tuple(board.delivered),
+        gaps=tuple(board.gaps),
+        disagreements=tuple(board.disagreements),
+        unexplained=tuple(audit.unexplained(board)),
+        notes=tuple(audit.notes(board)),
+        most=tuple(sorted(board.most.items())),
+    )
+
+
+def _walk_sender(guest: GuestInputs, board: Board, wire: Wire) -> None:
+    # Over loopback this guest is the receiver too.
+    memory = GuestMap(guest, board)
+    skbs = Skbs(memory, board)
+    copies = Copies(memory, board, skbs)
+    wire.load(guest.frames)
+    transmit = Transmit(memory, board, skbs, wire)
+    for record in memory.records:
+        if record.hook == OUTBUF:
+            transmit.take(record)
+        elif Flag.SKB in record.flags:
+            skbs.take(record)
+        elif copies.take(record):
+            skbs.copied_in(copies.made)
+    transmit.finish()
+
+
+def _walk_receiver(guest: GuestInputs, sender: GuestInputs, board: Board, wire: Wire) -> None:
+    memory = GuestMap(guest, board)
+    skbs = Skbs(memory, board)
+    copies = Copies(memory, board, skbs)
+    receive = Receive(memory, board, arrivals(wire, guest, sender), sender)
+    receive.begin()
+    for record in memory.records:
+        if record.hook == RECEIVE_BUF:
+            receive.take(record)
+        elif record.hook == PAGE_TO_SKB:
+            copies.take_page_to_skb(record)
+            skbs.take(record)
+        elif Flag.SKB in record.flags:
+            skbs.take(record)
+        else:
+            copies.take(record)
+    receive.finish()

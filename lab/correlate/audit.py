@@ -1,0 +1,338 @@
+"""What holds at the end of the walk: content verified, bytes balanced, causes before effects."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from lab.correlate.board import Board, label
+from lab.correlate.identity import Identity
+from lab.correlate.inputs import RECEIVER, SENDER, GuestInputs, blame
+from lab.correlate.spans import Index, Span, missing
+from lab.correlate.types import (
+    Disagreement,
+    Gap,
+    Kind,
+    Movement,
+    Mover,
+    Place,
+    PlaceKind,
+    Unexplained,
+)
+from lab.message import BLOCK_SIZE
+from lab.rundir import Hit
+
+
+def finish(board: Board) -> None:
+    """Check every invariant; what fails becomes a gap or a disagreement."""
+    for message in range(board.inputs.identity.count):
+        board.start(message)
+    _verify_places(board)
+    _check_delivery(board)
+    _check_order(board)
+    _check_out_of_user(board)
+    _check_held(board)
+
+
+def notes(board: Board) -> Iterator[str]:
+    """Say what a reader of the counts should know."""
+    counts: dict[int, set[int]] = defaultdict(set)
+    for entry in board.delivered:
+        counts[entry.message].add(entry.copies)
+    uneven = [
+        (message, min(found), max(found)) for message, found in counts.items() if len(found) > 1
+    ]
+    for message, fewest, most in uneven[:4]:
+        yield (
+            f"message {message}: some of its bytes were copied {fewest} times, others {most}; "
+            f"the count is the larger"
+        )
+    for guest in board.inputs.guests:
+        left_out = sum(gate.not_listed for gate in guest.census.gates) if guest.census else 0
+        if left_out:
+            yield f"{guest.name}: {left_out} census hits are not listed in the file"
+
+
+# --- Content --------------------------------------------------------------------------------
+
+
+def _verify_places(board: Board) -> None:
+    identity = board.inputs.identity
+    gates = {
+        guest.name: [(gate.name, _index(gate.hits)) for gate in guest.census.gates]
+        for guest in board.inputs.guests
+        if guest.census is not None
+    }
+    for place in board.places:
+        for gate, hits in gates.get(place.guest, []) if place.extents else []:
+            found = _covering(place, hits, identity)
+            if found:
+                ids = [f"{place.guest}/census.json#{gate}/{number}" for number in found]
+                place.verified_by = ids
+                break
+    for movement in board.movements:
+        if movement.target.verified and movement.target.kind is not PlaceKind.WIRE:
+            movement.confirmed_by.add("census")
+
+
+def _index(hits: Sequence[Hit]) -> Index[tuple[int, Hit]]:
+    return Index([(hit.physical, hit.physical + hit.size, (n, hit)) for n, hit in enumerate(hits)])
+
+
+def _covering(place: Place, hits: Index[tuple[int, Hit]], identity: Identity) -> list[int]:
+    # The numbers of the hits that together show every byte of the place, in its place.
+    used: list[int] = []
+    offset = place.offset
+    for start, size in place.extents:
+        spans: list[Span] = []
+        for begin, end, (number, hit) in hits.touching(start, start + size):
+            first, last = max(start, begin), min(start + size, end)
+            here = offset + first - start
+            if not _same(identity, place, hit, (first, last), here):
+                continue
+            spans.append((first, last))
+            if number not in used:
+                used.append(number)
+        if missing([(start, start + size)], spans):
+            return []
+        offset += size
+    return used
+
+
+def _same(identity: Identity, place: Place, hit: Hit, span: Span, offset: int) -> bool:
+    """Tell whether what a hit found at `span` is what the place holds from `offset` on.
+
+    By content: a payload that repeats itself, or is sent twice, is found at its lowest offset.
+    """
+    if hit.message is None or hit.offset is None or hit.message >= identity.count:
+        return False
+    here, size = hit.offset + span[0] - hit.physical, span[1] - span[0]
+    found = identity.bytes_of(hit.message)[here : here + size]
+    return len(found) == size and identity.agrees(found, place.message, offset)
+
+
+def unexplained(board: Board) -> list[Unexplained]:
+    """Return the census hits, or parts of them, that no place covers; each once."""
+    out: dict[tuple[str, int, int], Unexplained] = {}
+    for guest in board.inputs.guests:
+        places = [place for place in board.places if place.guest == guest.name]
+        extents = Index(list(_extents(places)))
+        for gate in guest.census.gates if guest.census is not None else ():
+            for number, hit in enumerate(gate.hits):
+                for first, last in _uncovered(hit, extents, board.inputs.identity):
+                    shift = first - hit.physical
+                    out.setdefault(
+                        (guest.name, first, last),
+                        Unexplained(
+                            guest=guest.name,
+                            message=-1 if hit.message is None else hit.message,
+                            physical=first,
+                            offset=(hit.offset or 0) + shift,
+                            size=last - first,
+                            evidence=f"{guest.name}/census.json#{gate.name}/{number}",
+                        ),
+                    )
+    return list(out.values())
+
+
+def _extents(places: Sequence[Place]) -> Iterator[tuple[int, int, tuple[int, Place]]]:
+    # Start, end, and with them the offset in the message and the place.
+    for place in places:
+        offset = place.offset
+        for start, size in place.extents:
+            yield start, start + size, (offset, place)
+            offset += size
+
+
+def _uncovered(hit: Hit, extents: Index[tuple[int, Place]], identity: Identity) -> list[Span]:
+    end = hit.physical + hit.size
+    spans = []
+    for start, stop, (offset, place) in extents.touching(hit.physical, end):
+        first, last = max(start, hit.physical), min(stop, end)
+        here = offset + first - start
+        if _same(identity, place, hit, (first, last), here):
+            spans.append((first, last))
+    # Blocks begin alike, so a run in one page can seem to go on for a few bytes in the page
+    # that merely follows in physical memory: beside a part that is explained, less than a
+    # block is no copy.
+    least = BLOCK_SIZE if spans else 1
+    rest = missing([(hit.physical, end)], spans)
+    return [(first, last) for first, last in rest if last - first >= least]
+
+
+# --- Delivery -------------------------------------------------------------------------------
+
+
+def _check_delivery(board: Board) -> None:
+    size = board.inputs.identity.size
+    arrived: dict[int, list[Span]] = defaultdict(list)
+    for entry in board.delivered:
+        arrived[entry.message].append((entry.offset, entry.offset + entry.size))
+    # The receiver's device already said which frames are in no buffer.
+    reported = {gap.message for gap in board.gaps if gap.between[0].startswith("the wire")}
+    for message in range(board.inputs.identity.count):
+        for first, last in missing([(0, size)], arrived[message]):
+            before = board.last(message, first)
+            if before.kind is not PlaceKind.WIRE or message not in reported:
+                _undelivered(board, before, last - first)
+
+
+def _undelivered(board: Board, before: Place, size: int) -> None:
+    receiver = board.receiver
+    name = RECEIVER if receiver is None else receiver.name
+    board.gaps.append(
+        Gap(
+            guest=name if before.guest in ("link", name) else before.guest,
+            message=before.message,
+            between=(label(before), "the receiver's user buffer"),
+            bytes=size,
+            why=_why_undelivered(board, before),
+        )
+    )
+
+
+def _why_undelivered(board: Board, before: Place) -> str:
+    receiver = board.receiver
+    if before.kind is PlaceKind.WIRE:
+        return _no_capture(receiver) or "the frame did not arrive at the receiver's end of the link"
+    guest = next((one for one in board.inputs.guests if one.name == before.guest), None)
+    if before.kind is PlaceKind.USER:
+        return blame(guest, "out of user memory")
+    if guest is not None and guest is board.sender and not board.inputs.loopback:
+        return _no_capture(guest) or "no frame carries them"
+    work = None if receiver is None else receiver.role(RECEIVER)
+    if work is not None and work.timed_out:
+        return "the receiver's wait for it ended first"
+    return blame(guest, "into user memory")
+
+
+def _no_capture(guest: GuestInputs | None) -> str:
+    absent = guest is not None and guest.frames is None
+    return f"{guest.name}/wire.pcap is absent" if guest is not None and absent else ""
+
+
+# --- Order and balance ----------------------------------------------------------------------
+
+
+def _check_order(board: Board) -> None:
+    """No movement before its cause: what was read somewhere was put there first."""
+    for orphan in board.orphans:
+        for movement in board.of_message[orphan.message]:
+            if (
+                movement.guest == orphan.guest
+                and movement.kind in (Kind.COPY, Kind.DMA_WRITE)
+                and movement.tsc > orphan.born
+                and _overlap(movement.target, orphan)
+            ):
+                board.disagree(
+                    "order",
+                    orphan.guest,
+                    orphan.message,
+                    f"{label(orphan)} was read before {movement.function} put anything there",
+                    [*orphan.evidence, *movement.evidence],
+                )
+    for movement in board.movements:
+        here = movement.guest == movement.source.guest
+        if here and movement.tsc and movement.source.born > movement.tsc:
+            board.disagree(
+                "order",
+                movement.guest,
+                movement.message,
+                f"{movement.function} moved bytes that reached {label(movement.source)} later",
+                movement.evidence,
+            )
+
+
+def _overlap(left: Place, right: Place) -> bool:
+    if left is right or left.guest != right.guest:
+        return False
+    return any(a < d + e and d < a + b for a, b in left.extents for d, e in right.extents) or (
+        not left.extents and not right.extents and left.virtual == right.virtual
+    )
+
+
+def _check_out_of_user(board: Board) -> None:
+    """Bytes sent are the bytes moved out of the sender's user memory, each once."""
+    sender = board.sender
+    work = None if sender is None else sender.role(SENDER)
+    if sender is None or work is None:
+        return
+    told = {entry.index: max(entry.returned, 0) for entry in work.messages}
+    for message, returned in told.items():
+        out = sum(m.payload_size for m in board.of_message[message] if _leaves_user(m, sender))
+        if out > returned:
+            board.disagree(
+                "bytes",
+                sender.name,
+                message,
+                f"send returned {returned} bytes and {out} were moved out of user memory",
+                [f"{sender.name}/workload.json#{SENDER}/sent"]
+                + [m.evidence[0] for m in board.of_message[message] if _leaves_user(m, sender)],
+            )
+    copied = sum(
+        m.payload_size
+        for movements in board.of_message.values()
+        for m in movements
+        if _leaves_user(m, sender)
+    )
+    lacking = work.bytes - copied
+    if work.total and lacking > 0 and not board.gaps:
+        board.gaps.append(
+            Gap(
+                guest=sender.name,
+                message=None,
+                between=("sender user buffer", "sender kernel memory"),
+                bytes=lacking,
+                why=blame(sender, "out of user memory"),
+            )
+        )
+
+
+def _leaves_user(movement: Movement, sender: GuestInputs) -> bool:
+    return (
+        movement.guest == sender.name
+        and movement.source.kind is PlaceKind.USER
+        and movement.target.kind is not PlaceKind.USER
+        and movement.mover in (Mover.GUEST_CPU, Mover.DEVICE)
+    )
+
+
+def _check_held(board: Board) -> None:
+    """Expect a census to find what a user buffer still holds."""
+    if not board.inputs.identity.searchable:
+        return
+    for role, guest in ((SENDER, board.sender), (RECEIVER, board.receiver)):
+        work = None if guest is None else guest.role(role)
+        if guest is None or work is None or guest.census is None or guest.census.absent:
+            continue
+        if any(gate.not_listed for gate in guest.census.gates):
+            continue
+        held = {entry.index for entry in work.held}
+        for place in board.places:
+            if (
+                place.guest == guest.name
+                and place.kind is PlaceKind.USER
+                and place.extents
+                and place.message in held
+                and not place.overwritten
+                and not place.verified
+                and _in_buffer(place, guest, role)
+            ):
+                board.disagreements.append(
+                    Disagreement(
+                        what="content",
+                        guest=guest.name,
+                        message=place.message,
+                        text=f"the census does not find message {place.message} in "
+                        f"{label(place)}, where it should lie",
+                        evidence=(*place.evidence, f"{guest.name}/census.json"),
+                    )
+                )
+
+
+def _in_buffer(place: Place, guest: GuestInputs, role: str) -> bool:
+    work = guest.role(role)
+    if work is None:
+        return False
+    buffer = work.ready.buffer
+    return 0 <= place.virtual - buffer.virtual < buffer.size

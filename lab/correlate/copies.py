@@ -1,0 +1,377 @@
+"""Copies by guest CPUs: what moves when a copying function was seen to run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from lab.correlate.board import Board, label, plain
+from lab.correlate.holdings import PHYSICAL, Extent, Held
+from lab.correlate.inputs import ENOENT
+from lab.correlate.memory_map import GuestMap
+from lab.correlate.skbs import Skbs
+from lab.correlate.slots import Slots
+from lab.correlate.types import (
+    Certainty,
+    Delivered,
+    Kind,
+    Movement,
+    Mover,
+    Place,
+    PlaceKind,
+)
+from lab.record import Flag, Record
+from lab.record import Kind as At
+
+RECEIVE_BUF = "virtio_net:receive_buf"
+PAGE_TO_SKB = "virtio_net:page_to_skb"
+PAGE_TO_SKB_COPY = "virtio_net:page_to_skb>memcpy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copy:
+    """One call of a copying function, with both its ends."""
+
+    record: Record
+    size: int
+    source: list[Extent]
+    target: list[Extent]
+    source_address: int
+    target_address: int
+    certainty: Certainty = Certainty.OBSERVED
+
+    @property
+    def src_user(self) -> bool:
+        return Flag.SRC_USER in self.record.flags
+
+    @property
+    def dst_user(self) -> bool:
+        return Flag.DST_USER in self.record.flags
+
+    def seen(self, at: int, size: int) -> bytes:
+        """Return what the record shows of the bytes copied, `at` being where to start."""
+        return self.record.bytes[at : at + size]
+
+
+def copied(record: Record) -> int:
+    """Return how many bytes a call copied."""
+    if record.kind is not At.RETURN:
+        return record.size
+    if record.hook.endswith("_full"):  # returns whether all of it was
+        return record.size if record.ret else 0
+    return max(0, min(record.ret, record.size))
+
+
+class Copies:
+    """Carries message bytes from place to place along the copies of one guest."""
+
+    def __init__(self, memory: GuestMap, board: Board, skbs: Skbs) -> None:
+        self.memory = memory
+        self.board = board
+        self.skbs = skbs
+        self.identity = board.inputs.identity
+        self.slots = Slots(memory, board)
+        self.made: list[Place] = []  # by the copy that was taken last
+
+    # --- From records to copies -------------------------------------------------------------
+
+    def take(self, record: Record) -> bool:
+        """Follow the copy a record shows; tell whether it moved message bytes."""
+        copy = self._copy(record)
+        return copy is not None and self._follow(copy)
+
+    def _copy(self, record: Record) -> Copy | None:
+        size = copied(record)
+        if size <= 0:
+            return None
+        if Flag.SRC_USER in record.flags:
+            source_address = record.user
+            source = self.memory.user(record.tgid, record.user, size)
+        else:
+            source_address = record.src
+            source = self.memory.kernel(record.src, size, record.src_phys)
+        if Flag.DST_USER in record.flags:
+            target_address = record.user
+            target = self.memory.user(record.tgid, record.user, size)
+        else:
+            target_address = record.dst
+            target = self.memory.kernel(record.dst, size, record.dst_phys)
+        if not source or not target:
+            return None
+        return Copy(
+            record=record,
+            size=size,
+            source=source,
+            target=target,
+            source_address=source_address,
+            target_address=target_address,
+        )
+
+    def take_page_to_skb(self, record: Record) -> bool:
+        """Derive the driver's copy where the compiler left no call of memcpy to hook.
+
+        page_to_skb() says what it was given and what it made: when the skb's head lies
+        outside the buffer, the bytes of its linear area were copied out of it.  That
+        is proof enough only where the call cannot be seen in this kernel (-ENOENT).
+        A hook that was left out on purpose, or that is attached and saw nothing, must
+        leave the bytes unaccounted: what was asked for did not happen.
+        """
+        hook = self.memory.guest.hook(PAGE_TO_SKB_COPY)
+        if hook is None or hook.left_out or hook.error != -ENOENT:
+            return False
+        inside = record.src <= record.head < record.src + record.size
+        linear = record.skb_len - record.skb_data_len
+        header = record.size - record.skb_len  # the device's, in front of the frame
+        if not record.skb or inside or linear <= 0 or header < 0:
+            return False
+        source = self.memory.kernel(
+            record.src + header, linear, record.src_phys and record.src_phys + header
+        )
+        copy = Copy(
+            record=record,
+            size=linear,
+            source=source,
+            target=self.memory.kernel(record.data, linear),
+            source_address=record.src + header,
+            target_address=record.data,
+            certainty=Certainty.DERIVED,
+        )
+        return self._follow(copy)
+
+    # --- Following --------------------------------------------------------------------------
+
+    def _follow(self, copy: Copy) -> bool:
+        self.made = []
+        if not copy.record.bytes and not copy.source:
+            return False
+        if copy.src_user:
+            self.slots.sends(copy.record, copy.seen(0, copy.size), copy.size)
+        parts = self._proven(copy, self.memory.holdings.find(copy.source))
+        parts += self._orphans(copy, parts)
+        if parts and self._seen_before(copy, parts):
+            return True
+        if self._crosses_loopback(copy) and any(not part.handovers for part in parts):
+            parts = self.skbs.derive_handover(copy.record, parts)
+        for place in self.memory.holdings.clear(copy.target):
+            place.overwritten = True
+        for part in parts:
+            self._move(copy, part)
+        return bool(parts)
+
+    def _proven(self, copy: Copy, parts: list[Held]) -> list[Held]:
+        # Bytes are what the address says only if the record shows the same bytes.
+        out = []
+        for part in parts:
+            seen = copy.seen(part.at, part.size)
+            if not seen or self.identity.agrees(seen, part.message, part.offset):
+                out.append(part)
+            elif self._ours(copy):
+                self.board.disagree(
+                    "content",
+                    self.memory.guest.name,
+                    part.message,
+                    f"{copy.record.hook} read {seen[:16].hex()} from {label(part.place)}, "
+                    f"where byte {part.offset} of message {part.message} should be "
+                    f"{self.identity.bytes_of(part.message)[part.offset :][:16].hex()}",
+                    [copy.record.id, *part.place.evidence],
+                )
+                out.append(part)
+            else:
+                # Freed and used again by somebody else.
+                self.memory.holdings.clear(copy.source)
+                part.place.overwritten = True
+        return out
+
+    def _ours(self, copy: Copy) -> bool:
+        record = copy.record
+        if Flag.SRC_USER in record.flags:
+            return self.memory.sends_from(record.tgid, record.user) is not None
+        if Flag.DST_USER in record.flags:
+            return self.memory.receives_into(record.tgid, record.user) is not None
+        # Within the kernel memory is used again at once; a buffer that a device filled anew
+        # is known to be another's only where the hook that says so is attached.
+        filled = self.memory.guest.hook(RECEIVE_BUF)
+        return filled is not None and filled.attached and not filled.left_out
+
+    def _orphans(self, copy: Copy, known: list[Held]) -> list[Held]:
+        # Message bytes at an address that nothing is known to have brought them to.
+        out: list[Held] = []
+        for at, message, offset, size in self._strangers(copy):
+            end = at + size
+            for part in known:
+                if part.at < end and at < part.at + part.size:
+                    end = max(at, part.at)
+            if end <= at:
+                continue
+            out.append(self._orphan(copy, (at, message, offset, end - at)))
+        return out
+
+    def _strangers(self, copy: Copy) -> list[tuple[int, int, int, int]]:
+        shown = copy.seen(0, copy.size)
+        found = []
+        for run in self.identity.find(shown):
+            size = run.size
+            if run.at + run.size == len(shown):  # goes on behind what the record shows
+                size = min(copy.size - run.at, self.identity.size - run.offset)
+            found.append((run.at, run.message, run.offset, size))
+        if not found and not self.identity.unique and copy.dst_user:
+            message = self.slots.awaited(copy.record, copy.seen(0, copy.size))
+            return [] if message is None else [(0, *message, min(copy.size, self._rest(message)))]
+        return found
+
+    def _orphan(self, copy: Copy, run: tuple[int, int, int, int]) -> Held:
+        at, message, offset, size = run
+        extents = _part(copy.source, at, size)
+        place = self.board.place(
+            self.memory.guest.name,
+            PlaceKind.USER if copy.src_user else PlaceKind.KERNEL,
+            held=(message, offset, size),
+            virtual=copy.source_address + at,
+            extents=plain(extents, PHYSICAL),
+            region=self._region(extents, user=copy.src_user),
+            born=copy.record.tsc,
+            evidence=[copy.record.id],
+        )
+        held = replace(self.board.orphan(place), at=at)
+        self.memory.holdings.clear(extents)
+        self.memory.holdings.put(extents, replace(held, at=0))
+        return held
+
+    def _crosses_loopback(self, copy: Copy) -> bool:
+        record = copy.record
+        return (
+            self.board.inputs.loopback
+            and copy.dst_user
+            and self.memory.receives_into(record.tgid, record.user) is not None
+        )
+
+    def _seen_before(self, copy: Copy, parts: list[Held]) -> bool:
+        # One copy may be seen by two hooks, an outer and an inner function.
+        there = self.memory.holdings.find(copy.target)
+        if [(p.at, p.message, p.offset, p.size) for p in there] != [
+            (p.at, p.message, p.offset, p.size) for p in parts
+        ]:
+            return False
+        made = [self.board.made_by.get(part.place.id) for part in there]
+        for movement, part in zip(made, parts, strict=True):
+            if (
+                movement is None
+                or movement.source is not part.place
+                or movement.function == copy.record.hook
+            ):
+                return False
+        for movement in made:
+            if movement is not None:
+                movement.evidence.append(copy.record.id)
+        return True
+
+    def _move(self, copy: Copy, part: Held) -> None:
+        record = copy.record
+        place = self._target(copy, part)
+        held = replace(part, place=place, copies=part.copies + 1)
+        self.memory.holdings.put(copy.target, held)
+        symbols = self.memory.guest.symbols
+        at_call = record.kind is At.CALLSITE
+        movement = Movement(
+            guest=self.memory.guest.name,
+            mover=Mover.GUEST_CPU,
+            kind=Kind.COPY,
+            function=record.hook,
+            instruction=symbols.show(record.aux) if at_call else "",
+            caller=symbols.show(record.caller),
+            source=part.place,
+            target=place,
+            message=part.message,
+            offset=part.offset,
+            size=copy.size,
+            payload_size=part.size,
+            certainty=copy.certainty,
+            tsc=record.tsc,
+            evidence=[record.id],
+            confirmed_by={"probe:kmod"},
+        )
+        self.board.move(movement, held)
+        self.made.append(place)
+        if copy.dst_user and self.memory.receives_into(record.tgid, record.user) is not None:
+            self.board.delivered.append(
+                Delivered(
+                    message=held.message,
+                    offset=held.offset,
+                    size=held.size,
+                    copies=held.copies,
+                    reads=held.reads,
+                    writes=held.writes,
+                    handovers=held.handovers,
+                )
+            )
+            self.slots.receives(record, held)
+
+    def _rest(self, run: tuple[int, int]) -> int:
+        return self.identity.size - run[1]
+
+    def _target(self, copy: Copy, part: Held) -> Place:
+        record = copy.record
+        name = self.memory.guest.name
+        virtual = copy.target_address + part.at
+        extents = _part(copy.target, part.at, part.size)
+        runs = plain(extents, PHYSICAL)
+        if Flag.DST_USER in record.flags:
+            grown = self._grow(record, part, virtual, runs)
+            if grown is not None:
+                return grown
+        return self.board.place(
+            name,
+            PlaceKind.USER if Flag.DST_USER in record.flags else PlaceKind.KERNEL,
+            held=(part.message, part.offset, part.size),
+            virtual=virtual,
+            extents=runs,
+            region=self._region(extents, user=Flag.DST_USER in record.flags, record=record),
+            born=record.tsc,
+            pid=record.tgid if Flag.DST_USER in record.flags else 0,
+            evidence=[record.id],
+        )
+
+    def _grow(
+        self, record: Record, part: Held, virtual: int, runs: list[tuple[int, int]]
+    ) -> Place | None:
+        # A user buffer filled by several copies is one place.
+        for movement in reversed(self.board.of_message[part.message]):
+            place = movement.target
+            if (
+                place.kind is PlaceKind.USER
+                and place.guest == self.memory.guest.name
+                and place.pid == record.tgid
+                and place.virtual + place.size == virtual
+                and place.end == part.offset
+            ):
+                place.size += part.size
+                place.extents = _joined(place.extents, runs)
+                place.evidence.append(record.id)
+                return place
+        return None
+
+    def _region(self, extents: list[Extent], *, user: bool, record: Record | None = None) -> str:
+        if not user:
+            return "direct map" if plain(extents, PHYSICAL) else "kernel"
+        ready = None if record is None else self.memory.buffer_at(record.tgid, record.user)
+        return "user" if ready is None else f"user {ready.buffer.region}".strip()
+
+
+def _part(extents: list[Extent], at: int, size: int) -> list[Extent]:
+    """Return a piece of a range, its extents counted from the piece's start."""
+    out = []
+    for extent in extents:
+        first = max(extent.at, at)
+        last = min(extent.at + extent.size, at + size)
+        if first < last:
+            start = extent.start + first - extent.at
+            out.append(Extent(space=extent.space, start=start, size=last - first, at=first - at))
+    return out
+
+
+def _joined(left: list[tuple[int, int]], right: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    # Empty means unknown, and what is unknown in part is unknown.
+    if not left or not right:
+        return []
+    if left[-1][0] + left[-1][1] == right[0][0]:
+        return [*left[:-1], (left[-1][0], left[-1][1] + right[0][1]), *right[1:]]
+    return [*left, *right]

@@ -1,0 +1,176 @@
+"""Device accesses: a descriptor, a frame and a place, put together.
+
+Nothing in a guest sees a device touch memory.  A device read is derived from a
+descriptor that covers a place's bytes and a frame on the sender's wire that
+carries the same bytes; a device write from a frame on the receiver's wire and
+a filled buffer that holds it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from lab.capture import Frame
+from lab.correlate.board import Board
+from lab.correlate.holdings import Held
+from lab.correlate.inputs import GuestInputs
+from lab.correlate.types import LINK, Place, PlaceKind
+
+# Bytes in front of a frame in a device's buffer: the virtio header with and without
+# mergeable buffers (12, 10), with a hash (20), and none (e1000e).
+DEVICE_HEADERS = (12, 10, 20, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Carried:
+    """What one frame carries of the messages, with the places on the wire."""
+
+    frame: Frame  # at the sender
+    parts: tuple[Held, ...]  # `at` is the offset in the frame, `place` is on the wire
+    tsc: int  # of the sender, when the descriptor was given to the device; 0: not known
+
+
+@dataclass(kw_only=True)
+class Arrival:
+    """A frame at the receiver that carries message bytes and is yet to be found in RAM."""
+
+    frame: Frame
+    carried: Carried
+    taken: bool = False
+
+
+@dataclass
+class Wire:
+    """The frames of the link, and which of them were accounted for."""
+
+    board: Board
+    carried: dict[int, Carried] = field(default_factory=dict)  # frame at the sender -> what
+    _left: deque[Frame] = field(default_factory=deque)
+    _alike: int = 0  # messages seen so far, of those that are told apart by order alone
+
+    def load(self, frames: Sequence[Frame] | None) -> None:
+        """Take the sender's frames in the order they left."""
+        self._left = deque(frames or ())
+
+    @property
+    def unclaimed(self) -> list[Frame]:
+        return list(self._left)
+
+    def claim(self, size: int, parts: Sequence[Held], begins: bytes) -> tuple[Frame, int] | None:
+        """Return the frame a descriptor chain of `size` bytes became, and its header's size.
+
+        It is the first one that left, has that length, begins as its skb did, and shows
+        the message's bytes where the descriptors hold them.
+        """
+        for number, frame in enumerate(self._left):
+            header = size - len(frame.data)
+            same = header in DEVICE_HEADERS and frame.data.startswith(begins[: len(frame.data)])
+            if same and self._shows(frame, parts, header):
+                del self._left[number]
+                return frame, header
+        return None
+
+    def place(self, frame: Frame, part: Held, guest: str) -> Place:
+        """Make the place on the wire that `part` of a frame is."""
+        seen = f"{guest}/wire.pcap#{frame.index}"
+        place = self.board.place(
+            LINK,
+            PlaceKind.WIRE,
+            held=(part.message, part.offset, part.size),
+            virtual=0,
+            evidence=[seen],
+        )
+        place.verified_by = [seen]  # its bytes were compared when it was claimed
+        return place
+
+    def carries(self, frame: Frame) -> list[tuple[int, int, int, int]]:
+        """Return (at, message, offset, size) of the message bytes a frame shows."""
+        identity = self.board.inputs.identity
+        if identity.unique:
+            return [
+                (run.at, run.message, run.offset, run.size) for run in identity.find(frame.data)
+            ]
+        payload = frame.payload
+        whole = len(payload) == identity.size and self._alike < identity.count
+        if frame.headers is None or not whole or not identity.agrees(payload, self._alike, 0):
+            return []
+        self._alike += 1
+        return [(frame.headers.payload_at, self._alike - 1, 0, len(payload))]
+
+    def _shows(self, frame: Frame, parts: Sequence[Held], header: int) -> bool:
+        identity = self.board.inputs.identity
+        for part in parts:
+            at = part.at - header
+            if at < 0 or at + part.size > len(frame.data):
+                return False
+            found = frame.data[at : at + part.size]
+            if not identity.agrees(found, part.message, part.offset):
+                return False
+        return True
+
+
+def stranded(wire: Wire, frame: Frame, guest: str, why: str) -> Carried | None:
+    """Take in a frame that carries message bytes no device is known to have read."""
+    board = wire.board
+    parts = []
+    for at, message, offset, size in wire.carries(frame):
+        seen = f"{guest}/wire.pcap#{frame.index}"
+        place = board.place(
+            LINK, PlaceKind.WIRE, held=(message, offset, size), virtual=0, evidence=[seen]
+        )
+        place.verified_by = [seen]
+        parts.append(replace(board.orphan(place, why, where=guest), at=at))
+    return Carried(frame=frame, parts=tuple(parts), tsc=0) if parts else None
+
+
+def arrivals(wire: Wire, receiver: GuestInputs, sender: GuestInputs) -> list[Arrival]:
+    """Match the receiver's frames with the sender's by all their bytes, in order."""
+    board = wire.board
+    sent: dict[bytes, deque[Frame]] = defaultdict(deque)
+    for frame in sender.frames or ():
+        sent[frame.data].append(frame)
+    out: list[Arrival] = []
+    for frame in receiver.frames or ():
+        twin = sent[frame.data].popleft() if sent.get(frame.data) else None
+        carried = None if twin is None else wire.carried.get(twin.index)
+        mine = f"{receiver.name}/wire.pcap#{frame.index}"
+        if carried is None and twin is None:
+            carried = stranded(wire, frame, receiver.name, "the frame is not on the sender's wire")
+            if carried is not None:
+                board.disagree(
+                    "frame",
+                    receiver.name,
+                    carried.parts[0].message,
+                    "a frame with message bytes arrived that never left the sender",
+                    [mine],
+                )
+        if carried is None:
+            continue
+        for part in carried.parts:
+            if mine not in part.place.evidence:
+                part.place.evidence.append(mine)
+        out.append(Arrival(frame=frame, carried=carried))
+    return out
+
+
+def buffer_parts(arrival: Arrival, header: int, skip: int, size: int) -> list[Held]:
+    """Return what a buffer of `size` bytes holds of a frame, from its byte `skip` on.
+
+    `at` of the result is the offset in the buffer; `header` is what lies in front.
+    """
+    out = []
+    for part in arrival.carried.parts:
+        first = max(part.at, skip)
+        last = min(part.at + part.size, skip + size - header)
+        if first < last:
+            out.append(
+                replace(
+                    part,
+                    offset=part.offset + first - part.at,
+                    size=last - first,
+                    at=header + first - skip,
+                )
+            )
+    return out

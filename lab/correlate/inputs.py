@@ -1,0 +1,160 @@
+"""The artefacts of one run as correlation reads them, and which witnesses they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from lab import capture, clock
+from lab import record as records
+from lab.capture import Frame
+from lab.clock import ClockMap
+from lab.correlate.identity import Identity
+from lab.record import Hook, Record, Trace
+from lab.rundir import Census, GuestDir, Manifest, Rings, RunDir, Workload
+from lab.symbols import Symbols
+
+SENDER, RECEIVER = "sender", "receiver"  # roles of the workload
+ENOENT = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuestInputs:
+    """What one guest left; None where it left nothing of a kind."""
+
+    name: str
+    folder: GuestDir
+    trace: Trace | None
+    frames: tuple[Frame, ...] | None
+    workloads: tuple[Workload, ...]
+    census: Census | None
+    rings: Rings | None
+    clock: ClockMap | None
+    symbols: Symbols
+
+    @cached_property
+    def records(self) -> tuple[Record, ...]:
+        """All records in the order they were taken."""
+        if self.trace is None:
+            return ()
+        return tuple(sorted(self.trace.records, key=lambda record: (record.tsc, record.number)))
+
+    @property
+    def hooks(self) -> tuple[Hook, ...]:
+        return () if self.trace is None else self.trace.hooks
+
+    def hook(self, name: str) -> Hook | None:
+        return next((hook for hook in self.hooks if hook.name == name), None)
+
+    def role(self, role: str) -> Workload | None:
+        return next((work for work in self.workloads if work.role == role), None)
+
+    def evidence(self, file: str, number: object) -> str:
+        return f"{self.name}/{file}#{number}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """One run, read."""
+
+    manifest: Manifest
+    identity: Identity
+    guests: tuple[GuestInputs, ...]
+
+    @property
+    def loopback(self) -> bool:
+        return self.manifest.over == "loopback"
+
+    def with_role(self, role: str) -> GuestInputs | None:
+        return next((guest for guest in self.guests if guest.role(role) is not None), None)
+
+
+def load(run: RunDir) -> Inputs:
+    """Read a run; raise `TraceCorrupt` for a file that is there and not readable."""
+    manifest = run.manifest()
+    identity = Identity(
+        seed=manifest.seed,
+        payload=manifest.payload,
+        size=manifest.size,
+        count=manifest.count,
+    )
+    guests = tuple(_guest(folder) for folder in run.guests())
+    return Inputs(manifest=manifest, identity=identity, guests=guests)
+
+
+def _guest(folder: GuestDir) -> GuestInputs:
+    return GuestInputs(
+        name=folder.name,
+        folder=folder,
+        trace=_trace(folder),
+        frames=tuple(capture.read(folder.wire)) if folder.wire.is_file() else None,
+        workloads=folder.workloads() if folder.has("workload.json") else (),
+        census=folder.census() if folder.has("census.json") else None,
+        rings=folder.rings() if folder.has("rings.json") else None,
+        clock=clock.fit(folder.tsc()) if folder.has("tsc.json") else None,
+        symbols=Symbols(folder.symbols),
+    )
+
+
+def _trace(folder: GuestDir) -> Trace | None:
+    if not folder.trace.is_file() or folder.trace.stat().st_size == 0:
+        return None
+    return records.read(folder.trace, guest=folder.name)
+
+
+# --- Hooks ----------------------------------------------------------------------------------
+
+SEND_SIDE = frozenset(
+    {
+        "ip_generic_getfrag",
+        "__dev_queue_xmit",
+        "loopback_xmit",
+        "virtio_net:start_xmit",
+        "virtqueue_add_outbuf",
+    }
+)
+RECEIVE_SIDE = frozenset(
+    {
+        "__netif_rx",
+        "virtio_net:receive_buf",
+        "virtio_net:page_to_skb",
+        "__udp_enqueue_schedule_skb",
+        "sock_def_readable",
+        "skb_consume_udp",
+    }
+)
+
+
+def direction(hook: str) -> str:
+    """Say which way the copies of a hook go: out of user memory, into it, or within."""
+    if "from_iter" in hook:
+        return "out of user memory"
+    if "to_iter" in hook:
+        return "into user memory"
+    return "within the kernel"
+
+
+def blame(guest: GuestInputs | None, way: str | None) -> str:
+    """Say why a movement may have gone unseen, hooks left out first.
+
+    `way` is a direction as above; None means any copy.
+    """
+    if guest is None:
+        return "the guest is not in the run directory"
+    if guest.trace is None:
+        return f"{guest.name} has no trace"
+    suspects = [
+        hook for hook in guest.hooks if hook.copies and (way is None or direction(hook.name) == way)
+    ]
+    reasons = [f"{hook.name} was left out" for hook in suspects if hook.left_out]
+    for hook in suspects:
+        if hook.error and not hook.left_out:
+            word = "is not in this kernel" if hook.error == -ENOENT else "could not be attached"
+            reasons.append(f"{hook.name} {word} (error {hook.error})")
+        elif hook.missed:
+            reasons.append(f"{hook.name} missed {hook.missed}")
+    if guest.trace.dropped:
+        reasons.append(f"{guest.trace.dropped} records were dropped")
+    if guest.trace.skipped:
+        reasons.append(f"{guest.trace.skipped} records of other comms were skipped")
+    return "; ".join(reasons) or "no hook that is attached saw what brought them"

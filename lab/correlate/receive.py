@@ -1,0 +1,298 @@
+"""The receiver's device: which buffers it filled, and with which frames."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+
+from lab.correlate.board import Board, plain
+from lab.correlate.copies import RECEIVE_BUF
+from lab.correlate.devices import DEVICE_HEADERS, Arrival, buffer_parts
+from lab.correlate.holdings import PHYSICAL, Extent, Held
+from lab.correlate.inputs import GuestInputs
+from lab.correlate.memory_map import GuestMap
+from lab.correlate.rings import Found, RingWitness
+from lab.correlate.types import Certainty, Gap, Kind, Movement, Mover, PlaceKind
+from lab.record import Record
+
+MERGEABLE_HEADER = 12  # bytes; its last two say over how many buffers a frame goes
+
+
+class Receive:
+    """Pairs the frames that arrived with the buffers that hold them."""
+
+    def __init__(
+        self, memory: GuestMap, board: Board, arrivals: list[Arrival], sender: GuestInputs
+    ) -> None:
+        self.memory = memory
+        self.board = board
+        self.arrivals = arrivals
+        self.sender = sender
+        self.guest = memory.guest
+        self._waiting = deque(arrivals)
+        self.rings = RingWitness(self.guest.name, self.guest.rings)
+
+    def begin(self) -> None:
+        """Place frames by the rings alone, where no hook says which buffer was filled."""
+        if any(record.hook == RECEIVE_BUF for record in self.memory.records):
+            return
+        waiting = iter(self.guest.frames or ())
+        mine = {arrival.frame.index: arrival for arrival in self.arrivals}
+        for found in self.rings.filled():
+            for frame in waiting:
+                header = (found.used or 0) - len(frame.data)
+                if header in DEVICE_HEADERS:
+                    arrival = mine.get(frame.index)
+                    if arrival is not None:
+                        self._by_ring(arrival, found, header)
+                    break
+
+    def take(self, record: Record) -> None:
+        """Follow a buffer the driver was told is filled."""
+        for arrival in self._waiting:
+            for header in DEVICE_HEADERS:
+                if self._holds(record, arrival, header):
+                    self._waiting.remove(arrival)
+                    self._fill(record, arrival, header)
+                    return
+        # Another frame's: what the buffer held before is gone.
+        extents = self.memory.kernel(record.src, record.size, record.src_phys)
+        for lost in self.memory.holdings.clear(extents):
+            lost.overwritten = True
+        self._strangers(record)
+
+    def finish(self) -> None:
+        """Report frames that arrived and are in no buffer."""
+        for arrival in self.arrivals:
+            if arrival.taken:
+                continue
+            for part in arrival.carried.parts:
+                self.board.gaps.append(
+                    Gap(
+                        guest=self.guest.name,
+                        message=part.message,
+                        between=(
+                            f"the wire ({self.guest.name}/wire.pcap#{arrival.frame.index})",
+                            f"{self.guest.name} RX buffer",
+                        ),
+                        bytes=part.size,
+                        why=self._why(),
+                    )
+                )
+
+    def _why(self) -> str:
+        hook = self.guest.hook(RECEIVE_BUF)
+        if hook is not None and hook.left_out:
+            reason = f"{RECEIVE_BUF} was left out"
+        elif hook is None or hook.error:
+            reason = f"{RECEIVE_BUF} was not attached"
+        else:
+            reason = f"{RECEIVE_BUF} saw no buffer with this frame"
+        rings = "the rings show none" if self.rings.present else "the rings were not read"
+        return f"{reason}, and {rings}"
+
+    def _holds(self, record: Record, arrival: Arrival, header: int) -> bool:
+        data = arrival.frame.data
+        if _buffers(record, header) > 1:
+            if not header < record.size < len(data) + header:
+                return False
+        elif record.size != len(data) + header:
+            return False
+        shown = record.bytes[header : record.size]
+        return bool(shown) and data[: len(shown)] == shown
+
+    def _fill(self, record: Record, arrival: Arrival, header: int) -> None:
+        arrival.taken = True
+        physical = record.src_phys or self.memory.to_physical(record.src)
+        found = self.rings.covering("rx", physical, record.size)
+        self._check_ring(record, arrival, found)
+        self._write(
+            arrival,
+            buffer_parts(arrival, header, 0, record.size),
+            virtual=record.src,
+            extents=self.memory.kernel(record.src, record.size, record.src_phys),
+            size=record.size,
+            tsc=record.tsc,
+            evidence=[record.id] + ([found.evidence] if found else []),
+            confirmed={"probe:kmod", "wire"} | ({"rings"} if found else set()),
+        )
+        self._check_order(record, arrival)
+        more = _buffers(record, header) - 1
+        if more > 0:
+            self._rest(arrival, physical, record.size - header, more)
+
+    def _rest(self, arrival: Arrival, physical: int, skip: int, count: int) -> None:
+        # A frame that goes over several buffers: the rings say which the others are.
+        for found in self.rings.after(physical, count):
+            self._by_ring(arrival, found, 0, skip=skip)
+            skip += found.used or 0
+
+    def _by_ring(self, arrival: Arrival, found: Found, header: int, *, skip: int = 0) -> None:
+        size = found.used or 0
+        parts = buffer_parts(arrival, header, skip, size)
+        start = found.descriptor.address
+        if not parts or not all(self._content_seen(start + part.at, part) for part in parts):
+            return
+        arrival.taken = True
+        self._write(
+            arrival,
+            parts,
+            virtual=self.memory.to_virtual(start),
+            extents=[Extent(space=PHYSICAL, start=start, size=size, at=0)],
+            size=size,
+            tsc=0,
+            evidence=[found.evidence],
+            confirmed={"rings", "wire"},
+        )
+
+    def _content_seen(self, physical: int, part: Held) -> bool:
+        # A ring says where and how much, never what: another witness must have seen it.
+        census = self.guest.census
+        for gate in census.gates if census is not None else ():
+            for hit in gate.hits:
+                shift = physical - hit.physical
+                inside = shift >= 0 and shift + part.size <= hit.size
+                same = hit.message in (None, part.message) and hit.offset is not None
+                if inside and same and (hit.offset or 0) + shift == part.offset:
+                    return True
+        identity = self.board.inputs.identity
+        for record in self.memory.records:
+            at = physical - record.src_phys
+            if record.src_phys and record.bytes and not record.skb and 0 <= at < len(record.bytes):
+                seen = record.bytes[at : at + part.size]
+                if identity.agrees(seen, part.message, part.offset):
+                    return True
+        return False
+
+    def _write(
+        self,
+        arrival: Arrival,
+        parts: list[Held],
+        *,
+        virtual: int,
+        extents: list[Extent],
+        size: int,
+        tsc: int,
+        evidence: list[str],
+        confirmed: set[str],
+    ) -> None:
+        frame = f"{self.guest.name}/wire.pcap#{arrival.frame.index}"
+        for lost in self.memory.holdings.clear(extents):
+            lost.overwritten = True
+        for part in parts:
+            runs = [
+                (extent.start + part.at - extent.at, part.size)
+                for extent in extents
+                if extent.space == PHYSICAL and plain([extent], PHYSICAL)
+            ]
+            place = self.board.place(
+                self.guest.name,
+                PlaceKind.RX_BUFFER,
+                held=(part.message, part.offset, part.size),
+                virtual=virtual + part.at if virtual else 0,
+                extents=runs,
+                region="direct map" if runs else "kernel",
+                born=tsc,
+                evidence=[*evidence],
+            )
+            held = replace(part, place=place, writes=part.writes + 1)
+            self.memory.holdings.put(extents, held)
+            movement = Movement(
+                guest=self.guest.name,
+                mover=Mover.DEVICE,
+                kind=Kind.DMA_WRITE,
+                function=self.board.inputs.manifest.device,
+                instruction="",
+                caller="",
+                source=part.place,
+                target=place,
+                message=part.message,
+                offset=part.offset,
+                size=size,
+                payload_size=part.size,
+                certainty=Certainty.DERIVED,
+                tsc=tsc,
+                evidence=[*evidence, frame],
+                confirmed_by=set(confirmed),
+            )
+            self.board.move(movement, held)
+
+    def _check_ring(self, record: Record, arrival: Arrival, found: Found | None) -> None:
+        # Buffers posted before the run are used up one by one; while the first of them
+        # last, every buffer filled must be one of them.
+        if not self.rings.present:
+            return
+        evidence = [record.id, f"{self.guest.name}/wire.pcap#{arrival.frame.index}"]
+        message = arrival.carried.parts[0].message
+        if found is None:
+            if arrival.frame.index < self.rings.capacity("rx"):
+                self.board.disagree(
+                    "descriptor",
+                    self.guest.name,
+                    message,
+                    f"the driver found the frame at 0x{record.src_phys:x} and no descriptor "
+                    f"of the ring covers it",
+                    evidence,
+                )
+        elif found.used is not None and found.used != record.size and self._once(found):
+            self.board.disagree(
+                "descriptor",
+                self.guest.name,
+                message,
+                f"the driver was told of {record.size} bytes and the used ring says {found.used}",
+                [*evidence, found.evidence],
+            )
+
+    def _once(self, found: Found) -> bool:
+        # A descriptor's number is given to a new buffer; then its length is another's.
+        numbers = {
+            (used, length)
+            for gate in found.queue.gates
+            for used, length in gate.used
+            if used == found.descriptor.id
+        }
+        return len(numbers) == 1
+
+    def _check_order(self, record: Record, arrival: Arrival) -> None:
+        here, there = self.guest.clock, self.sender.clock
+        sent = arrival.carried.tsc
+        if here is None or there is None or not sent or self.guest is self.sender:
+            return
+        if here.host(record.tsc).surely_before(there.host(sent)):
+            self.board.disagree(
+                "order",
+                self.guest.name,
+                arrival.carried.parts[0].message,
+                "the receiver's buffer was filled before the sender's device was given the frame",
+                [record.id, f"{self.guest.name}/wire.pcap#{arrival.frame.index}"],
+            )
+
+    def _strangers(self, record: Record) -> None:
+        # A buffer with message bytes that no frame on the wire accounts for.
+        for run in self.board.inputs.identity.find(record.bytes[: record.size]):
+            size = min(record.size - run.at, self.board.inputs.identity.size - run.offset)
+            extents = self.memory.kernel(record.src + run.at, size)
+            place = self.board.place(
+                self.guest.name,
+                PlaceKind.RX_BUFFER,
+                held=(run.message, run.offset, size),
+                virtual=record.src + run.at,
+                extents=plain(extents, PHYSICAL),
+                region="direct map",
+                born=record.tsc,
+                evidence=[record.id],
+            )
+            why = "no frame on the receiver's wire holds what is in the buffer"
+            if self.guest.frames is None:
+                why = f"{self.guest.name}/wire.pcap is absent"
+            else:
+                self.board.disagree("frame", self.guest.name, run.message, why, [record.id])
+            held = self.board.orphan(place, why)
+            self.memory.holdings.clear(extents)
+            self.memory.holdings.put(extents, held)
+
+
+def _buffers(record: Record, header: int) -> int:
+    if header != MERGEABLE_HEADER or len(record.bytes) < MERGEABLE_HEADER:
+        return 1
+    return int.from_bytes(record.bytes[10:12], "little") or 1

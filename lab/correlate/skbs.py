@@ -1,0 +1,313 @@
+"""Which skb holds which message bytes, and where one skb changes hands."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+
+from lab.correlate.board import Board, plain
+from lab.correlate.holdings import KERNEL, PHYSICAL, Extent, Held
+from lab.correlate.inputs import SEND_SIDE
+from lab.correlate.memory_map import GuestMap
+from lab.correlate.types import (
+    Certainty,
+    Kind,
+    Movement,
+    Mover,
+    Place,
+    PlaceKind,
+    Sighting,
+)
+from lab.record import Flag, Record
+
+GETFRAG = "ip_generic_getfrag"
+TRANSMIT = frozenset({"__dev_queue_xmit", "virtio_net:start_xmit", "loopback_xmit"})
+ARRIVE = frozenset({"__netif_rx", "__udp_enqueue_schedule_skb"})
+
+
+class Skbs:
+    """Follows the skbs of one guest."""
+
+    def __init__(self, memory: GuestMap, board: Board) -> None:
+        self.memory = memory
+        self.board = board
+        self._frags: dict[int, list[list[Extent]]] = defaultdict(list)
+        self._filling: list[Record] = []  # getfrag calls whose copy is yet to be seen
+        self._left: set[int] = set()  # skbs seen to be transmitted
+        self._messages: dict[int, list[Held]] = {}  # skb -> what it was last seen to hold
+        self._open: dict[int, tuple[int, list[Movement]]] = {}  # skb -> head and handovers
+        self._xmit: dict[int, list[Record]] = defaultdict(list)  # skb -> records on the way out
+        self._arrived: dict[int, list[Record]] = defaultdict(list)
+        self._handed: set[int] = set()  # ids of places
+        self.spent: set[int] = set()  # ids of places that were sent: a device read them
+        self.shown: dict[int, bytes] = {}  # skb -> what it began with when it was transmitted
+
+    def take(self, record: Record) -> None:
+        """Note what an skb record shows."""
+        if Flag.SKB not in record.flags or not record.skb:
+            return
+        if record.hook == GETFRAG:
+            self._getfrag(record)
+            return
+        if record.hook in TRANSMIT:
+            self.shown[record.skb] = record.bytes
+        parts = self._parts(record)
+        if not parts:
+            return
+        self._messages[record.skb] = parts
+        self._name(record, parts)
+        self._sight(record, parts)
+        if record.hook in TRANSMIT:
+            self._left.add(record.skb)
+            self._xmit[record.skb].append(record)
+        if record.hook == "loopback_xmit":
+            self._hand_over(record, parts)
+        if record.hook in ARRIVE:
+            self._arrive(record)
+        if record.hook == "skb_consume_udp":
+            self._messages.pop(record.skb, None)
+            self._open.pop(record.skb, None)
+
+    def copied_in(self, places: list[Place]) -> None:
+        """Tie places a copy has just made to the skb that asked for them."""
+        if not places:
+            return
+        for record in self._filling:
+            asked = self.memory.kernel(record.dst, record.size, record.dst_phys)
+            parts = [held for held in self.memory.holdings.find(asked) if held.place in places]
+            if parts:
+                self._name(record, parts)
+                self._sight(record, parts)
+        self._filling = []
+
+    def segment(self, skb: int, parts: list[Held], *, index: int) -> None:
+        """Name the places a descriptor of an skb covers."""
+        self._left.add(skb)
+        for part in parts:
+            if part.place.kind is PlaceKind.KERNEL:
+                part.place.kind = PlaceKind.SKB_FRAG if index else PlaceKind.SKB_LINEAR
+
+    def derive_handover(self, record: Record, parts: list[Held]) -> list[Held]:
+        """Count a handover where loopback's own hook saw none.
+
+        Bytes that the sender's copy put at an address and the receiver's copy reads at
+        the same one changed owner without moving.
+        """
+        fresh = [part for part in parts if not part.handovers]
+        for place in dict.fromkeys(part.place.id for part in fresh):
+            mine = [part for part in fresh if part.place.id == place]
+            skb = self._skb_of(mine[0].place)
+            seen = [*self._xmit.get(skb, ()), *self._arrived.get(skb, ())]
+            ids = [entry.id for entry in seen]
+            first = seen[0] if seen else record
+            self._record_handover(
+                first,
+                mine,
+                function="loopback",
+                certainty=Certainty.DERIVED,
+                evidence=list(dict.fromkeys([*mine[0].place.evidence, *ids, record.id])),
+            )
+        return [replace(part, handovers=max(part.handovers, 1)) for part in parts]
+
+    def _getfrag(self, record: Record) -> None:
+        if record.skb in self._left:  # the kernel uses this skb's memory again
+            self._left.discard(record.skb)
+            self._frags.pop(record.skb, None)
+            self._messages.pop(record.skb, None)
+            self._xmit.pop(record.skb, None)
+            self._arrived.pop(record.skb, None)
+        asked = self.memory.kernel(record.dst, record.size, record.dst_phys)
+        self._frags[record.skb].append(asked)
+        self._filling.append(record)
+
+    def _parts(self, record: Record) -> list[Held]:
+        find = self.memory.holdings.find
+        linear = record.skb_len - record.skb_data_len
+        parts = self._linear(record, linear) if linear > 0 else []
+        if record.skb_data_len:
+            for asked in self._frags.get(record.skb, []) if record.hook in SEND_SIDE else []:
+                parts += [part for part in find(asked) if part.place not in _places(parts)]
+            if record.src:  # page_to_skb: the frags lie in the buffer it was given
+                parts += find(self.memory.kernel(record.src, record.size, record.src_phys))
+        if not parts and record.hook == "loopback_xmit" and record.skb_data_len:
+            parts = self._oldest(record.skb_data_len)
+        if not parts and record.hook != "virtio_net:page_to_skb":
+            parts = self._messages.get(record.skb, []) if record.skb_data_len or not linear else []
+        return parts
+
+    def _linear(self, record: Record, size: int) -> list[Held]:
+        # What the linear area holds, compared with the bytes the record shows.
+        extents = self.memory.kernel(record.data, size)
+        parts = self.memory.holdings.find(extents)
+        for part in parts:
+            seen = record.bytes[part.at : part.at + part.size]
+            if not self.board.inputs.identity.agrees(seen, part.message, part.offset):
+                # Freed, and another packet's by now: skb heads are given out again at once.
+                part.place.overwritten = True
+                self.memory.holdings.clear(extents)
+                return self._strangers(record, size)
+        if record.hook in SEND_SIDE:
+            parts = [part for part in parts if self._still_there(record, part)]
+        return parts or self._strangers(record, size)
+
+    def _still_there(self, record: Record, part: Held) -> bool:
+        # A place that was sent once is residue unless the record shows its bytes again.
+        return part.place.id not in self.spent or bool(record.bytes[part.at : part.at + part.size])
+
+    def _strangers(self, record: Record, size: int) -> list[Held]:
+        # Message bytes in an skb that nothing is known to have brought there.
+        out = []
+        for run in self.board.inputs.identity.find(record.bytes[:size]):
+            length = run.size
+            if run.at + run.size == len(record.bytes):  # goes on behind what is shown
+                length = min(size - run.at, self.board.inputs.identity.size - run.offset)
+            extents = self.memory.kernel(record.data + run.at, length)
+            place = self.board.place(
+                self.memory.guest.name,
+                PlaceKind.SKB_LINEAR,
+                held=(run.message, run.offset, length),
+                virtual=record.data + run.at,
+                extents=plain(extents, PHYSICAL),
+                region="direct map",
+                born=record.tsc,
+                evidence=[record.id],
+            )
+            held = self.board.orphan(place)
+            self.memory.holdings.clear(extents)
+            self.memory.holdings.put(extents, held)
+            out.append(replace(held, at=run.at))
+        return out
+
+    def _oldest(self, size: int) -> list[Held]:
+        # TCP's skbs are clones whose frags no record shows: the stream keeps its order.
+        out: list[Held] = []
+        for movement in self.board.movements:
+            place = movement.target
+            if (
+                movement.kind is not Kind.COPY
+                or movement.guest != self.memory.guest.name
+                or place.kind is not PlaceKind.KERNEL
+                or place.id in self._handed
+                or size <= 0
+            ):
+                continue
+            there = self.memory.holdings.find(ranges(place))
+            out += [held for held in there if held.place is place]
+            size -= place.size
+        return out
+
+    def _name(self, record: Record, parts: list[Held]) -> None:
+        end = record.shinfo or record.data + record.skb_len - record.skb_data_len
+        for part in parts:
+            place = part.place
+            if place.kind is not PlaceKind.KERNEL:
+                continue
+            inside = record.head <= place.virtual < end
+            place.kind = PlaceKind.SKB_LINEAR if inside else PlaceKind.SKB_FRAG
+
+    def _sight(self, record: Record, parts: list[Held]) -> None:
+        side = "sender" if record.hook in SEND_SIDE else "receiver"
+        for message in dict.fromkeys(part.message for part in parts):
+            self.board.sightings.append(
+                Sighting(
+                    side=side,
+                    guest=self.memory.guest.name,
+                    message=message,
+                    skb=record.skb,
+                    head=record.head,
+                    data=record.data,
+                    len=record.skb_len,
+                    data_len=record.skb_data_len,
+                    at=record.hook,
+                    evidence=record.id,
+                )
+            )
+
+    # --- Handovers --------------------------------------------------------------------------
+
+    def _hand_over(self, record: Record, parts: list[Held]) -> None:
+        made = self._record_handover(
+            record,
+            parts,
+            function=record.hook,
+            certainty=Certainty.OBSERVED,
+            evidence=[record.id],
+        )
+        self._open[record.skb] = (record.head, made)
+
+    def _record_handover(
+        self,
+        record: Record,
+        parts: list[Held],
+        *,
+        function: str,
+        certainty: Certainty,
+        evidence: list[str],
+    ) -> list[Movement]:
+        for place in _places(parts):
+            self.spent.add(place.id)
+            if place.id not in self._handed:
+                self._handed.add(place.id)
+                self.memory.holdings.raise_handovers(place)
+        made = []
+        for message in dict.fromkeys(part.message for part in parts):
+            mine = [part for part in parts if part.message == message]
+            movement = Movement(
+                guest=self.memory.guest.name,
+                mover=Mover.GUEST_CPU,
+                kind=Kind.HANDOVER,
+                function=function,
+                instruction="",
+                caller=self.memory.guest.symbols.show(record.caller),
+                source=mine[0].place,
+                target=mine[0].place,
+                message=message,
+                offset=mine[0].offset,
+                size=record.skb_len or sum(part.size for part in mine),
+                payload_size=sum(part.size for part in mine),
+                certainty=certainty,
+                tsc=record.tsc,
+                evidence=list(evidence),
+                confirmed_by={"probe:kmod"},
+            )
+            now = self.memory.holdings.find(ranges(mine[0].place))
+            self.board.move(movement, now[0] if now else mine[0])
+            made.append(movement)
+        return made
+
+    def _arrive(self, record: Record) -> None:
+        self._arrived[record.skb].append(record)
+        head, movements = self._open.get(record.skb, (0, []))
+        for movement in movements:
+            movement.evidence.append(record.id)
+            if head != record.head:
+                self.board.disagree(
+                    "handover",
+                    self.memory.guest.name,
+                    movement.message,
+                    f"skb 0x{record.skb:x} was handed over with head 0x{head:x} and has head "
+                    f"0x{record.head:x} at {record.hook}",
+                    movement.evidence,
+                )
+
+    def _skb_of(self, place: Place) -> int:
+        for sighting in reversed(self.board.sightings):
+            if sighting.message == place.message and sighting.guest == place.guest:
+                return sighting.skb
+        return 0
+
+
+def ranges(place: Place) -> list[Extent]:
+    """Return where a place lies, by physical address where that is known."""
+    if not place.extents:
+        return [Extent(space=KERNEL, start=place.virtual, size=place.size, at=0)]
+    out: list[Extent] = []
+    at = 0
+    for start, size in place.extents:
+        out.append(Extent(space=PHYSICAL, start=start, size=size, at=at))
+        at += size
+    return out
+
+
+def _places(parts: list[Held]) -> list[Place]:
+    return list({part.place.id: part.place for part in parts}.values())

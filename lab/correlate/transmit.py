@@ -1,0 +1,249 @@
+"""The sender's device: what it was given to read, and what it read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from lab.capture import Frame
+from lab.correlate.board import Board
+from lab.correlate.devices import Carried, Wire, stranded
+from lab.correlate.holdings import PHYSICAL, Extent, Held
+from lab.correlate.inputs import blame
+from lab.correlate.memory_map import GuestMap
+from lab.correlate.rings import Found, RingWitness
+from lab.correlate.skbs import Skbs
+from lab.correlate.types import Certainty, Kind, Movement, Mover, PlaceKind
+from lab.record import Record
+
+OUTBUF = "virtqueue_add_outbuf"
+
+
+@dataclass
+class Chain:
+    """The descriptors of one frame, as the driver handed them over: segments in order."""
+
+    records: list[Record] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        return sum(record.size for record in self.records)
+
+
+def chains(records: tuple[Record, ...]) -> dict[int, Chain]:
+    """Return the chains of a trace by the number of the record that ends each."""
+    out: dict[int, Chain] = {}
+    now = Chain()
+    for record in records:
+        if record.hook != OUTBUF:
+            continue
+        if record.frags == 0:
+            now = Chain()
+        elif now.records:
+            out.pop(now.records[-1].number, None)
+        now.records.append(record)
+        out[record.number] = now
+    return out
+
+
+class Transmit:
+    """Pairs the sender's descriptors with places and frames."""
+
+    def __init__(self, memory: GuestMap, board: Board, skbs: Skbs, wire: Wire) -> None:
+        self.memory = memory
+        self.board = board
+        self.skbs = skbs
+        self.wire = wire
+        self.guest = memory.guest
+        self.rings = RingWitness(self.guest.name, self.guest.rings)
+        self._chains = chains(memory.records)
+        self._last = next(reversed(self._chains.values()), None)
+
+    def take(self, record: Record) -> None:
+        """Follow a chain when its last segment was handed over."""
+        chain = self._chains.get(record.number)
+        if chain is None:
+            return
+        parts = self._parts(chain)
+        # Of a chain that holds nothing known only what its skb showed says which frame it is.
+        shown = b"" if parts else self.skbs.shown.get(record.skb, b"")
+        if not parts and not shown:
+            return
+        claimed = self.wire.claim(chain.size, parts, shown)
+        if claimed is None:
+            self._no_frame(chain, parts)
+            return
+        frame, header = claimed
+        parts = parts or self._strangers(chain, frame, header)
+        if not parts:
+            return
+        found = self._descriptors(chain, frame, parts)
+        self._read(
+            parts,
+            frame,
+            header,
+            size=chain.size,
+            tsc=record.tsc,
+            evidence=[entry.id for entry in chain.records] + [one.evidence for one in found],
+            confirmed={"probe:kmod", "wire"} | ({"rings"} if found else set()),
+        )
+
+    def finish(self) -> None:
+        """Account for frames no record of a descriptor explains: by the rings, or not at all."""
+        for found in self.rings.sent():
+            descriptor = found.descriptor
+            extents = [
+                Extent(space=PHYSICAL, start=descriptor.address, size=descriptor.length, at=0)
+            ]
+            parts = self.memory.holdings.find(extents)
+            claimed = self.wire.claim(descriptor.length, parts, b"") if parts else None
+            if claimed is not None:
+                frame, header = claimed
+                self._read(
+                    parts,
+                    frame,
+                    header,
+                    size=descriptor.length,
+                    tsc=max(part.place.born for part in parts),
+                    evidence=[found.evidence],
+                    confirmed={"rings", "wire"},
+                )
+        why = "no descriptor that covers them is known: " + self._why_no_descriptor()
+        for frame in self.wire.unclaimed:
+            carried = stranded(self.wire, frame, self.guest.name, why)
+            if carried is not None:
+                self.wire.carried[frame.index] = carried
+
+    def _parts(self, chain: Chain) -> list[Held]:
+        out: list[Held] = []
+        at = 0
+        for record in chain.records:
+            extents = self.memory.kernel(record.src, record.size, record.src_phys)
+            parts = self.memory.holdings.find(extents)
+            self.skbs.segment(record.skb, parts, index=record.frags)
+            out += [replace(part, at=part.at + at) for part in parts]
+            at += record.size
+        return out
+
+    def _strangers(self, chain: Chain, frame: Frame, header: int) -> list[Held]:
+        # The frame carries message bytes, and nothing is known to have brought them
+        # to the memory under its descriptors.
+        out: list[Held] = []
+        for at, message, offset, size in self.wire.carries(frame):
+            start = 0
+            for record in chain.records:
+                first = max(at + header, start)
+                last = min(at + header + size, start + record.size)
+                if first < last:
+                    virtual = record.src + first - start
+                    held = (message, offset + first - at - header, last - first)
+                    out.append(replace(self._stranger(record, virtual, held), at=first))
+                start += record.size
+        return out
+
+    def _stranger(self, record: Record, virtual: int, held: tuple[int, int, int]) -> Held:
+        extents = self.memory.kernel(virtual, held[2])
+        place = self.board.place(
+            self.guest.name,
+            PlaceKind.SKB_FRAG if record.frags else PlaceKind.SKB_LINEAR,
+            held=held,
+            virtual=virtual,
+            extents=[(extent.start, extent.size) for extent in extents],
+            region="direct map",
+            born=record.tsc,
+            evidence=[record.id],
+        )
+        found = self.board.orphan(place)
+        self.memory.holdings.clear(extents)
+        self.memory.holdings.put(extents, found)
+        return found
+
+    def _descriptors(self, chain: Chain, frame: Frame, parts: list[Held]) -> list[Found]:
+        # Every segment in the ring, or the ring's number was used again, or a table of
+        # its own holds them; anything else is a disagreement.
+        if not self.rings.present:
+            return []
+        found = [
+            self.rings.covering("tx", record.src_phys, record.size) for record in chain.records
+        ]
+        if all(found):
+            return [one for one in found if one is not None]
+        last = self._last is chain
+        hidden = len(chain.records) > 1 and self.rings.indirect("tx")
+        if last and not hidden and not self._later_frames(frame):
+            self.board.disagree(
+                "descriptor",
+                self.guest.name,
+                parts[0].message,
+                f"the driver handed 0x{chain.records[0].src_phys:x} to the device and no "
+                f"descriptor of the ring covers it",
+                [record.id for record in chain.records],
+            )
+        return []
+
+    def _later_frames(self, frame: Frame) -> bool:
+        return any(
+            other.index > frame.index and other.source_mac == frame.source_mac
+            for other in self.guest.frames or ()
+        )
+
+    def _no_frame(self, chain: Chain, parts: list[Held]) -> None:
+        fresh = [part for part in parts if part.place.id not in self.skbs.spent]
+        if not fresh or self.guest.frames is None:
+            return  # residue of what was sent before, under another packet's descriptor
+        self.board.disagree(
+            "frame",
+            self.guest.name,
+            parts[0].message,
+            f"the device was given {chain.size} bytes at 0x{chain.records[0].src_phys:x} that "
+            f"hold message {parts[0].message}, and no frame carries them",
+            [record.id for record in chain.records],
+        )
+
+    def _why_no_descriptor(self) -> str:
+        hook = self.guest.hook(OUTBUF)
+        if hook is not None and hook.left_out:
+            reason = f"{OUTBUF} was left out"
+        elif hook is None or hook.error:
+            reason = f"{OUTBUF} was not attached"
+        else:
+            reason = blame(self.guest, None)
+        rings = "the rings show none" if self.rings.present else "the rings were not read"
+        return f"{reason}, and {rings}"
+
+    def _read(
+        self,
+        parts: list[Held],
+        frame: Frame,
+        header: int,
+        *,
+        size: int,
+        tsc: int,
+        evidence: list[str],
+        confirmed: set[str],
+    ) -> None:
+        on_wire = []
+        for part in parts:
+            place = self.wire.place(frame, part, self.guest.name)
+            held = replace(part, place=place, at=part.at - header, reads=part.reads + 1)
+            movement = Movement(
+                guest=self.guest.name,
+                mover=Mover.DEVICE,
+                kind=Kind.DMA_READ,
+                function=self.board.inputs.manifest.device,
+                instruction="",
+                caller="",
+                source=part.place,
+                target=place,
+                message=part.message,
+                offset=part.offset,
+                size=size,
+                payload_size=part.size,
+                certainty=Certainty.DERIVED,
+                tsc=tsc,
+                evidence=[*evidence, *place.evidence],
+                confirmed_by=set(confirmed),
+            )
+            self.board.move(movement, held)
+            self.skbs.spent.add(part.place.id)
+            on_wire.append(held)
+        self.wire.carried[frame.index] = Carried(frame=frame, parts=tuple(on_wire), tsc=tsc)

@@ -1,0 +1,185 @@
+"""What correlation yields: places, movements, gaps, and the flow they make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+LINK = "link"  # the "guest" of a place on the wire
+
+
+class PlaceKind(StrEnum):
+    """What sort of memory a place is."""
+
+    USER = "user"
+    SKB_LINEAR = "skb-linear"
+    SKB_FRAG = "skb-frag"
+    RX_BUFFER = "rx-buffer"
+    WIRE = "wire"
+    # Kernel memory that holds message bytes and that no record ties to an skb.
+    KERNEL = "kernel"
+
+
+class Mover(StrEnum):
+    """Who moved the bytes, as the guest sees it."""
+
+    GUEST_CPU = "guest-cpu"
+    DEVICE = "device"
+
+
+class Kind(StrEnum):
+    """How bytes got from one place to another; a handover moves ownership and no bytes."""
+
+    COPY = "copy"
+    DMA_READ = "dma-read"
+    DMA_WRITE = "dma-write"
+    HANDOVER = "handover"
+
+
+class Certainty(StrEnum):
+    """Whether a record shows the movement itself, or records around it."""
+
+    OBSERVED = "observed"
+    DERIVED = "derived"
+
+
+@dataclass(slots=True)
+class Place:
+    """Where bytes of one message lie; grows while the walk finds out more about it.
+
+    `extents` are (physical address, size), in the order of the message's bytes,
+    empty where the physical address is not known.
+    """
+
+    id: int
+    guest: str
+    kind: PlaceKind
+    region: str
+    virtual: int
+    size: int
+    message: int
+    offset: int
+    extents: list[tuple[int, int]]
+    born: int  # TSC of the record that made it, 0: it was there from the start
+    pid: int = 0
+    overwritten: bool = False  # a later copy or device write covered some of it
+    evidence: list[str] = field(default_factory=list)
+    verified_by: list[str] = field(default_factory=list)
+
+    @property
+    def physical(self) -> int:
+        return self.extents[0][0] if self.extents else 0
+
+    @property
+    def end(self) -> int:
+        """The offset in the message at which the place ends."""
+        return self.offset + self.size
+
+    def at(self, offset: int) -> int:
+        """Return the virtual address of the message's byte `offset`."""
+        return self.virtual + offset - self.offset if self.virtual else 0
+
+    @property
+    def verified(self) -> bool:
+        return bool(self.verified_by)
+
+
+@dataclass(slots=True)
+class Movement:
+    """Bytes of one message that went from one place to another, once."""
+
+    guest: str
+    mover: Mover
+    kind: Kind
+    function: str
+    instruction: str
+    caller: str
+    source: Place
+    target: Place
+    message: int
+    offset: int  # of the first byte moved, in the message
+    size: int  # bytes moved, headers included
+    payload_size: int  # of them, the message's
+    certainty: Certainty
+    tsc: int  # of the guest; orders the movements of one guest
+    evidence: list[str]
+    confirmed_by: set[str]
+    context: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gap:
+    """Bytes that turned up, or should have, without a movement that brought them."""
+
+    guest: str
+    message: int | None
+    between: tuple[str, str]
+    bytes: int
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sighting:
+    """An skb seen at a hook while it held bytes of a message."""
+
+    side: str  # sender or receiver
+    guest: str
+    message: int
+    skb: int
+    head: int
+    data: int
+    len: int
+    data_len: int
+    at: str
+    evidence: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unexplained:
+    """Message bytes that a census found where no movement put them."""
+
+    guest: str
+    message: int
+    physical: int
+    offset: int
+    size: int
+    evidence: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Disagreement:
+    """Two witnesses that say different things, or an invariant that does not hold."""
+
+    what: str  # content, descriptor, frame, order, digest, bytes
+    guest: str
+    message: int | None
+    text: str
+    evidence: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Delivered:
+    """Bytes that arrived in the receiver's user buffer, and what they went through."""
+
+    message: int
+    offset: int
+    size: int
+    copies: int
+    reads: int
+    writes: int
+    handovers: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Flow:
+    """Everything the walk over one run found."""
+
+    places: tuple[Place, ...]
+    movements: tuple[Movement, ...]  # in causal order
+    sightings: tuple[Sighting, ...]
+    delivered: tuple[Delivered, ...]
+    gaps: tuple[Gap, ...]
+    disagreements: tuple[Disagreement, ...]
+    unexplained: tuple[Unexplained, ...]
+    notes: tuple[str, ...]
+    most: tuple[tuple[int, tuple[int, int, int, int]], ...]  # message -> counts furthest reached

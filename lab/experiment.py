@@ -1,0 +1,432 @@
+"""The one place that knows the order of stages: from a question to a ledger."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import lab
+from lab import (
+    accelerator,
+    build,
+    image,
+    ledger,
+    message,
+    paths,
+    probe,
+    qemu,
+    report,
+    rundir,
+    snapshot,
+    spec,
+    topology,
+    witness,
+    workload,
+)
+from lab.deadline import Deadline
+from lab.errors import LabError
+from lab.guest import Guest
+from lab.journal import Journal
+
+# Which modules watch where: both on the one guest of a loopback run.
+MODULES: dict[str, dict[str, tuple[str, ...]]] = {
+    "loopback": {"sender": ("send_trace", "recv_trace")},
+    "link": {"sender": ("send_trace",), "receiver": ("recv_trace",)},
+}
+CLOCK_SAMPLES = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What a run left: its directory, its ledger, and what of `expect:` did not hold."""
+
+    run: rundir.RunDir
+    ledger: ledger.Ledger
+    failures: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _Measurement:
+    """One run while it is being taken."""
+
+    asked: spec.Playbook
+    run: rundir.RunDir
+    pair: topology.Lab
+    journal: Journal
+    deadline: Deadline
+    seed: int
+    nonce: bytes
+    census: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    rings: dict[str, witness.Rings] = field(default_factory=dict)
+    clock: dict[str, list[dict[str, int]]] = field(default_factory=dict)
+
+    @property
+    def guests(self) -> list[Guest]:
+        """The guests that take part: one on loopback, two on the link."""
+        return [self.pair.guests[name] for name in MODULES[self.asked.workload.over]]
+
+    @property
+    def sender(self) -> Guest:
+        return self.guests[0]
+
+    @property
+    def receiver(self) -> Guest:
+        return self.guests[-1]
+
+    @property
+    def messages(self) -> message.Messages:
+        asked = self.asked.workload
+        return message.Messages(
+            seed=self.seed if asked.payload is None else None,
+            payload=asked.payload,
+            size=asked.size,
+            count=asked.count,
+        )
+
+
+def run(
+    asked: spec.Playbook,
+    *,
+    lab_name: str,
+    journal: Journal,
+    command: str,
+    reset: bool = True,
+    locked: bool = False,
+    offline: bool = False,
+) -> Outcome:
+    """Take one measurement and analyse it; the run directory is kept however it ends."""
+    kernel = image.ensure(asked.kernel, journal=journal, locked=locked, offline=offline)
+    modules = build.build_modules(kernel, journal=journal) if asked.probes.kind == "kmod" else {}
+    speed = accelerator.choose(kernel, journal=journal)
+    digest = hashlib.sha256(asked.source + kernel.digest.encode()).hexdigest()
+    run_dir = rundir.create(paths.runs(), asked.name, digest, guests=tuple(_taking_part(asked)))
+    (run_dir.path / "playbook.yaml").write_bytes(asked.source)
+    journal.to_file(run_dir.path / "journal.jsonl")
+    try:
+        setup = topology.Setup(image=kernel, accelerator=speed, device=asked.link.device)
+        with _ready_pair(lab_name, setup, journal=journal, reset=reset) as (pair, how):
+            taken = _Measurement(
+                asked=asked,
+                run=run_dir,
+                pair=pair,
+                journal=journal,
+                deadline=Deadline(asked.deadline_s),
+                seed=secrets.randbits(64),
+                nonce=secrets.token_bytes(16),
+            )
+            manifest = _manifest(taken, setup, how=how, command=command)
+            run_dir.write_manifest(manifest)
+            try:
+                _measure(taken, modules, manifest)
+            finally:
+                _keep_logs(taken)
+    except LabError as error:
+        error.hint = error.hint or "invoke lab.reset, then again"
+        error.log = error.log or run_dir.path / "journal.jsonl"
+        error.add_note(f"run: {run_dir.path}")
+        raise
+    return analyse(run_dir, asked.expect, journal=journal)
+
+
+def analyse(run_dir: rundir.RunDir, expect: spec.Expect, *, journal: Journal) -> Outcome:
+    """Compute ledger and report of a run from its directory alone."""
+    with journal.step("ledger"):
+        result = ledger.build(run_dir)
+        run_dir.write_text("ledger.json", result.to_json())
+        run_dir.write_text("report.txt", report.render(result, run_dir))
+    return Outcome(run=run_dir, ledger=result, failures=tuple(ledger.check(result, expect)))
+
+
+def _taking_part(asked: spec.Playbook) -> list[str]:
+    return list(MODULES[asked.workload.over])
+
+
+@contextlib.contextmanager
+def _ready_pair(
+    name: str, setup: topology.Setup, *, journal: Journal, reset: bool
+) -> Iterator[tuple[topology.Lab, str]]:
+    """Yield a pair whose memory is the snapshot's, and how that was brought about.
+
+    The lab that is up is used if it is what the playbook asks for; else the run brings
+    up a pair of its own and takes it down.
+    """
+    if name in topology.names():
+        with topology.opened(name) as pair:
+            state = pair.state
+            if (
+                state is not None
+                and pair.up
+                and (state.image, state.device, state.accelerator)
+                == (setup.image.digest, setup.device, setup.accelerator.name)
+            ):
+                how = f"lab '{name}' as it stands"
+                if reset and not state.pristine:
+                    pair.bring_down()
+                    state = pair.bring_up(setup, journal=journal)
+                if reset:
+                    how = f"lab '{name}' {state.how} to its snapshot"
+                yield pair, how
+                return
+        journal.say(f"lab '{name}' is not what the playbook asks for: using a pair of its own")
+    own = f"run-{os.getpid()}"
+    with topology.opened(own, create=True) as pair:
+        state = pair.bring_up(replace(setup, owner=os.getpid()), journal=journal)
+        try:
+            yield pair, f"a pair of its own, {state.how}"
+        finally:
+            with journal.step("take the pair down"):
+                pair.bring_down()
+
+
+def _manifest(
+    taken: _Measurement, setup: topology.Setup, *, how: str, command: str
+) -> dict[str, Any]:
+    kernel, speed = setup.image, setup.accelerator
+    asked = taken.asked
+    work = asked.workload
+    probes = asked.probes
+    return {
+        "playbook": asked.name,
+        "over": work.over,
+        "protocol": work.protocol,
+        "size": work.size,
+        "count": work.count,
+        "seed": f"{taken.seed:016x}" if work.payload is None else None,
+        "payload_masked": None if work.payload is None else message.mask(work.payload),
+        "kernel": kernel.release,
+        "accelerator": {"name": speed.name, "why": speed.why},
+        "link": {"device": asked.link.device, "backend": asked.link.backend, "offloads": {}},
+        "probes": {
+            "kind": probes.kind,
+            "modules": {k: list(v) for k, v in MODULES[work.over].items()},
+            "without": list(probes.without),
+            "comm": probes.comm,
+        },
+        "witnesses": {},
+        "drifted": list(kernel.drifted),
+        "versions": {"skblab": lab.__version__, "qemu": qemu.installed().version},
+        "digests": {
+            "image": kernel.digest,
+            "playbook": hashlib.sha256(asked.source).hexdigest(),
+        },
+        "command": command,
+        "reset": {"how": how, "proven": "nonce" if "restored" in how else "fresh boot"},
+        "guests": [guest.name for guest in taken.guests],
+        "deadline_s": asked.deadline_s,
+    }
+
+
+def _measure(taken: _Measurement, modules: dict[str, Path], manifest: dict[str, Any]) -> None:
+    """Load probes, send, receive, search, read out; writes every artefact of the run."""
+    journal, deadline = taken.journal, taken.deadline
+    taken.pair.touch()
+    names = [guest.name for guest in taken.guests]
+    taken.pair.attach(*names, deadline=deadline.within(10.0))
+    # Before the probes: what this reads and sends would fill their rings.
+    with journal.step("conditions"):
+        _conditions(taken, manifest)
+    probes: dict[str, probe.Probe] = {}
+    if taken.asked.probes.kind == "kmod":
+        with journal.step("load probes"):
+            probes = _load(taken, modules)
+        manifest["probes"]["hooks"] = {name: probe.hooks(p) for name, p in probes.items()}
+        manifest["digests"]["modules"] = {
+            name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in modules.items()
+        }
+    captures = [witness.Capture(guest) for guest in taken.guests]
+    for capture in captures:
+        capture.start()
+    try:
+        with journal.step("send and receive"):
+            _sample_clocks(taken)
+            sides = workload.run(
+                taken.asked.workload,
+                sender=taken.sender,
+                receiver=taken.receiver,
+                seed=taken.seed,
+                gate=lambda name: _gate(taken, name),
+                deadline=deadline,
+            )
+            _sample_clocks(taken)
+    finally:
+        for capture in captures:
+            with contextlib.suppress(LabError):
+                capture.stop()
+            capture.keep(taken.run.guest(capture.guest.name).wire)
+    with journal.step("read out traces"):
+        _both(taken, lambda guest: _read_out(taken, probes.get(guest.name), guest))
+    _write_witnesses(taken, sides, manifest)
+    taken.run.write_manifest(manifest)
+
+
+def _both(taken: _Measurement, work: Any) -> dict[str, Any]:
+    names = {guest.name for guest in taken.guests}
+    return taken.pair.both(lambda guest: work(guest) if guest.name in names else None)
+
+
+def _load(taken: _Measurement, modules: dict[str, Path]) -> dict[str, probe.Probe]:
+    wanted = MODULES[taken.asked.workload.over]
+
+    def load(guest: Guest) -> probe.Probe:
+        return probe.load(
+            guest,
+            {name: modules[name] for name in wanted[guest.name]},
+            taken.asked.probes,
+            nonce=taken.nonce,
+            records=probe.records_for(taken.asked.workload.count),
+            deadline=taken.deadline,
+        )
+
+    return {name: value for name, value in _both(taken, load).items() if value is not None}
+
+
+def _conditions(taken: _Measurement, manifest: dict[str, Any]) -> None:
+    """Record what decides which copy function runs: the link's offloads, driver, symbols."""
+
+    def gather(guest: Guest) -> dict[str, str]:
+        shell = guest.require_shell()
+        text = shell.run("ethtool -k lab0; ethtool -i lab0", deadline=taken.deadline).stdout
+        (taken.run.guest(guest.name).file("ethtool.txt")).write_text(text, encoding="utf-8")
+        _symbols(taken, guest)
+        return offloads(text)
+
+    found = _both(taken, gather)
+    manifest["link"]["offloads"] = found[taken.sender.name]
+
+
+def offloads(text: str) -> dict[str, str]:
+    """Return the features of `ethtool -k` that decide how bytes are copied."""
+    wanted = {
+        "tx-checksumming": "tx-checksum",
+        "rx-checksumming": "rx-checksum",
+        "scatter-gather": "scatter-gather",
+        "tcp-segmentation-offload": "tso",
+        "generic-receive-offload": "gro",
+    }
+    found: dict[str, str] = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key in wanted and value.strip():
+            found[wanted[key]] = value.split()[0]
+    return found
+
+
+def _symbols(taken: _Measurement, guest: Guest) -> None:
+    """Keep the guest's symbols; asked of it once per snapshot, since a restore keeps them."""
+    state = taken.pair.require_up()
+    kept = snapshot.folder() / state.snapshot / f"{guest.name}.symbols"
+    if not kept.exists():
+        with taken.journal.step("symbols", guest=guest.name):
+            shell = guest.require_shell()
+            # 7 MB of text: packing it costs a guest under TCG less than encrypting it.
+            packed, part = "/run/symbols.gz", kept.with_suffix(f".{os.getpid()}.part")
+            shell.run(f"gzip -1 -c < /proc/kallsyms > {packed}", deadline=taken.deadline)
+            shell.get(packed, part, deadline=taken.deadline)
+            shell.run(f"rm {packed}", deadline=taken.deadline)
+            part.write_bytes(gzip.decompress(part.read_bytes()))
+            part.replace(kept)
+    shutil.copyfile(kept, taken.run.guest(guest.name).symbols)
+
+
+def _gate(taken: _Measurement, name: str) -> None:
+    """Read the rings and search RAM while sender and receiver are held."""
+
+    def look(guest: Guest) -> None:
+        rings = taken.rings.setdefault(guest.name, witness.Rings(guest))
+        if taken.asked.workload.over == "link":
+            rings.read(name)
+        if name == "armed":
+            return
+        with guest.memory() as memory:
+            found = witness.census(memory, taken.messages, name)
+        taken.census.setdefault(guest.name, []).append(found)
+
+    with taken.journal.step(f"gate {name}"):
+        _both(taken, look)
+
+
+def _sample_clocks(taken: _Measurement) -> None:
+    for guest in taken.guests:
+        for sample in guest.sample_clock(count=CLOCK_SAMPLES, deadline=taken.deadline):
+            taken.clock.setdefault(guest.name, []).append(
+                {
+                    "before_ns": sample.before_ns,
+                    "tsc": sample.tsc,
+                    "after_ns": sample.after_ns,
+                }
+            )
+
+
+def _read_out(taken: _Measurement, loaded: probe.Probe | None, guest: Guest) -> None:
+    if loaded is None:
+        return
+    probe.finish(loaded, deadline=taken.deadline)
+    taken.run.guest(guest.name).trace.write_bytes(probe.drain(loaded))
+    probe.unload(loaded, deadline=taken.deadline)
+
+
+def _write_witnesses(
+    taken: _Measurement, sides: tuple[workload.Side, ...], manifest: dict[str, Any]
+) -> None:
+    needle = taken.messages.needle()
+    kind = "payload" if taken.asked.workload.payload is not None else "tag"
+    on_link = taken.asked.workload.over == "link"
+    for guest in taken.guests:
+        folder = taken.run.guest(guest.name)
+        folder.write_json(
+            "workload.json",
+            [side.to_json() for side in sides if side.guest is guest],
+        )
+        folder.write_json(
+            "census.json",
+            {
+                "needles": kind if needle is not None else "absent: too short",
+                "gates": taken.census.get(guest.name, []),
+            },
+        )
+        if on_link:
+            folder.write_json("rings.json", taken.rings[guest.name].to_json())
+        folder.write_json("tsc.json", {"samples": taken.clock[guest.name]})
+    manifest["witnesses"] = {
+        "probe:kmod": "present" if taken.asked.probes.kind == "kmod" else "absent: not asked for",
+        "probe:bpf": "absent: not built yet",
+        "access-log": "absent: not built yet",
+        "census": "present" if needle is not None else "absent: message below 8 bytes",
+        "wire": "present",
+        "rings": "present" if on_link else "absent: no device on loopback",
+    }
+
+
+def _keep_logs(taken: _Measurement) -> None:
+    """Copy what QEMU and the guests said, however the run ended."""
+    for guest in taken.guests:
+        folder = taken.run.guest(guest.name).path
+        for source, name in ((guest.folder.console, "console.log"), (guest.folder.log, "qemu.log")):
+            with contextlib.suppress(OSError):
+                shutil.copyfile(source, folder / name)
+        argv = guest.argv or _running_argv(guest)
+        (folder / "argv").write_text("\n".join(argv) + "\n", encoding="utf-8")
+
+
+def _running_argv(guest: Guest) -> list[str]:
+    from lab.process import holders
+
+    for pid in holders(guest.folder.lock):
+        with contextlib.suppress(OSError):
+            raw = Path(f"/proc/{pid}/cmdline").read_bytes()
+            return [word.decode("utf-8", "replace") for word in raw.rstrip(b"\0").split(b"\0")]
+    return []
+
+
+def describe_command() -> str:
+    """Return the command line of this process, for the manifest."""
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])

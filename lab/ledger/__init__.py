@@ -1,0 +1,420 @@
+"""Movements to a balanced ledger: what a run proves, and what it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lab import correlate, spec
+from lab import message as message_bytes
+from lab.correlate import Flow, Inputs
+from lab.correlate import types as flow_types
+from lab.correlate.identity import Identity
+from lab.correlate.inputs import RECEIVER, SENDER, GuestInputs
+from lab.correlate.spans import missing
+from lab.ledger.entries import (
+    SCHEMA,
+    Disagreement,
+    Extent,
+    Incomplete,
+    Ledger,
+    Message,
+    Movement,
+    Place,
+    Sighting,
+    Skb,
+    Totals,
+    Unexplained,
+)
+from lab.rundir import RunDir, Workload
+
+__all__ = [
+    "Disagreement",
+    "Extent",
+    "Incomplete",
+    "Ledger",
+    "Message",
+    "Movement",
+    "Place",
+    "Sighting",
+    "Skb",
+    "Totals",
+    "Unexplained",
+    "build",
+    "check",
+]
+
+WITNESSES = ("access-log", "census", "probe:bpf", "probe:kmod", "rings", "wire")
+
+
+def build(run: RunDir) -> Ledger:
+    """Return the ledger of a run, from its directory alone.
+
+    Raises `TraceCorrupt` for a file that cannot be read; everything else that is wrong
+    with a run stands in the ledger.
+    """
+    inputs = correlate.load(run)
+    flow = correlate.follow(inputs)
+    faults = tuple(_faults(inputs, flow))
+    manifest = inputs.manifest
+    return Ledger(
+        schema=SCHEMA,
+        playbook=manifest.playbook,
+        complete=not faults,
+        lost=_lost(inputs),
+        accelerator={"name": manifest.accelerator, "why": manifest.accelerator_why},
+        link={
+            "device": manifest.device,
+            "backend": manifest.backend,
+            "offloads": dict(manifest.offloads),
+        },
+        witnesses=_witnesses(inputs),
+        messages=tuple(_messages(inputs, flow, faults)),
+        incomplete=faults,
+        unexplained=tuple(_unexplained(flow)),
+        disagreements=tuple(_disagreements(flow)),
+        notes=flow.notes,
+    )
+
+
+def check(ledger: Ledger, expect: spec.Expect) -> list[str]:
+    """Return one line for every expectation the ledger does not meet: what was expected, found."""
+    failed = []
+
+    def compare(name: str, expected: object, found: object) -> None:
+        if expected is not None and expected != found:
+            failed.append(f"{name} {_word(expected)}, found {_word(found)}")
+
+    compare("complete", expect.complete, ledger.complete)
+    compare("unexplained", expect.unexplained, len(ledger.unexplained))
+    for message in ledger.messages:
+        of = f" of message {message.id}" if len(ledger.messages) > 1 else ""
+        totals = message.totals
+        compare(f"guest-cpu-copies{of}", expect.guest_cpu_copies, totals.guest_cpu_copies)
+        compare(f"device-reads{of}", expect.device_reads, totals.device_reads)
+        compare(f"device-writes{of}", expect.device_writes, totals.device_writes)
+        compare(f"handovers{of}", expect.handovers, totals.handovers)
+        compare(f"same-object{of}", expect.same_object, message.skb.same_object)
+        compare(f"same-head{of}", expect.same_head, message.skb.same_head)
+        lengths = [seen.len for seen in message.skb.sender if seen.at == "__dev_queue_xmit"]
+        compare(
+            f"skb-len-at-xmit{of}", expect.skb_len_at_xmit, lengths[0] if lengths else "no record"
+        )
+    return failed
+
+
+def _word(value: object) -> str:
+    if value is None:
+        return "unknown"
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+# --- Witnesses and losses -------------------------------------------------------------------
+
+
+def _lost(inputs: Inputs) -> dict[str, int]:
+    out: dict[str, int] = {}
+    for guest in inputs.guests:
+        for section in guest.trace.sections if guest.trace is not None else ():
+            header = section.header
+            lost = header.missed + header.dropped + len(section.torn)
+            name = f"{guest.name}/{section.name}"
+            out[name] = out.get(name, 0) + lost
+    return dict(sorted(out.items()))
+
+
+def _witnesses(inputs: Inputs) -> dict[str, str]:
+    told = dict(inputs.manifest.witnesses)
+    out: dict[str, str] = {}
+    for name in WITNESSES:
+        absent = _absent(inputs, name)
+        if told.get(name, "").startswith("absent"):
+            out[name] = told[name]
+        else:
+            out[name] = f"absent: {absent}" if absent else "present"
+    return out
+
+
+def _absent(inputs: Inputs, witness: str) -> str | None:
+    # Why a witness has nothing to say; None when it has.
+    lacking = [guest.name for guest in inputs.guests if _silent(guest, witness)]
+    if not lacking:
+        return None
+    if witness in ("probe:bpf", "access-log"):
+        return "this run has none"
+    if witness in ("wire", "rings") and inputs.loopback:
+        return "over loopback nothing reaches a device"
+    reasons = [
+        guest.census.absent
+        for guest in inputs.guests
+        if witness == "census" and guest.census is not None and guest.census.absent
+    ]
+    return reasons[0] if reasons else f"nothing from {', '.join(lacking)}"
+
+
+def _silent(guest: GuestInputs, witness: str) -> bool:
+    match witness:
+        case "probe:kmod":
+            return guest.trace is None
+        case "census":
+            return guest.census is None or guest.census.absent is not None
+        case "wire":
+            return guest.frames is None
+        case "rings":
+            return guest.rings is None or not guest.rings.queues
+        case _:
+            return True
+
+
+# --- What is not accounted for --------------------------------------------------------------
+
+
+def _faults(inputs: Inputs, flow: Flow) -> Iterator[Incomplete]:
+    yield from _workload_faults(inputs)
+    yield from _trace_faults(inputs)
+    for gap in flow.gaps:
+        yield Incomplete(
+            guest=gap.guest, message=gap.message, between=gap.between, bytes=gap.bytes, why=gap.why
+        )
+
+
+def _fault(guest: str, why: str, *, message: int | None = None, size: int = 0) -> Incomplete:
+    return Incomplete(guest=guest, message=message, between=(), bytes=size, why=why)
+
+
+def _workload_faults(inputs: Inputs) -> Iterator[Incomplete]:
+    for role, verb in ((SENDER, "send"), (RECEIVER, "recv")):
+        guest = inputs.with_role(role)
+        work = None if guest is None else guest.role(role)
+        if guest is None or work is None:
+            yield _fault(role, f"no workload.json tells of a {role}")
+            continue
+        expected = inputs.identity.count
+        if work.total is None:
+            yield _fault(guest.name, f"the {role} never reported what it {verb} returned")
+            continue
+        stream = inputs.manifest.protocol == "tcp" and role == RECEIVER
+        if not stream and work.total != expected:
+            yield _fault(guest.name, f"{verb} returned {work.total} messages of {expected}")
+        for entry in work.messages:
+            if not stream and entry.returned != inputs.identity.size:
+                yield _fault(
+                    guest.name,
+                    f"{verb} returned {entry.returned} (errno {entry.errno}) for message "
+                    f"{entry.index} of {inputs.identity.size} bytes",
+                    message=entry.index,
+                )
+        if work.bytes != expected * inputs.identity.size:
+            yield _fault(guest.name, f"{verb} returned {work.bytes} bytes in all")
+        yield from _digest_faults(inputs, guest, role)
+
+
+def _digest_faults(inputs: Inputs, guest: GuestInputs, role: str) -> Iterator[Incomplete]:
+    work = guest.role(role)
+    if work is None:
+        return
+    if not work.done:
+        yield _fault(guest.name, f"the {role} never said what it holds")
+        return
+    identity = inputs.identity
+    held = {entry.index: entry.digest for entry in work.held}
+    # A slot is used again: only the last messages are still there at the end.
+    first = max(0, identity.count - work.ready.slots)
+    listed = min(identity.count, first + len(work.held))
+    if work.held_total > len(work.held):
+        # More than fit in a line: the rest is vouched for by one digest of all.
+        yield from _all_digest_faults(identity, guest, work, first)
+    else:
+        listed = identity.count
+    known: dict[str, str] = {}
+    for index in range(first, listed):
+        expected = identity.digest(index) if identity.unique or not known else known["alike"]
+        known.setdefault("alike", expected)
+        if index not in held:
+            yield _fault(guest.name, f"the {role} does not hold message {index}", message=index)
+        elif held[index] != expected:
+            yield _fault(
+                guest.name,
+                f"message {index} has digest {held[index]} at the {role}, expected {expected}",
+                message=index,
+            )
+
+
+def _all_digest_faults(
+    identity: Identity, guest: GuestInputs, work: Workload, first: int
+) -> Iterator[Incomplete]:
+    if (work.held_first, work.held_total) != (first, identity.count - first):
+        yield _fault(
+            guest.name,
+            f"the {work.role} holds messages {work.held_first} to"
+            f" {work.held_first + work.held_total - 1}, expected {first} to {identity.count - 1}",
+        )
+        return
+    value = message_bytes.DIGEST_START
+    for index in range(first, identity.count):
+        value = message_bytes.digest(identity.bytes_of(index), value)
+    if work.held_digest != f"{value:016x}":
+        yield _fault(
+            guest.name,
+            f"the messages {first} to {identity.count - 1} have digest {work.held_digest}"
+            f" at the {work.role}, expected {value:016x}",
+        )
+
+
+def _trace_faults(inputs: Inputs) -> Iterator[Incomplete]:
+    if inputs.manifest.probe_kind == "none":
+        return
+    for guest in inputs.guests:
+        if guest.trace is None:
+            if guest.workloads:
+                yield _fault(guest.name, f"{guest.name}/trace.bin is absent or empty")
+            continue
+        for section in guest.trace.sections:
+            header = section.header
+            lost = (
+                ("missed", header.missed),
+                ("dropped", header.dropped),
+                ("torn", len(section.torn)),
+            )
+            words = [f"{count} {word}" for word, count in lost if count]
+            if words:
+                yield _fault(guest.name, f"{section.name} lost records: {', '.join(words)}")
+            if not header.finished:
+                yield _fault(guest.name, f"{section.name} was not finished: its losses are unknown")
+
+
+# --- Messages -------------------------------------------------------------------------------
+
+
+def _messages(inputs: Inputs, flow: Flow, faults: tuple[Incomplete, ...]) -> Iterator[Message]:
+    places: dict[int, list[flow_types.Place]] = {}
+    movements: dict[int, list[flow_types.Movement]] = {}
+    sightings: dict[int, list[flow_types.Sighting]] = {}
+    delivered: dict[int, list[flow_types.Delivered]] = {}
+    for place in flow.places:
+        places.setdefault(place.message, []).append(place)
+    for movement in flow.movements:
+        movements.setdefault(movement.message, []).append(movement)
+    for sighting in flow.sightings:
+        sightings.setdefault(sighting.message, []).append(sighting)
+    for entry in flow.delivered:
+        delivered.setdefault(entry.message, []).append(entry)
+    broken = {fault.message for fault in faults}
+    for number in range(inputs.identity.count):
+        mine = places.get(number, [])
+        index = {place.id: position for position, place in enumerate(mine)}
+        yield Message(
+            id=number,
+            size=inputs.identity.size,
+            protocol=inputs.manifest.protocol,
+            over=inputs.manifest.over,
+            complete=number not in broken and None not in broken,
+            places=tuple(_place(place) for place in mine),
+            movements=tuple(_movement(entry, index) for entry in movements.get(number, [])),
+            skb=_skb(inputs, sightings.get(number, [])),
+            totals=_totals(inputs, flow, number, delivered.get(number, [])),
+        )
+
+
+def _place(place: flow_types.Place) -> Place:
+    return Place(
+        guest=place.guest,
+        place=place.kind.value,
+        region=place.region,
+        virtual=place.virtual,
+        physical=place.physical,
+        extents=tuple(Extent(physical=start, size=size) for start, size in place.extents),
+        offset=place.offset,
+        size=place.size,
+        content_verified=place.verified,
+        evidence=tuple(dict.fromkeys([*place.evidence, *place.verified_by])),
+    )
+
+
+def _movement(movement: flow_types.Movement, index: dict[int, int]) -> Movement:
+    return Movement(
+        guest=movement.guest,
+        mover=movement.mover.value,
+        kind=movement.kind.value,
+        function=movement.function,
+        instruction=movement.instruction,
+        caller=movement.caller,
+        source=index[movement.source.id],
+        target=index[movement.target.id],
+        offset=movement.offset,
+        size=movement.size,
+        payload_size=movement.payload_size,
+        certainty=movement.certainty.value,
+        evidence=tuple(dict.fromkeys(movement.evidence)),
+        confirmed_by=tuple(sorted(movement.confirmed_by)),
+    )
+
+
+def _skb(inputs: Inputs, sightings: list[flow_types.Sighting]) -> Skb:
+    sides: dict[str, list[Sighting]] = {SENDER: [], RECEIVER: []}
+    for seen in sightings:
+        sides[seen.side].append(
+            Sighting(
+                guest=seen.guest,
+                at=seen.at,
+                skb=seen.skb,
+                head=seen.head,
+                data=seen.data,
+                len=seen.len,
+                data_len=seen.data_len,
+                evidence=seen.evidence,
+            )
+        )
+    sent, received = tuple(sides[SENDER]), tuple(sides[RECEIVER])
+    return Skb(
+        sender=sent,
+        receiver=received,
+        same_object=_same(inputs, {s.skb for s in sent}, {s.skb for s in received}),
+        same_head=_same(inputs, {s.head for s in sent}, {s.head for s in received}),
+    )
+
+
+def _same(inputs: Inputs, sent: set[int], received: set[int]) -> bool | None:
+    # Equal addresses in two guests are two objects.
+    if not sent or not received:
+        return None
+    return inputs.loopback and received <= sent
+
+
+def _totals(
+    inputs: Inputs, flow: Flow, number: int, delivered: list[flow_types.Delivered]
+) -> Totals:
+    spans = [(entry.offset, entry.offset + entry.size) for entry in delivered]
+    if delivered and not missing([(0, inputs.identity.size)], spans):
+        return Totals(
+            guest_cpu_copies=max(entry.copies for entry in delivered),
+            device_reads=max(entry.reads for entry in delivered),
+            device_writes=max(entry.writes for entry in delivered),
+            handovers=max(entry.handovers for entry in delivered),
+        )
+    copies, reads, writes, handovers = dict(flow.most).get(number, (0, 0, 0, 0))
+    return Totals(
+        guest_cpu_copies=copies, device_reads=reads, device_writes=writes, handovers=handovers
+    )
+
+
+def _unexplained(flow: Flow) -> Iterator[Unexplained]:
+    for hit in flow.unexplained:
+        yield Unexplained(
+            guest=hit.guest,
+            message=hit.message,
+            physical=hit.physical,
+            offset=hit.offset,
+            size=hit.size,
+            evidence=hit.evidence,
+        )
+
+
+def _disagreements(flow: Flow) -> Iterator[Disagreement]:
+    for entry in flow.disagreements:
+        yield Disagreement(
+            what=entry.what,
+            guest=entry.guest,
+            message=entry.message,
+            text=entry.text,
+            evidence=tuple(dict.fromkeys(entry.evidence)),
+        )

@@ -1,0 +1,180 @@
+"""The ledger: what a run proves, as frozen values, and its JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+SCHEMA = 1
+
+# Fields that are guest addresses: hexadecimal text in JSON.
+ADDRESSES = frozenset({"virtual", "physical", "skb", "head", "data"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Extent:
+    """A physically contiguous run of a place."""
+
+    physical: int
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where bytes of a message lay; `offset` is the first one's in the message."""
+
+    guest: str
+    place: str
+    region: str
+    virtual: int
+    physical: int
+    extents: tuple[Extent, ...]
+    offset: int
+    size: int
+    content_verified: bool
+    evidence: tuple[str, ...]
+
+    def at(self, offset: int) -> int:
+        """Return the virtual address of the message's byte `offset`."""
+        return self.virtual + offset - self.offset if self.virtual else 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Movement:
+    """Bytes that went from one place to another, once; places are numbers in `places`."""
+
+    guest: str
+    mover: str
+    kind: str
+    function: str
+    instruction: str
+    caller: str
+    source: int
+    target: int
+    offset: int
+    size: int
+    payload_size: int
+    certainty: str
+    evidence: tuple[str, ...]
+    confirmed_by: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sighting:
+    """An skb at one hook, while it held bytes of the message."""
+
+    guest: str
+    at: str
+    skb: int
+    head: int
+    data: int
+    len: int
+    data_len: int
+    evidence: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Skb:
+    """The skbs of both sides; None: one side was not seen."""
+
+    sender: tuple[Sighting, ...]
+    receiver: tuple[Sighting, ...]
+    same_object: bool | None
+    same_head: bool | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Totals:
+    """How often the payload was moved on its way, however many calls that took."""
+
+    guest_cpu_copies: int
+    device_reads: int
+    device_writes: int
+    handovers: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Message:
+    """One message's way from user buffer to user buffer."""
+
+    id: int
+    size: int
+    protocol: str
+    over: str
+    complete: bool
+    places: tuple[Place, ...]
+    movements: tuple[Movement, ...]
+    skb: Skb
+    totals: Totals
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Incomplete:
+    """Why the ledger does not account for everything."""
+
+    guest: str
+    message: int | None
+    between: tuple[str, ...]
+    bytes: int
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unexplained:
+    """Message bytes in guest RAM that no movement put there."""
+
+    guest: str
+    message: int
+    physical: int
+    offset: int
+    size: int
+    evidence: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Disagreement:
+    """Two witnesses that say different things, or an invariant that does not hold."""
+
+    what: str
+    guest: str
+    message: int | None
+    text: str
+    evidence: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ledger:
+    """What one run proves."""
+
+    schema: int
+    playbook: str
+    complete: bool
+    lost: Mapping[str, int]
+    accelerator: Mapping[str, str]
+    link: Mapping[str, object]
+    witnesses: Mapping[str, str]
+    messages: tuple[Message, ...]
+    incomplete: tuple[Incomplete, ...]
+    unexplained: tuple[Unexplained, ...]
+    disagreements: tuple[Disagreement, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def proven(self) -> bool:
+        """Complete, and no two witnesses disagree: anything else is exit code 6."""
+        return self.complete and not self.disagreements
+
+    def to_json(self) -> str:
+        """Return ledger.json, the same text for the same run, byte for byte."""
+        return json.dumps(_shown(asdict(self)), indent=2, ensure_ascii=False) + "\n"
+
+
+def _shown(value: object, name: str = "") -> object:
+    if isinstance(value, dict):
+        return {str(key): _shown(inner, str(key)) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_shown(inner) for inner in value]
+    if name in ADDRESSES and isinstance(value, int):
+        return f"0x{value:x}"
+    return value

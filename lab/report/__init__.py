@@ -1,0 +1,372 @@
+"""The ledger as a person reads it: one sentence, then the worksheet's tables with live values."""
+
+from __future__ import annotations
+
+from lab import capture
+from lab.ledger import Ledger, Message, Movement, Place
+from lab.message import Messages
+from lab.report.log import lines
+from lab.report.tables import content, paragraph, some, table, times
+from lab.rundir import Manifest, RunDir
+
+__all__ = ["lines", "render"]
+
+SHOWN_MESSAGES = 1  # in full; the others as one line of totals
+SHOWN_ROWS = 14  # of one table
+
+PLACES = {
+    "user": "user",
+    "skb-linear": "skb",
+    "skb-frag": "frag",
+    "rx-buffer": "rx",
+    "wire": "wire",
+    "kernel": "kernel",
+}
+LONG_PLACES = {
+    "user": "user buffer",
+    "skb-linear": "skb linear",
+    "skb-frag": "skb frag",
+    "rx-buffer": "RX buffer",
+    "kernel": "kernel memory",
+}
+
+
+def render(ledger: Ledger, run: RunDir) -> str:
+    """Return report.txt: plain, the same for the same run, at most 110 columns wide."""
+    manifest = run.manifest()
+    out = [*_verdict(ledger), *_conditions(ledger, manifest), *_trouble(ledger)]
+    for message in ledger.messages[:SHOWN_MESSAGES]:
+        out += ["", *_copies(message)]
+        out += ["", *_addresses(message, _messages(manifest))]
+        out += ["", *_skbs(message)]
+        if message.over == "link":
+            out += ["", *_frame(message, run)]
+    if len(ledger.messages) > SHOWN_MESSAGES:
+        out += ["", *_others(ledger)]
+    out += ["", *_totals(ledger), *_witnesses(ledger), *_notes(ledger)]
+    return "\n".join(out) + "\n"
+
+
+def _messages(manifest: Manifest) -> Messages:
+    return Messages(
+        seed=manifest.seed, payload=manifest.payload, size=manifest.size, count=manifest.count
+    )
+
+
+# --- The verdict ----------------------------------------------------------------------------
+
+
+def _verdict(ledger: Ledger) -> list[str]:
+    if not ledger.complete:
+        return paragraph(f"INCOMPLETE: {_first_reason(ledger)}")
+    if ledger.disagreements:
+        first = ledger.disagreements[0]
+        return paragraph(f"DISAGREEMENT: {first.guest}: {first.text}")
+    most = _largest(ledger)
+    totals = most.totals
+    what = f"{most.size} bytes"
+    if len(ledger.messages) > 1:
+        what = f"{len(ledger.messages)} messages of {most.size} bytes each"
+    devices = "no device touched them"
+    if totals.device_reads or totals.device_writes:
+        reads, writes = times(totals.device_reads), times(totals.device_writes)
+        devices = f"read {reads} and written {writes} by devices"
+    if totals.handovers:
+        devices += f", {some(totals.handovers, 'handover')}"
+    copied = f"copied {times(totals.guest_cpu_copies)} by guest CPUs"
+    return [
+        *paragraph(f"COMPLETE: {what} {copied}, {devices}; {_skb_words(most)}."),
+        *paragraph(f"Copied by {', '.join(_copiers(most))}."),
+    ]
+
+
+def _first_reason(ledger: Ledger) -> str:
+    # Lost records explain every gap; a gap explains what the programs then say.
+    lost = (entry for entry in ledger.incomplete if "lost records" in entry.why)
+    gaps = (entry for entry in ledger.incomplete if entry.between)
+    first = next(lost, None) or next(gaps, None) or ledger.incomplete[0]
+    size = sum(entry.bytes for entry in ledger.incomplete if entry.why == first.why)
+    if not first.between:
+        return f"{first.guest}: {first.why}"
+    return f"{size} bytes unaccounted for on {first.guest}: {first.why}"
+
+
+def _largest(ledger: Ledger) -> Message:
+    return max(ledger.messages, key=lambda message: message.totals.guest_cpu_copies)
+
+
+def _copiers(message: Message) -> list[str]:
+    copies = [movement for movement in message.movements if movement.kind == "copy"]
+    names = dict.fromkeys((_function(movement), movement.guest) for movement in copies)
+    if message.over == "loopback":
+        return [function for function, _ in names]
+    return [f"{function} ({guest})" for function, guest in names]
+
+
+def _function(movement: Movement) -> str:
+    name = movement.function.partition(":")[2] or movement.function
+    outer, arrow, inner = name.partition(">")
+    return f"{inner} in {outer}" if arrow else name
+
+
+def _skb_words(message: Message) -> str:
+    match message.skb.same_object, message.skb.same_head:
+        case True, True:
+            return "same skb, same head"
+        case True, _:
+            return "same skb, another head"
+        case False, True:
+            return "different skbs, same head"
+        case False, _:
+            return "different skbs"
+        case _:
+            return "one side's skb was not seen"
+
+
+def _conditions(ledger: Ledger, manifest: Manifest) -> list[str]:
+    offloads = ", ".join(f"{name} {value}" for name, value in manifest.offloads)
+    link = f"{manifest.device} over {manifest.backend}" if manifest.over == "link" else "lo"
+    parts = [
+        f"{ledger.playbook}: {manifest.protocol} over {manifest.over} ({link}",
+        f"{'; ' + offloads if offloads and manifest.over == 'link' else ''}), ",
+        f"Linux {manifest.kernel}, {manifest.accelerator}",
+    ]
+    drift = ["drifted: " + ", ".join(manifest.drifted)] if manifest.drifted else []
+    return [line for text in ("".join(parts), *drift) for line in paragraph(text)]
+
+
+def _trouble(ledger: Ledger) -> list[str]:
+    out: list[str] = []
+    for entry in ledger.incomplete[:SHOWN_ROWS]:
+        of = "" if entry.message is None else f"message {entry.message}: "
+        gap = f"{entry.bytes} bytes between {' and '.join(entry.between)}: "
+        out += paragraph(f"- {entry.guest}: {of}{gap if entry.between else ''}{entry.why}")
+    out += _more(len(ledger.incomplete), "reason")
+    for one in ledger.disagreements[:SHOWN_ROWS]:
+        out += paragraph(f"! {one.guest}: {one.text} ({', '.join(one.evidence)})")
+    out += _more(len(ledger.disagreements), "disagreement")
+    for hit in ledger.unexplained[:SHOWN_ROWS]:
+        out += paragraph(
+            f"? {hit.guest}: {hit.size} bytes of message {hit.message} at physical "
+            f"0x{hit.physical:x} that no movement put there ({hit.evidence})"
+        )
+    out += _more(len(ledger.unexplained), "unexplained run")
+    return out
+
+
+def _more(count: int, what: str) -> list[str]:
+    left = count - SHOWN_ROWS
+    return [f"  … and {some(left, f'more {what}')} in ledger.json"] if left > 0 else []
+
+
+# --- Tables ---------------------------------------------------------------------------------
+
+
+def _copies(message: Message) -> list[str]:
+    if not message.movements:
+        return ["Nothing was seen to move."]
+    rows = []
+    numbers = _copy_numbers(message)
+    for movement, number in list(zip(message.movements, numbers, strict=True))[:SHOWN_ROWS]:
+        name = f"#{number}" if movement.kind == "copy" else "-"
+        source, target = message.places[movement.source], message.places[movement.target]
+        rows.append(
+            (
+                name,
+                _what(movement),
+                _end(source, movement.offset),
+                "same" if movement.kind == "handover" else _end(target, movement.offset),
+                str(movement.payload_size if movement.kind != "handover" else 0),
+                movement.evidence[0],
+            )
+        )
+    head = ("COPY", "FUNCTION", "SOURCE", "DEST", "LEN", "PROVEN BY")
+    return [*table(head, rows), *_more(len(message.movements), "movement")]
+
+
+def _copy_numbers(message: Message) -> list[int]:
+    # Which copy of its bytes each movement is: fragments share one number.
+    reached: dict[int, int] = {}
+    out = []
+    for movement in message.movements:
+        before = reached.get(movement.source)
+        if before is None:  # where the sender starts, or behind a gap
+            before = 0 if movement.source == 0 else max(reached.values(), default=0)
+        number = before + (movement.kind == "copy")
+        reached[movement.target] = max(reached.get(movement.target, 0), number)
+        out.append(number)
+    return out
+
+
+def _what(movement: Movement) -> str:
+    match movement.kind:
+        case "dma-read":
+            return f"{movement.function} reads"
+        case "dma-write":
+            return f"{movement.function} writes"
+        case "handover":
+            return f"handover ({_function(movement)})"
+        case _:
+            derived = " (derived)" if movement.certainty == "derived" else ""
+            return _function(movement) + derived
+
+
+def _end(place: Place, offset: int) -> str:
+    if place.place == "wire":
+        return "wire " + place.evidence[0].partition("/")[2]
+    return f"{PLACES[place.place]} 0x{place.at(offset):x}"
+
+
+def _addresses(message: Message, messages: Messages) -> list[str]:
+    rows = []
+    data = messages.bytes(message.id)
+    for number, place in enumerate(message.places[:SHOWN_ROWS]):
+        wire = place.place == "wire"
+        where = "the wire" if wire else f"{_side(message, number)} {LONG_PLACES[place.place]}"
+        physical = f"0x{place.physical:x}" if place.physical else "not known"
+        rows.append(
+            (
+                where,
+                "no address" if wire else f"0x{place.virtual:x}",
+                place.region or "-",
+                "no address" if wire else physical,
+                content(data[place.offset : place.offset + min(place.size, 16)])
+                if place.content_verified
+                else "not found",
+                _verified(place),
+            )
+        )
+    head = ("LOCATION", "VIRTUAL ADDRESS", "REGION", "PHYSICAL", "CONTENT", "VERIFIED")
+    return [*table(head, rows), *_more(len(message.places), "place")]
+
+
+def _side(message: Message, number: int) -> str:
+    # Over loopback both programs live in one guest, and so does the skb between them.
+    place = message.places[number]
+    if message.over == "link":
+        return place.guest
+    if place.place != "user":
+        return "kernel"
+    return "sender" if number == 0 else "receiver"
+
+
+def _verified(place: Place) -> str:
+    # The gate of the census, or the frame.
+    if not place.content_verified:
+        return "no"
+    last = place.evidence[-1]
+    file, _, what = last.rpartition("#")
+    return f"RAM, {what.partition('/')[0]}" if "census" in file else "frame"
+
+
+def _skbs(message: Message) -> list[str]:
+    sides = (("sender", message.skb.sender), ("receiver", message.skb.receiver))
+    rows = [
+        (
+            side,
+            seen.at.partition(":")[2] or seen.at,
+            f"0x{seen.skb:x}",
+            f"0x{seen.head:x}",
+            f"0x{seen.data:x}",
+            str(seen.len),
+            seen.evidence.rpartition("/")[2].replace("trace.bin", ""),
+        )
+        for side, all_seen in sides
+        for seen in all_seen
+    ]
+    if not rows:
+        return ["No skb that holds the message was seen."]
+    head = ("SIDE", "AT", "SKB", "SKB->HEAD", "SKB->DATA", "LEN", "RECORD")
+    return [*table(head, rows[:SHOWN_ROWS]), *_more(len(rows), "sighting")]
+
+
+def _frame(message: Message, run: RunDir) -> list[str]:
+    wire = next((place for place in message.places if place.place == "wire"), None)
+    if wire is None:
+        return ["No frame carries the message."]
+    guest, _, number = wire.evidence[0].partition("/wire.pcap#")
+    frame = capture.read(run.guest(guest).wire)[int(number)]
+    rows = [(part, str(size), text) for part, size, text in capture.describe(frame)]
+    if frame.payload:
+        rows.append(("payload", str(len(frame.payload)), content(frame.payload)))
+    found = [address for address in _known(message) if _in_frame(address, frame.data)]
+    told = f"{len(_known(message))} addresses searched for in it, none there"
+    if found:
+        told = f"holds the address 0x{found[0]:x}"
+    return [
+        *table(("THE FRAME", "LEN", f"{len(frame.data)} bytes, {wire.evidence[0]}: {told}"), rows)
+    ]
+
+
+def _known(message: Message) -> list[int]:
+    found = {place.virtual for place in message.places} | {p.physical for p in message.places}
+    for seen in (*message.skb.sender, *message.skb.receiver):
+        found |= {seen.skb, seen.head, seen.data}
+    return sorted(address for address in found if address > 1 << 16)
+
+
+def _in_frame(address: int, data: bytes) -> bool:
+    return address.to_bytes(8, "little") in data or address.to_bytes(8, "big") in data
+
+
+# --- The end --------------------------------------------------------------------------------
+
+
+def _others(ledger: Ledger) -> list[str]:
+    groups: dict[tuple[bool, str], int] = {}
+    for message in ledger.messages:
+        key = message.complete, _counts(message)
+        groups[key] = groups.get(key, 0) + 1
+    out = []
+    for (complete, counted), number in groups.items():
+        word = "complete" if complete else "incomplete"
+        out += paragraph(f"{some(number, 'message')} {word}: {counted}")
+    out.append("Above: message 0; all of them are in ledger.json.")
+    return out
+
+
+def _counts(message: Message) -> str:
+    totals = message.totals
+    return ", ".join(
+        (
+            some(totals.guest_cpu_copies, "guest CPU copy", "guest CPU copies"),
+            some(totals.device_reads, "device read"),
+            some(totals.device_writes, "device write"),
+            some(totals.handovers, "handover"),
+        )
+    )
+
+
+def _totals(ledger: Ledger) -> list[str]:
+    most = _largest(ledger)
+    proven = "" if most.complete else " (those that are proven; more went unseen)"
+    places = [place for message in ledger.messages for place in message.places]
+    verified = sum(place.content_verified for place in places)
+    return paragraph(
+        f"Totals: {_counts(most)}{proven}; {verified} of {some(len(places), 'place')} verified "
+        f"by content; {some(len(ledger.unexplained), 'unexplained run')} of message bytes in RAM; "
+        f"{some(sum(ledger.lost.values()), 'record')} lost."
+    )
+
+
+def _witnesses(ledger: Ledger) -> list[str]:
+    present = [name for name, state in ledger.witnesses.items() if state == "present"]
+    absent = [
+        f"{name} ({state.partition(':')[2].strip()})"
+        for name, state in ledger.witnesses.items()
+        if state != "present"
+    ]
+    without = f"; absent: {', '.join(absent)}" if absent else ""
+    return paragraph(f"Witnesses: {', '.join(present) or 'none'}{without}.")
+
+
+def _notes(ledger: Ledger) -> list[str]:
+    out = [line for note in ledger.notes for line in paragraph(f"Note: {note}.")]
+    if any(m.mover == "device" for message in ledger.messages for m in message.movements):
+        out += paragraph(
+            "Note: device reads and writes are seen from the guests: no guest CPU touched the "
+            "bytes. Between two QEMU guests it was a host CPU that moved them."
+        )
+    if ledger.accelerator.get("name") == "tcg":
+        out += paragraph("Note: under tcg durations are emulated; counts and addresses are not.")
+    return out

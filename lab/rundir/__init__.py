@@ -1,0 +1,222 @@
+"""Where each artefact of a run lies, and the checked reading of it.
+
+The run directory is the seam: machine code writes it, evidence code reads it.
+What is read here was written by others and may be cut short or garbled; every
+reader raises `TraceCorrupt` naming the file and the place in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab import paths
+from lab.errors import EvidenceError
+from lab.rundir import reading
+from lab.rundir.artefacts import (
+    Census,
+    CensusGate,
+    Descriptor,
+    Exchanged,
+    Held,
+    Hit,
+    Manifest,
+    Queue,
+    Ready,
+    RingGate,
+    Rings,
+    TscSample,
+    UserBuffer,
+    Workload,
+)
+from lab.rundir.fields import Fields, Json, read_bytes, read_json
+
+__all__ = [
+    "Census",
+    "CensusGate",
+    "Descriptor",
+    "Exchanged",
+    "Fields",
+    "GuestDir",
+    "Held",
+    "Hit",
+    "Json",
+    "Manifest",
+    "Queue",
+    "Ready",
+    "RingGate",
+    "Rings",
+    "RunDir",
+    "TscSample",
+    "UserBuffer",
+    "Workload",
+    "create",
+    "resolve",
+    "to_json",
+]
+
+LAST = "last"
+
+
+def to_json(value: object) -> str:
+    """Return JSON that is the same text for the same value: keys sorted, two spaces."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _write(path: Path, data: bytes) -> None:
+    # A reader sees the old file or the new one, never half of one.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+@dataclass(frozen=True, slots=True)
+class GuestDir:
+    """The files of one guest."""
+
+    name: str
+    path: Path
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+    def has(self, name: str) -> bool:
+        """Tell whether a file was written; reading one that was not is an error."""
+        return (self.path / name).is_file()
+
+    @property
+    def trace(self) -> Path:
+        return self.path / "trace.bin"
+
+    @property
+    def wire(self) -> Path:
+        return self.path / "wire.pcap"
+
+    @property
+    def symbols(self) -> Path:
+        return self.path / "symbols"
+
+    def workloads(self) -> tuple[Workload, ...]:
+        path = self.file("workload.json")
+        return reading.read_workloads(read_json(path), path)
+
+    def census(self) -> Census:
+        path = self.file("census.json")
+        return reading.read_census(read_json(path), path)
+
+    def rings(self) -> Rings:
+        path = self.file("rings.json")
+        return reading.read_rings(read_json(path), path)
+
+    def tsc(self) -> tuple[TscSample, ...]:
+        path = self.file("tsc.json")
+        return reading.read_tsc(read_json(path), path)
+
+    def write_json(self, name: str, value: object) -> Path:
+        """Write one artefact whole or not at all."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        path = self.file(name)
+        _write(path, to_json(value).encode())
+        return path
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """One run's folder."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+    def has(self, name: str) -> bool:
+        return (self.path / name).is_file()
+
+    def guest(self, name: str) -> GuestDir:
+        """Return one guest's files, whether or not any was written."""
+        return GuestDir(name, self.path / name)
+
+    def guests(self) -> tuple[GuestDir, ...]:
+        """Return the guests the manifest names, in its order."""
+        return tuple(self.guest(name) for name in self.manifest().guests)
+
+    def manifest(self) -> Manifest:
+        path = self.file("manifest.json")
+        return reading.read_manifest(read_json(path), path)
+
+    def write_manifest(self, values: Mapping[str, object]) -> Path:
+        """Write manifest.json whole or not at all."""
+        return self.write_json("manifest.json", dict(values))
+
+    def write_json(self, name: str, value: object) -> Path:
+        """Write one JSON artefact, byte for byte the same for the same value."""
+        return self.write_text(name, to_json(value))
+
+    def write_text(self, name: str, text: str) -> Path:
+        path = self.file(name)
+        _write(path, text.encode())
+        return path
+
+    def read_json(self, name: str) -> Json:
+        return read_json(self.file(name))
+
+    def read_bytes(self, name: str) -> bytes:
+        return read_bytes(self.file(name))
+
+
+def create(
+    base: Path,
+    playbook_name: str,
+    digest: str,
+    *,
+    guests: Sequence[str] = ("sender", "receiver"),
+) -> RunDir:
+    """Make a new run directory under `base` and point `last` at it.
+
+    Two runs that start in the same second get different folders.
+    """
+    base.mkdir(parents=True, exist_ok=True)
+    utc = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    plain = re.sub(r"[^a-z0-9-]+", "-", playbook_name.lower()).strip("-") or "run"
+    stem = f"{utc}-{plain}-{digest[:8]}"
+    number = 1
+    while True:
+        path = base / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            path.mkdir()
+            break
+        except FileExistsError:
+            number += 1
+    for guest in guests:
+        (path / guest).mkdir()
+    point_last(path)
+    return RunDir(path)
+
+
+def point_last(path: Path) -> None:
+    """Make `last`, beside `path`, point at it; what it was before is replaced at once."""
+    temporary = path.parent / f".{LAST}.{os.getpid()}.{path.name}"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(path.name)
+    temporary.replace(path.parent / LAST)
+
+
+def resolve(text: str | Path = LAST, base: Path | None = None) -> RunDir:
+    """Return the run that `last`, a name below `base`, or a path means."""
+    base = paths.runs() if base is None else base
+    for path in (base / text, Path(text)):
+        if path.is_dir() and (path / "manifest.json").is_file():
+            return RunDir(path.resolve())
+    raise EvidenceError(
+        f"no run '{text}': expected a run directory with a manifest.json in {base} or at that path",
+        hint="invoke lab.runs",
+    )

@@ -1,0 +1,229 @@
+"""What the files of a run directory say, as frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lab.rundir.fields import Json
+
+PAGE = 4096
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UserBuffer:
+    """The buffer a workload sends from or receives into, with the pages under it."""
+
+    virtual: int
+    size: int
+    region: str
+    mapping: str
+    pages: tuple[tuple[int, int], ...]  # virtual and physical address of each page
+
+    def extents(self, virtual: int, size: int) -> list[tuple[int, int | None, int]]:
+        """Return (virtual, physical, size) of each run of pages under a range.
+
+        The physical address is None where no page is known.
+        """
+        known = dict(self.pages)
+        out: list[tuple[int, int | None, int]] = []
+        end = virtual + size
+        while virtual < end:
+            base = virtual & ~(PAGE - 1)
+            length = min(end, base + PAGE) - virtual
+            page = known.get(base)
+            physical = None if page is None else page + (virtual - base)
+            if out and _adjoins(out[-1], physical):
+                out[-1] = (out[-1][0], out[-1][1], out[-1][2] + length)
+            else:
+                out.append((virtual, physical, length))
+            virtual += length
+        return out
+
+
+def _adjoins(run: tuple[int, int | None, int], physical: int | None) -> bool:
+    if run[1] is None or physical is None:
+        return run[1] is None and physical is None
+    return run[1] + run[2] == physical
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ready:
+    """What a workload said before anything moved."""
+
+    role: str
+    pid: int
+    fd: int
+    protocol: str
+    local: str
+    peer: str
+    size: int
+    count: int
+    slots: int
+    slot_size: int
+    buffer: UserBuffer
+
+    def slot(self, index: int) -> int:
+        """Return the virtual address message `index` is sent from or received into."""
+        return self.buffer.virtual + (index % max(self.slots, 1)) * self.slot_size
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exchanged:
+    """One message as `sent` or `received` reports it."""
+
+    index: int
+    slot: int
+    size: int
+    returned: int
+    errno: int
+    peer: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Held:
+    """One message that a workload still holds at the end, with its digest."""
+
+    index: int
+    slot: int
+    digest: str
+    hex: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workload:
+    """Everything one workload reported; None where it never came that far."""
+
+    role: str
+    ready: Ready
+    messages: tuple[Exchanged, ...]  # of `sent` or `received`, the first 1024
+    total: int | None  # messages sent or received in all
+    bytes: int
+    failed: int
+    timed_out: bool
+    held: tuple[Held, ...]  # as many as fit in a line
+    held_first: int  # the messages held at the end are `held_first` and the next `held_total`
+    held_total: int
+    held_digest: str  # of all of these, one after the other; "" where it was not said
+    done: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hit:
+    """A run of message bytes found in guest RAM.
+
+    `message` is None where several messages have these bytes, `offset` where only
+    what begins a block was there.
+    """
+
+    physical: int
+    message: int | None
+    offset: int | None
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CensusGate:
+    """What one search of a guest's RAM found."""
+
+    name: str
+    hits: tuple[Hit, ...]
+    not_listed: int  # hits beyond what one census lists
+    scanned_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Census:
+    """The message searched in a guest's RAM at gates."""
+
+    needles: str
+    gates: tuple[CensusGate, ...]
+
+    @property
+    def absent(self) -> str | None:
+        """Say why there was no search; None where there was one."""
+        if self.needles.startswith("absent"):
+            return self.needles.partition(":")[2].strip() or "not taken"
+        return None if self.gates else "no gate was reached"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Descriptor:
+    """One entry of a descriptor table."""
+
+    id: int
+    address: int
+    length: int
+    flags: int
+    next: int
+
+    NEXT = 1
+    WRITE = 2
+    INDIRECT = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RingGate:
+    """One virtqueue at one moment."""
+
+    name: str
+    avail_idx: int
+    used_idx: int
+    descriptors: tuple[Descriptor, ...]
+    used: tuple[tuple[int, int], ...]  # descriptor id and length, as the used ring says
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Queue:
+    """One virtqueue, at every gate it was read at."""
+
+    kind: str  # rx or tx
+    index: int
+    size: int
+    gates: tuple[RingGate, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rings:
+    """The virtqueues of the lab link's device, read from guest RAM at gates."""
+
+    device: str
+    queues: tuple[Queue, ...]
+
+    def kind(self, kind: str) -> tuple[Queue, ...]:
+        return tuple(queue for queue in self.queues if queue.kind == kind)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TscSample:
+    """One ping: the guest read its TSC between two readings of the host's clock."""
+
+    before_ns: int
+    tsc: int
+    after_ns: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """What ran, with what, on what; `values` is the whole of it."""
+
+    playbook: str
+    over: str
+    protocol: str
+    size: int
+    count: int
+    seed: int | None
+    payload: bytes | None
+    accelerator: str
+    accelerator_why: str
+    device: str
+    backend: str
+    offloads: tuple[tuple[str, str], ...]
+    kernel: str
+    probe_kind: str
+    without: tuple[str, ...]
+    witnesses: tuple[tuple[str, str], ...]
+    guests: tuple[str, ...]
+    drifted: tuple[str, ...]
+    values: Mapping[str, Json]

@@ -1,0 +1,245 @@
+"""JSON of a run directory to values, every field checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lab.errors import TraceCorrupt
+from lab.rundir.artefacts import (
+    Census,
+    CensusGate,
+    Descriptor,
+    Exchanged,
+    Held,
+    Hit,
+    Manifest,
+    Queue,
+    Ready,
+    RingGate,
+    Rings,
+    TscSample,
+    UserBuffer,
+    Workload,
+)
+from lab.rundir.fields import Fields, Json
+
+# A user's payload never stands in clear where a census would find it (docs/internals.md).
+PAYLOAD_MASK = 0x5A
+
+
+def read_manifest(value: Json, path: Path) -> Manifest:
+    """Read manifest.json."""
+    top = Fields(value, path)
+    link = top.inner("link")
+    accelerator = top.inner("accelerator")
+    probes = top.inner("probes") if top.has("probes") else Fields({}, path, "probes")
+    return Manifest(
+        playbook=top.text("playbook"),
+        over=top.text("over"),
+        protocol=top.text("protocol"),
+        size=top.size("size"),
+        count=top.size("count"),
+        seed=_seed(top),
+        payload=_payload(top),
+        accelerator=accelerator.text("name"),
+        accelerator_why=accelerator.text("why", ""),
+        device=link.text("device"),
+        backend=link.text("backend"),
+        offloads=_pairs(link, "offloads"),
+        kernel=top.text("kernel", ""),
+        probe_kind=probes.text("kind", "none"),
+        without=probes.texts("without"),
+        witnesses=_pairs(top, "witnesses"),
+        guests=_names(top),
+        drifted=tuple(str(entry) for entry in top.rows("drifted")),
+        values=top.values,
+    )
+
+
+def _names(top: Fields) -> tuple[str, ...]:
+    names = top.texts("guests")
+    for name in names:
+        if not name.replace("-", "").isalnum():
+            raise top.fault("names of guests", name, "guests")
+    return names
+
+
+def _seed(top: Fields) -> int | None:
+    if not top.has("seed"):
+        return None
+    text = top.text("seed")
+    try:
+        seed = int(text, 16)
+    except ValueError:
+        seed = -1
+    if not 0 <= seed < 1 << 64:
+        raise top.fault("a seed of 64 bits in hexadecimal", text, "seed")
+    return seed
+
+
+def _payload(top: Fields) -> bytes | None:
+    if not top.has("payload_masked"):
+        return None
+    text = top.text("payload_masked")
+    try:
+        return bytes(byte ^ PAYLOAD_MASK for byte in bytes.fromhex(text))
+    except ValueError:
+        raise top.fault("hexadecimal digits", text, "payload_masked") from None
+
+
+def _pairs(fields: Fields, name: str) -> tuple[tuple[str, str], ...]:
+    if not fields.has(name):
+        return ()
+    inner = fields.inner(name)
+    return tuple((key, inner.shown(key)) for key in sorted(inner.values))
+
+
+def read_workloads(value: Json, path: Path) -> tuple[Workload, ...]:
+    """Read workload.json: a list, one entry per role that ran in the guest."""
+    return tuple(_workload(entry) for entry in Fields({"": value}, path).each(""))
+
+
+def _workload(top: Fields) -> Workload:
+    role = top.text("role")
+    said = "sent" if role == "sender" else "received"
+    report = top.inner(said) if top.has(said) else None
+    done = top.inner("done") if top.has("done") else None
+    return Workload(
+        role=role,
+        ready=_ready(top.inner("ready"), role),
+        messages=() if report is None else tuple(_exchanged(m) for m in report.each("messages")),
+        total=None if report is None else report.size(said),
+        bytes=0 if report is None else report.size("bytes", 0),
+        failed=0 if report is None else report.size("failed", 0),
+        timed_out=False if report is None else report.flag("timed_out", default=False),
+        held=() if done is None else tuple(_held(entry) for entry in done.each("messages")),
+        held_first=0 if done is None else done.size("first", 0),
+        held_total=0 if done is None else done.size("held", len(done.rows("messages"))),
+        held_digest="" if done is None else done.text("all", ""),
+        done=done is not None,
+    )
+
+
+def _ready(fields: Fields, role: str) -> Ready:
+    buffer = fields.inner("buffer")
+    pages = tuple(
+        (page.address("virtual"), page.address("physical")) for page in buffer.each("pages")
+    )
+    return Ready(
+        role=role,
+        pid=fields.integer("pid"),
+        fd=fields.integer("fd", -1),
+        protocol=fields.text("protocol", ""),
+        local=fields.shown("local"),
+        peer=fields.shown("peer"),
+        size=fields.size("size"),
+        count=fields.size("count"),
+        slots=fields.size("slots"),
+        slot_size=fields.size("slot_size"),
+        buffer=UserBuffer(
+            virtual=buffer.address("virtual"),
+            size=buffer.size("size"),
+            region=buffer.text("region", ""),
+            mapping=buffer.text("mapping", ""),
+            pages=pages,
+        ),
+    )
+
+
+def _exchanged(fields: Fields) -> Exchanged:
+    return Exchanged(
+        index=fields.size("index"),
+        slot=fields.size("slot"),
+        size=fields.size("size", 0),
+        returned=fields.integer("returned"),
+        errno=fields.integer("errno", 0),
+        peer=fields.shown("peer"),
+    )
+
+
+def _held(fields: Fields) -> Held:
+    return Held(
+        index=fields.size("index"),
+        slot=fields.size("slot"),
+        digest=fields.text("digest"),
+        hex=fields.text("hex", ""),
+    )
+
+
+def read_census(value: Json, path: Path) -> Census:
+    """Read census.json."""
+    top = Fields(value, path)
+    gates = tuple(
+        CensusGate(
+            name=gate.text("gate"),
+            hits=tuple(
+                Hit(
+                    physical=hit.address("physical"),
+                    message=hit.size("message") if hit.has("message") else None,
+                    offset=hit.size("offset") if hit.has("offset") else None,
+                    size=hit.size("size"),
+                )
+                for hit in gate.each("hits")
+            ),
+            not_listed=gate.size("hits_not_listed", 0),
+            scanned_bytes=gate.size("scanned_bytes", 0),
+            seconds=gate.number("seconds", 0.0),
+        )
+        for gate in top.each("gates")
+    )
+    return Census(needles=top.text("needles"), gates=gates)
+
+
+def read_rings(value: Json, path: Path) -> Rings:
+    """Read rings.json."""
+    top = Fields(value, path)
+    return Rings(
+        device=top.text("device", ""),
+        queues=tuple(_queue(queue) for queue in top.each("queues")),
+    )
+
+
+def _queue(fields: Fields) -> Queue:
+    kind = fields.text("queue")
+    if kind not in ("rx", "tx"):
+        raise fields.fault("rx or tx", kind, "queue")
+    gates = fields.inner("gates")
+    return Queue(
+        kind=kind,
+        index=fields.size("index", 0),
+        size=fields.size("size", 0),
+        gates=tuple(_ring_gate(gates.inner(name), name) for name in gates.values),
+    )
+
+
+def _ring_gate(fields: Fields, name: str) -> RingGate:
+    descriptors = tuple(
+        Descriptor(id=row[0], address=row[1], length=row[2], flags=row[3], next=row[4])
+        for row in fields.integers("descriptors", 5)
+    )
+    return RingGate(
+        name=name,
+        avail_idx=fields.size("avail_idx", 0),
+        used_idx=fields.size("used_idx", 0),
+        descriptors=descriptors,
+        used=tuple((row[0], row[1]) for row in fields.integers("used", 2)),
+    )
+
+
+def read_tsc(value: Json, path: Path) -> tuple[TscSample, ...]:
+    """Read tsc.json."""
+    samples = tuple(
+        TscSample(
+            before_ns=sample.size("before_ns"),
+            tsc=sample.size("tsc"),
+            after_ns=sample.size("after_ns"),
+        )
+        for sample in Fields(value, path).each("samples")
+    )
+    for sample in samples:
+        if sample.after_ns < sample.before_ns:
+            raise TraceCorrupt(
+                f"{path}: expected after_ns at or past {sample.before_ns}, found {sample.after_ns}",
+                log=path,
+            )
+    return samples

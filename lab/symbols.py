@@ -1,0 +1,77 @@
+"""Addresses of guest kernel text to names, from /proc/kallsyms as captured."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from pathlib import Path
+
+from lab.rundir import fields as checked
+
+MAX_SYMBOLS = 64 << 20  # bytes; a Debian kernel's are 7 to 12 MB
+FARTHEST = 1 << 20  # bytes from a symbol's start at which its name means nothing any more
+TEXT = b"tTwW"
+
+
+class Symbols:
+    """Looks addresses up; the file is read and sorted at the first one.
+
+    Its lines are not parsed: an address is 16 digits at the start of each, so
+    sorting the lines sorts the symbols.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lines: list[bytes] | None = None
+        self._known: dict[int, str | None] = {}
+
+    def name(self, address: int) -> str | None:
+        """Return `symbol+0x1f [module]`; None where no symbol covers the address."""
+        if address not in self._known:
+            self._known[address] = self._find(address)
+        return self._known[address]
+
+    def show(self, address: int) -> str:
+        """Return the name, or the bare address where there is none; empty for 0."""
+        if address == 0:
+            return ""
+        return self.name(address) or f"0x{address:x}"
+
+    def _load(self) -> list[bytes]:
+        if self._lines is None:
+            found = b""
+            if self.path.is_file():
+                found = checked.read_bytes(self.path, most=MAX_SYMBOLS)
+            self._lines = sorted(found.split(b"\n"))
+        return self._lines
+
+    def _find(self, address: int) -> str | None:
+        lines = self._load()
+        number = bisect_right(lines, b"%016x\xff" % address) - 1
+        best: tuple[int, str] | None = None
+        while number >= 0:
+            parsed = _parse(lines[number])
+            number -= 1
+            if parsed is None:
+                continue
+            start, text, name = parsed
+            if address - start >= FARTHEST or start == 0 or (best and start != best[0]):
+                break
+            # Of several names of one address the shortest, then the first: always the same.
+            if text and (best is None or (len(name), name) < (len(best[1]), best[1])):
+                best = start, name
+        if best is None:
+            return None
+        name, _, module = best[1].partition("\t")
+        offset = f"{name}+0x{address - best[0]:x}"
+        return f"{offset} {module}" if module else offset
+
+
+def _parse(line: bytes) -> tuple[int, bool, str] | None:
+    # `ffffffff81000000 T name` or `ffffffffc0000000 t name\t[module]`
+    parts = line.split(b" ", 2)
+    if len(parts) != 3 or len(parts[0]) != 16 or len(parts[1]) != 1:
+        return None
+    try:
+        return int(parts[0], 16), parts[1] in TEXT, parts[2].decode("ascii", "replace")
+    except ValueError:
+        return None

@@ -1,0 +1,331 @@
+"""skblab's tasks: parse, call, print. The work is in lab/commands.py."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from invoke.collection import Collection
+from invoke.tasks import Task, task
+
+if TYPE_CHECKING:
+    from invoke.context import Context
+
+LAB = "which lab (default: LAB_NAME or 'default')"
+JSON = "print JSON for a program"
+VERBOSE = "show every step"
+GUEST = "sender or receiver"
+RUN = "a run directory, its name, or 'last'"
+SOURCE = {
+    "kernel": "kernel series, 6.12 or 6.1",
+    "locked": "refuse packages that are not the pinned ones",
+    "offline": "use only what is in the cache",
+}
+MEASURE = {
+    "playbook": "a name in playbooks/ or a file",
+    "lab": LAB,
+    "json": JSON,
+    "verbose": VERBOSE,
+    "size": "bytes per message",
+    "count": "messages",
+    "payload": "a text of your own instead of one derived from the run's seed",
+    "without": "leave out these hooks (comma-separated)",
+    "comm": "record only what this program causes",
+    "probes": "kmod or none",
+    "reset": "start from the snapshot (--no-reset: the lab as it stands)",
+    **SOURCE,
+}
+
+
+@task(help={"lab": LAB, "json": JSON, "verbose": VERBOSE, "fresh": "boot anew", **SOURCE})
+def up(
+    _: Context,
+    lab: str = "",
+    kernel: str = "6.12",
+    fresh: bool = False,
+    locked: bool = False,
+    offline: bool = False,
+    json: bool = False,
+    verbose: bool = False,
+) -> None:
+    """Bring the pair of guests up: from its snapshot, booted the first time."""
+    from lab import commands
+
+    with commands.told(json=json, verbose=verbose) as console:
+        commands.up(console, lab, kernel=kernel, fresh=fresh, locked=locked, offline=offline)
+
+
+@task(help={"lab": LAB, "verbose": VERBOSE})
+def down(_: Context, lab: str = "", verbose: bool = False) -> None:
+    """Take the pair down; leaves no process, socket or RAM file."""
+    from lab import commands
+
+    with commands.told(verbose=verbose) as console:
+        commands.down(console, lab)
+
+
+@task(help={"lab": LAB, "json": JSON})
+def status(_: Context, lab: str = "", json: bool = False) -> None:
+    """Say what the lab is, whether its guests live and how to reach them."""
+    from lab import commands
+
+    with commands.told(json=json) as console:
+        commands.status(console, lab)
+
+
+@task(help={"lab": LAB, "json": JSON, "verbose": VERBOSE})
+def reset(_: Context, lab: str = "", json: bool = False, verbose: bool = False) -> None:
+    """Put both guests back to the snapshot."""
+    from lab import commands
+
+    with commands.told(json=json, verbose=verbose) as console:
+        commands.reset(console, lab)
+
+
+@task(help={"json": JSON})
+def ps(_: Context, json: bool = False) -> None:
+    """List the labs of this user on this host."""
+    from lab import commands
+
+    with commands.told(json=json) as console:
+        commands.ps(console)
+
+
+@task(help={"json": JSON})
+def gc(_: Context, json: bool = False) -> None:
+    """Remove what killed owners left: guests, RAM files, half snapshots."""
+    from lab import commands
+
+    with commands.told(json=json) as console:
+        commands.gc(console)
+
+
+@task(positional=["guest"], help={"guest": GUEST, "lab": LAB})
+def ssh(_: Context, guest: str, lab: str = "") -> None:
+    """Open a shell in a guest."""
+    from lab import commands
+
+    with commands.told() as console:
+        commands.ssh(console, lab, guest)
+
+
+@task(
+    name="exec",
+    positional=["guest", "command"],
+    help={"guest": GUEST, "command": "for the guest's shell", "lab": LAB, "deadline": "seconds"},
+)
+def execute(_: Context, guest: str, command: str, lab: str = "", deadline: float = 30.0) -> None:
+    """Run a command in a guest and print what it prints."""
+    from lab import commands
+
+    with commands.told() as console:
+        commands.execute(console, lab, guest, command, seconds=deadline)
+
+
+@task(positional=["guest", "local", "remote"], help={"guest": GUEST, "lab": LAB})
+def put(_: Context, guest: str, local: str, remote: str, lab: str = "") -> None:
+    """Copy a file into a guest."""
+    from lab import commands
+
+    with commands.told() as console:
+        commands.put(console, lab, guest, local, remote)
+
+
+@task(positional=["guest", "remote", "local"], help={"guest": GUEST, "lab": LAB})
+def get(_: Context, guest: str, remote: str, local: str, lab: str = "") -> None:
+    """Copy a file out of a guest."""
+    from lab import commands
+
+    with commands.told() as console:
+        commands.get(console, lab, guest, remote, local)
+
+
+@task(positional=["guest"], help={"guest": GUEST, "lab": LAB, "lines": "how many of the last"})
+def console(_: Context, guest: str, lab: str = "", lines: int = 40) -> None:
+    """Print the last lines of a guest's console."""
+    from lab import commands
+
+    with commands.told() as out:
+        commands.show_console(out, lab, guest, lines=lines)
+
+
+@task(positional=["guest"], help={"guest": GUEST, "lab": LAB})
+def gdb(_: Context, guest: str, lab: str = "") -> None:
+    """Open QEMU's debugger port of a guest and say how to connect gdb."""
+    from lab import commands
+
+    with commands.told() as out:
+        commands.gdb(out, lab, guest)
+
+
+@task(help={"json": JSON, "verbose": VERBOSE, **SOURCE})
+def doctor(
+    _: Context,
+    kernel: str = "6.12",
+    locked: bool = False,
+    offline: bool = False,
+    json: bool = False,
+    verbose: bool = False,
+) -> None:
+    """Prove what this host can do, and say how to mend what it cannot."""
+    from lab import commands
+
+    with commands.told(json=json, verbose=verbose) as out:
+        commands.doctor(out, kernel=kernel, locked=locked, offline=offline)
+
+
+@task(help={"verify": "hash the cached image again", "lock": "pin anew", "json": JSON, **SOURCE})
+def image(
+    _: Context,
+    kernel: str = "6.12",
+    lock: bool = False,
+    verify: bool = False,
+    locked: bool = False,
+    offline: bool = False,
+    json: bool = False,
+    verbose: bool = False,
+) -> None:
+    """Build the guest image; with --lock pin its packages to what the mirror serves now."""
+    from lab import commands
+
+    with commands.told(json=json, verbose=verbose) as out:
+        commands.image(out, kernel=kernel, lock=lock, verify=verify, locked=locked, offline=offline)
+
+
+@task(help={"json": JSON, "verbose": VERBOSE, **SOURCE})
+def build(
+    _: Context,
+    kernel: str = "6.12",
+    locked: bool = False,
+    offline: bool = False,
+    json: bool = False,
+    verbose: bool = False,
+) -> None:
+    """Build image and probe modules, and print where they are."""
+    from lab import commands
+
+    with commands.told(json=json, verbose=verbose) as out:
+        commands.build(out, kernel=kernel, locked=locked, offline=offline)
+
+
+@task(iterable=["playbook"], help={"playbook": "file or name, repeatable (default: all)"})
+def check(_: Context, playbook: list[str], json: bool = False) -> None:
+    """Validate playbooks without running them."""
+    from lab import commands
+
+    with commands.told(json=json) as out:
+        commands.check(out, playbook)
+
+
+def _measuring(name: str, doc: str, *, of: str = "") -> Task[Callable[..., None]]:
+    """Make a task that runs the playbook called `of`, or the one named on the command line."""
+
+    def run(
+        _: Context,
+        playbook: str = of,
+        lab: str = "",
+        size: str = "",
+        count: str = "",
+        payload: str = "",
+        without: str = "",
+        comm: str = "",
+        probes: str = "",
+        kernel: str = "",
+        reset: bool = True,
+        locked: bool = False,
+        offline: bool = False,
+        json: bool = False,
+        verbose: bool = False,
+    ) -> None:
+        from lab import commands
+
+        asked = commands.Options(
+            size=size,
+            count=count,
+            payload=payload,
+            without=without,
+            comm=comm,
+            probes=probes,
+            kernel=kernel,
+            reset=reset,
+            locked=locked,
+            offline=offline,
+        )
+        with commands.told(json=json, verbose=verbose) as out:
+            commands.run(out, lab, playbook, asked)
+
+    signature = inspect.signature(run)
+    parameters = dict(signature.parameters)
+    if of:
+        del parameters["playbook"]
+    else:
+        parameters["playbook"] = parameters["playbook"].replace(default=inspect.Parameter.empty)
+    run.__signature__ = signature.replace(parameters=list(parameters.values()))  # type: ignore[attr-defined]
+    run.__doc__ = doc
+    known = {key: text for key, text in MEASURE.items() if key in parameters}
+    return Task(run, name=name, help=known)
+
+
+run = _measuring("run", "Run a playbook: measure, and print the ledger.")
+run_nic = _measuring(
+    "run-nic",
+    "Send a message over the link between two kernels and account for every copy.",
+    of="nic",
+)
+run_loopback = _measuring(
+    "run-loopback",
+    "Send a message over loopback inside one kernel and account for every copy.",
+    of="loopback",
+)
+
+
+@task(positional=["run"], help={"run": RUN, "json": JSON})
+def report(_: Context, run: str, json: bool = False) -> None:
+    """Recompute ledger and report of a run from its directory alone."""
+    from lab import commands
+
+    with commands.told(json=json) as out:
+        commands.recompute(out, run)
+
+
+@task(positional=["run"], help={"run": RUN, "grep": "only lines with this text"})
+def lines(_: Context, run: str, grep: str = "") -> None:
+    """Print the worksheet's log lines of a run, from its records."""
+    from lab import commands
+
+    with commands.told() as out:
+        commands.lines(out, run, grep)
+
+
+@task(help={"json": JSON, "rounds": "how many of each", "verbose": VERBOSE})
+def bench(_: Context, rounds: int = 5, json: bool = False, verbose: bool = False) -> None:
+    """Measure boot, restore and the whole commands, with the machine's description."""
+    from lab import commands
+
+    with commands.told(json=json, verbose=verbose) as out:
+        commands.bench(out, rounds=rounds)
+
+
+@task(
+    help={
+        "long": "the long forms too",
+        "quick": "only what needs no guest",
+        "select": "pytest -k",
+    }
+)
+def test(_: Context, long: bool = False, quick: bool = False, select: str = "") -> None:
+    """Run everything that proves skblab: style, types, C, unit and guest tests."""
+    from lab import commands
+
+    with commands.told() as out:
+        commands.test(out, long=long, quick=quick, select=select)
+
+
+LAB_TASKS = (
+    up, down, status, reset, ps, gc, ssh, execute, put, get, console, gdb,
+    doctor, image, build, check,
+    run, run_nic, run_loopback,
+    report, lines, bench,
+)  # fmt: skip
+ns = Collection(test, Collection("lab", *LAB_TASKS))

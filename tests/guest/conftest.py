@@ -1,0 +1,103 @@
+"""A lab of their own for the tests that start guests."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab import process, topology
+from lab.deadline import Deadline, wait_until
+
+INVOKE = Path(sys.executable).parent / "invoke"
+TOP = Path(__file__).parent.parent.parent
+LAB = f"test-{os.getpid()}"
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a whole `invoke` process left."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def value(self) -> Any:
+        """Its stdout as JSON."""
+        return json.loads(self.out)
+
+    @property
+    def run(self) -> Path:
+        """The run directory that a run's last line of stdout names."""
+        return Path(self.out.strip().splitlines()[-1])
+
+
+Invoke = Callable[..., Done]
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="session")
+def invoke(runs: Path) -> Invoke:
+    """Run `invoke WORDS` as a user would, in a lab of this session."""
+
+    def run(*words: str, lab: str = LAB, **environ: str) -> Done:
+        done = subprocess.run(
+            [str(INVOKE), *words],
+            cwd=TOP,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "LAB_NAME": lab, "LAB_RUNS": str(runs), **environ},
+            timeout=300,
+            check=False,
+        )
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left() -> Iterator[None]:
+    """Take the session's lab down and check that nothing of it stays."""
+    yield
+    for name in topology.names():
+        if name.startswith(LAB):
+            with topology.opened(name) as pair:
+                pair.bring_down()
+    left = [name for name in topology.names() if name.startswith((LAB, "run-"))]
+    assert not left, f"labs left behind: {left}"
+
+
+@pytest.fixture
+def up(invoke: Invoke) -> Invoke:
+    """Bring the lab up, whatever the test before did to it."""
+    done = invoke("lab.up")
+    assert 0 == done.code, done.err
+    return invoke
+
+
+def qemus(lab: str) -> list[int]:
+    """Return the processes that hold a guest's lock of `lab`."""
+    base = topology.Lab(lab).base
+    locks = [base / f"{name}.lock" for name in ("sender", "receiver")]
+    return [pid for lock in locks for pid in process.holders(lock)]
+
+
+def wait_gone(pids: list[int]) -> None:
+    """Return when these processes are gone: a lock is let go a moment before its holder."""
+    wait_until(
+        lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids),
+        what=f"processes {pids} to be gone",
+        deadline=Deadline(5),
+    )

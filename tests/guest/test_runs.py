@@ -1,0 +1,221 @@
+"""Runs as a user takes them: the numbers, what they rest on, and what breaks them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab import build, image, paths, topology
+from lab.deadline import Deadline, wait_until
+from lab.journal import Journal
+from tests.guest.conftest import INVOKE, LAB, TOP, Done, Invoke, qemus, wait_gone
+
+
+def ledger(done: Done) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((done.run / "ledger.json").read_text())
+    return found
+
+
+def copies(message: dict[str, Any]) -> list[dict[str, Any]]:
+    return [move for move in message["movements"] if move["kind"] == "copy"]
+
+
+@pytest.fixture(scope="module")
+def nic(invoke: Invoke) -> Done:
+    assert 0 == invoke("lab.up").code
+    return invoke("lab.run-nic")
+
+
+@pytest.fixture(scope="module")
+def loopback(invoke: Invoke) -> Done:
+    assert 0 == invoke("lab.up").code
+    return invoke("lab.run-loopback")
+
+
+def test_nic_three_copies_one_read_one_write(nic: Done) -> None:
+    assert 0 == nic.code, nic.out + nic.err
+    found = ledger(nic)
+    assert found["complete"]
+    assert not found["disagreements"]
+    (message,) = found["messages"]
+    assert (3, 1, 1, 0) == tuple(
+        message["totals"][name]
+        for name in ("guest_cpu_copies", "device_reads", "device_writes", "handovers")
+    )
+    first, middle, last = copies(message)
+    assert "sender" == first["guest"]
+    assert ("receiver", "receiver") == (middle["guest"], last["guest"])
+    assert "page_to_skb" in middle["function"]
+    assert not message["skb"]["same_object"]
+
+
+def test_nic_every_place_is_verified_by_content(nic: Done) -> None:
+    (message,) = ledger(nic)["messages"]
+    assert all(place["content_verified"] for place in message["places"])
+    assert not ledger(nic)["unexplained"]
+
+
+@pytest.mark.parametrize("which", ["nic", "loopback"])
+def test_every_claim_leads_to_a_record(which: str, request: pytest.FixtureRequest) -> None:
+    done: Done = request.getfixturevalue(which)
+    for message in ledger(done)["messages"]:
+        for claim in (*message["movements"], *message["places"]):
+            assert claim["evidence"], claim
+            for evidence in claim["evidence"]:
+                name, _, record = evidence.partition("#")
+                assert (done.run / name).is_file(), evidence
+                assert record
+
+
+def test_loopback_two_copies_one_handover_one_skb(loopback: Done) -> None:
+    assert 0 == loopback.code, loopback.out + loopback.err
+    (message,) = ledger(loopback)["messages"]
+    assert (2, 0, 0, 1) == tuple(
+        message["totals"][name]
+        for name in ("guest_cpu_copies", "device_reads", "device_writes", "handovers")
+    )
+    assert message["skb"]["same_object"]
+    assert message["skb"]["same_head"]
+    sent = [row for row in message["skb"]["sender"] if row.get("at") == "__dev_queue_xmit"]
+    assert [58] == [row["len"] for row in sent]
+
+
+@pytest.mark.parametrize(
+    ("task", "hook"),
+    [
+        ("lab.run-nic", "csum_and_copy_from_iter_full"),
+        ("lab.run-nic", "virtio_net:page_to_skb>memcpy"),
+        ("lab.run-nic", "_copy_to_iter"),
+        ("lab.run-loopback", "_copy_from_iter"),
+        ("lab.run-loopback", "_copy_to_iter"),
+    ],
+)
+def test_without_a_copy_hook_it_is_incomplete_not_fewer(up: Invoke, task: str, hook: str) -> None:
+    done = up(task, "--without", hook)
+    assert 6 == done.code, done.out
+    assert done.out.startswith("INCOMPLETE")
+    assert hook in done.out
+    found = json.loads((Path(done.out.strip().splitlines()[-1]) / "ledger.json").read_text())
+    assert not found["complete"]
+
+
+def test_report_recomputes_byte_for_byte_anywhere(nic: Done, up: Invoke, tmp_path: Path) -> None:
+    moved = tmp_path / nic.run.name
+    shutil.copytree(nic.run, moved)
+    kept = {name: (moved / name).read_bytes() for name in ("ledger.json", "report.txt")}
+    for name in kept:
+        (moved / name).unlink()
+    assert 0 == up("lab.report", str(moved)).code
+    assert kept == {name: (moved / name).read_bytes() for name in kept}
+
+
+def test_the_worksheets_lines_are_rendered_from_records(loopback: Done, up: Invoke) -> None:
+    run = str(loopback.run)
+    assert "comm=sender" in up("lab.lines", run, "--grep", "COPY1").out
+    assert "dev=lo" in up("lab.lines", run, "--grep", "COPY2").out
+    assert "len=16" in up("lab.lines", run, "--grep", "COPY4").out
+
+
+@pytest.mark.parametrize("task", ["lab.run-nic", "lab.run-loopback"])
+def test_the_worksheets_own_payload(up: Invoke, task: str) -> None:
+    done = up(task, "--payload", "HELLO_SEND_TRACE")
+    assert 0 == done.code, done.out + done.err
+    assert "HELLO_SEND_TRACE" in done.out
+
+
+@pytest.mark.parametrize("words", [("--size", "1400"), ("--count", "23"), ("--size", "86")])
+def test_other_sizes_and_counts_balance(up: Invoke, words: tuple[str, str]) -> None:
+    done = up("lab.run-nic", *words)
+    assert 0 == done.code, done.out + done.err
+    assert ledger(done)["complete"]
+
+
+def test_json_is_the_ledger_and_names_the_run(up: Invoke) -> None:
+    done = up("lab.run-loopback", "--json")
+    assert 0 == done.code, done.err
+    assert done.value["complete"]
+    assert Path(done.value["run"]).is_dir()
+
+
+def test_a_run_without_a_lab_brings_its_own_pair_and_leaves_nothing(invoke: Invoke) -> None:
+    done = invoke("lab.run-loopback", lab=f"{LAB}-none")
+    assert 0 == done.code, done.err
+    assert not [name for name in topology.names() if name.startswith("run-")]
+
+
+def test_a_comm_filter_counts_what_it_skipped(up: Invoke) -> None:
+    done = up("lab.run-loopback", "--comm", "receiver")
+    assert 6 == done.code
+    manifest = json.loads((done_run(done) / "manifest.json").read_text())
+    assert "receiver" == manifest["probes"]["comm"]
+
+
+def done_run(done: Done) -> Path:
+    return Path(done.out.strip().splitlines()[-1])
+
+
+def test_a_module_that_will_not_load_is_a_probe_error(up: Invoke) -> None:
+    kernel = image.ensure("6.12", journal=Journal())
+    module = build.build_modules(kernel, journal=Journal())["recv_trace"]
+    assert 0 == up("lab.put", "receiver", str(module), "/run/recv_trace.ko").code
+    assert 0 == up("lab.exec", "receiver", f"insmod /run/recv_trace.ko nonce={'0' * 32}").code
+    done = up("lab.run-nic", "--no-reset")
+    assert 5 == done.code, done.err
+    assert "ProbeRejected" in done.err
+    assert "run:" in done.err
+
+
+def start_run(tmp_path: Path, lab: str) -> tuple[subprocess.Popen[str], Path]:
+    """Start a run in its own process and return when its probes are being loaded."""
+    runs = tmp_path / "runs"
+    process = subprocess.Popen(
+        [str(INVOKE), "lab.run-nic"],
+        cwd=TOP,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "LAB_NAME": lab, "LAB_RUNS": str(runs)},
+    )
+
+    def begun() -> Path | None:
+        for journal in runs.glob("*/journal.jsonl"):
+            if "restore the pair" in journal.read_text() or "boot the pair" in journal.read_text():
+                return journal.parent
+        return None
+
+    run = wait_until(begun, what="the run to begin", deadline=Deadline(60))
+    return process, run
+
+
+def test_a_guest_killed_in_mid_run_is_typed_and_the_run_is_kept(tmp_path: Path) -> None:
+    process, run = start_run(tmp_path, f"{LAB}-killed")
+    own = f"run-{process.pid}"
+    os.kill(qemus(own)[1], signal.SIGKILL)
+    start = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert 4 == process.returncode, err
+    assert "GuestLost" in err
+    assert time.monotonic() - start < 10
+    assert (run / "journal.jsonl").exists()
+    assert not (paths.runtime() / own).exists()
+
+
+def test_ctrl_c_in_mid_run_cleans_up(tmp_path: Path) -> None:
+    process, run = start_run(tmp_path, f"{LAB}-stopped")
+    own = f"run-{process.pid}"
+    pids = qemus(own)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert 130 == process.returncode, err
+    wait_gone(pids)
+    assert run.exists()
+    assert not (paths.runtime() / own).exists()
+    assert not (paths.ram() / own).exists()

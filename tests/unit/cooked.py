@@ -1,0 +1,731 @@
+"""Cooked run directories: what two guests would have left, right or wrong on request.
+
+The numbers follow shared facts of Linux 6.12 (headroom, header sizes, when the
+virtio driver copies); a cook writes the artefacts a real run writes, so that
+evidence code reads them the way it reads a real run's.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lab import message as messages
+from lab.message import Messages
+from lab.record import HOOK_COPY, HOOK_LEFT_OUT, Flag, Hook, Kind, encode_section
+from lab.rundir import RunDir
+
+SEED = 0x0123456789ABCDEF
+DIRECT_MAP = 0xFF11_0000_0000_0000
+PAGE = 4096
+SENDER_MAC = bytes.fromhex("525400000064")
+RECEIVER_MAC = bytes.fromhex("52540000009e")
+PORT = 9999
+
+SEND_HOOKS = (
+    "_copy_from_iter",
+    "csum_and_copy_from_iter_full",
+    "ip_generic_getfrag",
+    "__dev_queue_xmit",
+    "loopback_xmit",
+    "__netif_rx",
+    "virtio_net:start_xmit",
+    "virtqueue_add_outbuf",
+)
+RECV_HOOKS = (
+    "virtio_net:receive_buf",
+    "virtio_net:page_to_skb",
+    "virtio_net:page_to_skb>memcpy",
+    "__udp_enqueue_schedule_skb",
+    "sock_def_readable",
+    "_copy_to_iter",
+    "csum_and_copy_to_iter",
+    "skb_consume_udp",
+)
+COPY_HOOKS = frozenset(
+    {
+        "_copy_from_iter",
+        "csum_and_copy_from_iter_full",
+        "virtio_net:page_to_skb>memcpy",
+        "_copy_to_iter",
+        "csum_and_copy_to_iter",
+    }
+)
+
+Event = dict[str, Any]
+
+
+@dataclass
+class Kitchen:
+    """One guest: its memory as far as messages lie in it, and what its witnesses saw."""
+
+    name: str
+    pid: int
+    tsc: int = 1_000_000
+    events: list[Event] = field(default_factory=list)
+    memory: dict[int, tuple[int, int, int]] = field(default_factory=dict)  # phys -> run
+    gates: list[dict[str, Any]] = field(default_factory=list)
+    frames: list[bytes] = field(default_factory=list)
+    workloads: list[dict[str, Any]] = field(default_factory=list)
+    queues: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def tick(self, by: int = 1000) -> int:
+        self.tsc += by
+        return self.tsc
+
+    def hook(self, name: str, **fields: Any) -> Event:
+        """Record that a hook ran."""
+        event: Event = {"hook": name, "tsc": self.tick(), "pid": self.pid, "tgid": self.pid}
+        event["comm"] = fields.pop("comm", self.name)
+        event.update(fields)
+        self.events.append(event)
+        return event
+
+    def store(self, physical: int, message: int, offset: int, size: int) -> None:
+        """Put message bytes into RAM, over whatever lay there."""
+        for start in list(self.memory):
+            other = self.memory[start]
+            if start < physical + size and physical < start + other[2]:
+                del self.memory[start]
+        self.memory[physical] = (message, offset, size)
+
+    def gate(self, name: str) -> None:
+        """Search all RAM for the messages."""
+        hits: list[dict[str, Any]] = []
+        for physical, (message, offset, size) in sorted(self.memory.items()):
+            last = hits[-1] if hits else None
+            if (
+                last is not None
+                and int(last["physical"], 16) + last["size"] == physical
+                and last["message"] == message
+                and last["offset"] + last["size"] == offset
+            ):
+                last["size"] += size
+                continue
+            hits.append(
+                {
+                    "physical": f"0x{physical:x}",
+                    "message": message,
+                    "offset": offset,
+                    "size": size,
+                }
+            )
+        self.gates.append({"gate": name, "hits": hits, "scanned_bytes": 512 << 20, "seconds": 0.2})
+
+
+@dataclass
+class Cook:
+    """A run in the making; change anything before `serve`."""
+
+    path: Path
+    over: str
+    size: int
+    count: int
+    protocol: str
+    payload: bytes | None
+    slots: int
+    guests: dict[str, Kitchen]
+    without: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+    header: dict[str, Any] = field(default_factory=dict)  # of every section
+    missed: dict[str, int] = field(default_factory=dict)
+    skip_files: set[str] = field(default_factory=set)
+    manifest: dict[str, Any] = field(default_factory=dict)
+    buffers: dict[str, tuple[int, list[tuple[int, int]]]] = field(default_factory=dict)
+
+    @property
+    def sender(self) -> Kitchen:
+        return self.guests["sender"]
+
+    @property
+    def receiver(self) -> Kitchen:
+        return self.guests["receiver" if self.over == "link" else "sender"]
+
+    @property
+    def messages(self) -> Messages:
+        seed = SEED if self.payload is None else None
+        return Messages(seed=seed, payload=self.payload, size=self.size, count=self.count)
+
+    @property
+    def slot_size(self) -> int:
+        return -(-self.size // 64) * 64
+
+    # --- Memory ---------------------------------------------------------------------------
+
+    def buffer(self, role: str, virtual: int, physical: int) -> None:
+        """Give a workload its buffer, its pages apart from each other."""
+        size = self.slots * self.slot_size
+        first = virtual & ~(PAGE - 1)
+        count = -(-(virtual + size - first) // PAGE)
+        pages = [(first + n * PAGE, physical + n * 3 * PAGE) for n in range(count)]
+        self.buffers[role] = (virtual, pages)
+
+    def user(self, role: str, at: int) -> int:
+        return self.buffers[role][0] + at
+
+    def runs(self, role: str, at: int, size: int) -> list[tuple[int, int]]:
+        """Return (physical, size) of each page's part of a range of a buffer."""
+        virtual, pages = self.buffers[role]
+        known = dict(pages)
+        out = []
+        start, end = virtual + at, virtual + at + size
+        while start < end:
+            length = min(end, (start & ~(PAGE - 1)) + PAGE) - start
+            out.append((known[start & ~(PAGE - 1)] + (start & (PAGE - 1)), length))
+            start += length
+        return out
+
+    def store_user(self, guest: Kitchen, role: str, message: int, offset: int, size: int) -> None:
+        at = (message % self.slots) * self.slot_size + offset
+        for physical, length in self.runs(role, at, size):
+            guest.store(physical, message, offset, length)
+            offset += length
+
+    # --- Serving --------------------------------------------------------------------------
+
+    def serve(self) -> RunDir:
+        """Write the run directory."""
+        run = RunDir(self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        run.write_manifest(self._manifest() | self.manifest)
+        for guest in self.guests.values():
+            self._serve_guest(run, guest)
+        for name in self.skip_files:
+            (self.path / name).unlink()
+        return run
+
+    def _manifest(self) -> dict[str, Any]:
+        out: dict[str, Any] = {
+            "playbook": "nic" if self.over == "link" else "loopback",
+            "over": self.over,
+            "size": self.size,
+            "count": self.count,
+            "protocol": self.protocol,
+            "kernel": "6.12.117+deb12-amd64",
+            "accelerator": {"name": "tcg", "why": "/dev/kvm did not carry the lab's kernel"},
+            "link": {
+                "device": "virtio-net-pci",
+                "backend": "dgram",
+                "offloads": {"tx-checksum": "off", "scatter-gather": "off", "gro": "on"},
+                "netdev": "lab0",
+            },
+            "probes": {"kind": "kmod", "modules": {}, "without": list(self.without)},
+            "witnesses": {},
+            "drifted": [],
+            "guests": list(self.guests),
+        }
+        if self.payload is None:
+            out["seed"] = f"{SEED:x}"
+        else:
+            out["payload_masked"] = messages.mask(self.payload)
+        return out
+
+    def _serve_guest(self, run: RunDir, guest: Kitchen) -> None:
+        folder = run.guest(guest.name)
+        folder.path.mkdir(exist_ok=True)
+        trace = b""
+        if guest is self.sender:
+            trace += self._section(guest, "send_trace", SEND_HOOKS)
+        if guest is self.receiver:
+            trace += self._section(guest, "recv_trace", RECV_HOOKS)
+        folder.trace.write_bytes(trace)
+        folder.write_json("census.json", {"needles": "tag", "gates": guest.gates})
+        samples = [
+            {"before_ns": 10**9 + n * 10**8, "tsc": 500_000 + n * 2 * 10**8}
+            | {"after_ns": 10**9 + n * 10**8 + 40_000}
+            for n in (0, 1, 2)
+        ]
+        folder.write_json("tsc.json", {"samples": samples})
+        if self.over == "link":
+            folder.write_json(
+                "rings.json", {"device": "virtio-net", "queues": list(guest.queues.values())}
+            )
+            folder.wire.write_bytes(pcap(guest.frames))
+        folder.write_json("workload.json", guest.workloads)
+        folder.symbols.write_text(SYMBOLS)
+
+    def _section(self, guest: Kitchen, name: str, hooks: Sequence[str]) -> bytes:
+        gone = {*self.without, *self.absent}
+        table = []
+        for hook in hooks:
+            flags = HOOK_COPY if hook in COPY_HOOKS else 0
+            flags |= HOOK_LEFT_OUT if hook in self.without else 0
+            error = -2 if hook in self.absent else 0
+            hits = sum(event["hook"] == hook for event in guest.events)
+            table.append(
+                Hook(hook, error, flags, 0 if hook in gone else hits, self.missed.get(hook, 0))
+            )
+        events = [e for e in guest.events if e["hook"] in hooks and e["hook"] not in gone]
+        return encode_section(
+            events, name=name, nonce=bytes(range(16, 32)), hooks=table, **self.header
+        )
+
+    # --- What the programs say ------------------------------------------------------------
+
+    def report(self) -> None:
+        """Let both workloads say what they did; all went well."""
+        for role, guest in (("sender", self.sender), ("receiver", self.receiver)):
+            virtual, pages = self.buffers[role]
+            verb = "sent" if role == "sender" else "received"
+            numbers = range(self.count)
+            pid = guest.pid if role == "sender" or self.over == "link" else guest.pid + 1
+            guest.workloads.append(
+                {
+                    "role": role,
+                    "ready": {
+                        "role": role,
+                        "pid": pid,
+                        "fd": 3,
+                        "protocol": self.protocol,
+                        "local": "192.168.29.100:40000",
+                        "peer": f"192.168.29.158:{PORT}",
+                        "size": self.size,
+                        "count": self.count,
+                        "slots": self.slots,
+                        "slot_size": self.slot_size,
+                        "buffer": {
+                            "virtual": f"0x{virtual:x}",
+                            "size": self.slots * self.slot_size,
+                            "region": "heap" if role == "sender" else "stack",
+                            "mapping": "",
+                            "pages": [
+                                {"virtual": f"0x{v:x}", "physical": f"0x{p:x}"} for v, p in pages
+                            ],
+                        },
+                    },
+                    verb: {
+                        "messages": [
+                            {
+                                "index": n,
+                                "slot": n % self.slots,
+                                "size": self.size,
+                                "returned": self.size,
+                                "errno": 0,
+                            }
+                            for n in numbers
+                        ],
+                        verb: self.count,
+                        "failed": 0,
+                        "bytes": self.count * self.size,
+                        "timed_out": False,
+                    },
+                    "done": {
+                        "messages": [
+                            {
+                                "index": n,
+                                "slot": n % self.slots,
+                                "digest": f"{messages.digest(self.messages.bytes(n)):016x}",
+                                "hex": self.messages.bytes(n)[:64].hex(),
+                            }
+                            for n in numbers[-self.slots :]
+                        ]
+                    },
+                }
+            )
+
+
+SYMBOLS = """\
+ffffffff81000000 T _text
+ffffffff81500000 T ip_generic_getfrag
+ffffffff81501000 T udp_recvmsg
+ffffffff81502000 T dev_hard_start_xmit
+ffffffffc0100000 t page_to_skb\t[virtio_net]
+ffffffffc0101000 t receive_buf\t[virtio_net]
+"""
+
+
+def pcap(frames: Iterable[bytes]) -> bytes:
+    out = struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65536, 1)
+    for number, frame in enumerate(frames):
+        out += struct.pack("<IIII", 1000, number, len(frame), len(frame)) + frame
+    return out
+
+
+def ethernet(payload: bytes, *, kind: int = 0x0800) -> bytes:
+    return RECEIVER_MAC + SENDER_MAC + struct.pack(">H", kind) + payload
+
+
+def ipv4(payload: bytes, *, number: int, offset: int = 0, more: bool = False) -> bytes:
+    flags = (0x2000 if more else 0) | offset >> 3
+    head = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(payload), number, flags, 64, 17, 0)
+    return head + bytes((192, 168, 29, 100)) + bytes((192, 168, 29, 158)) + payload
+
+
+def udp(payload: bytes) -> bytes:
+    return struct.pack(">HHHH", 40000, PORT, 8 + len(payload), 0) + payload
+
+
+ARP = RECEIVER_MAC + SENDER_MAC + bytes.fromhex("0806") + bytes(28)
+
+
+# --- Over the link ------------------------------------------------------------------------
+
+SLICE = 1480  # bytes of an IP datagram in one frame of MTU 1500
+VNET = 12  # bytes of the virtio header
+
+
+def nic(
+    path: Path,
+    *,
+    size: int = 16,
+    count: int = 1,
+    payload: bytes | None = None,
+    slots: int = 4,
+    without: Sequence[str] = (),
+    absent: Sequence[str] = (),
+) -> Cook:
+    """Cook UDP over a virtio link whose backend has no vnet header."""
+    cook = Cook(
+        path=path,
+        over="link",
+        size=size,
+        count=count,
+        protocol="udp",
+        payload=payload,
+        slots=slots,
+        guests={"sender": Kitchen("sender", 301), "receiver": Kitchen("receiver", 302)},
+        without=tuple(without),
+        absent=tuple(absent),
+    )
+    cook.receiver.tsc += 500_000
+    cook.buffer("sender", 0x5555_5555_9040, 0x0A00_0000)
+    cook.buffer("receiver", 0x7FFC_1000_0A80, 0x0B00_0000)
+    _rings(cook)
+    cook.sender.frames.append(ARP)
+    cook.receiver.frames.append(ARP)
+    for number in range(count):
+        cook.store_user(cook.sender, "sender", number, 0, size)
+        _send(cook, number)
+    cook.sender.gate("sent")
+    cook.receiver.gate("sent")
+    for number in range(count):
+        _receive(cook, number)
+    for guest in (cook.sender, cook.receiver):
+        guest.gate("received")
+    _close_rings(cook)
+    cook.report()
+    return cook
+
+
+def _rings(cook: Cook) -> None:
+    for guest in cook.guests.values():
+        for kind, index in (("rx", 0), ("tx", 1)):
+            posted = [
+                [n, f"0x{0x0C00_0000 + n * 1536:x}", 1536, 2, 0] if kind == "rx"
+                else [n, "0x0", 0, 0, n + 1]
+                for n in range(256)
+            ]  # fmt: skip
+            guest.queues[kind] = {
+                "queue": kind,
+                "index": index,
+                "size": 256,
+                "desc": "0x1000",
+                "avail": "0x2000",
+                "used": "0x3000",
+                "gates": {
+                    "armed": {"avail_idx": 256, "used_idx": 7, "descriptors": posted, "used": []}
+                },
+            }
+        guest.queues["rx"]["now"] = {"posted": posted_copy(guest, "rx"), "used": []}
+        guest.queues["tx"]["now"] = {"posted": posted_copy(guest, "tx"), "used": []}
+
+
+def posted_copy(guest: Kitchen, kind: str) -> list[list[Any]]:
+    return [list(row) for row in guest.queues[kind]["gates"]["armed"]["descriptors"]]
+
+
+def _close_rings(cook: Cook) -> None:
+    for guest in cook.guests.values():
+        for kind in ("rx", "tx"):
+            queue = guest.queues[kind]
+            now = queue.pop("now")
+            gate = "received" if kind == "rx" else "sent"
+            queue["gates"][gate] = {
+                "avail_idx": 256 + len(now["used"]),
+                "used_idx": 7 + len(now["used"]),
+                "descriptors": now["posted"],
+                "used": now["used"],
+            }
+
+
+def _slices(cook: Cook, number: int) -> list[tuple[int, int]]:
+    # (offset, size) of the message's part in each frame.
+    if cook.size <= SLICE - 8:
+        return [(0, cook.size)]
+    out = [(0, SLICE - 8)]
+    while out[-1][0] + out[-1][1] < cook.size:
+        offset = out[-1][0] + out[-1][1]
+        out.append((offset, min(SLICE, cook.size - offset)))
+    return out
+
+
+def _frame(cook: Cook, number: int, offset: int, size: int) -> bytes:
+    part = cook.messages.bytes(number)[offset : offset + size]
+    if offset == 0:
+        part = struct.pack(">HHHH", 40000, PORT, 8 + cook.size, 0) + part
+    at = 0 if offset == 0 else offset + 8
+    more = offset + size < cook.size
+    return ethernet(ipv4(part, number=100 + number, offset=at, more=more))
+
+
+def _send(cook: Cook, number: int) -> None:
+    guest, data = cook.sender, cook.messages.bytes(number)
+    slot = (number % cook.slots) * cook.slot_size
+    for index, (offset, size) in enumerate(_slices(cook, number)):
+        frame = _frame(cook, number, offset, size)
+        header = 42 if offset == 0 else 34
+        page = 0x0100_0000 + (number * 64 + index) * 2048
+        head = DIRECT_MAP + page
+        start = page + 18 + header  # physical address of the payload: Ethernet at head+18
+        skb = {
+            "skb": DIRECT_MAP + 0x0200_0000 + (number * 64 + index) * 256,
+            "head": head,
+            "shinfo": head + 1728,
+        }
+        part = data[offset : offset + size]
+        guest.hook(
+            "ip_generic_getfrag", **skb, data=head + 32, skb_len=len(frame) - 14,
+            dst=DIRECT_MAP + start, dst_phys=start, size=size,
+        )  # fmt: skip
+        guest.hook(
+            "csum_and_copy_from_iter_full", kind=Kind.RETURN, flags=Flag.SRC_USER,
+            user=cook.user("sender", slot + offset), dst=DIRECT_MAP + start, dst_phys=start,
+            size=size, ret=size, bytes=part[:64], caller=0xFFFFFFFF81500061,
+        )  # fmt: skip
+        guest.store(start, number, offset, size)
+        seen: Event = {**skb, "data": head + 18, "skb_len": len(frame), "src_phys": page + 18}
+        seen["bytes"] = frame[:64]
+        guest.hook("__dev_queue_xmit", **seen, dev="lab0")
+        guest.hook("virtio_net:start_xmit", **seen, dev="lab0")
+        guest.hook(
+            "virtqueue_add_outbuf", **skb, data=head + 18, skb_len=len(frame),
+            src=head + 6, src_phys=page + 6, size=len(frame) + VNET, aux=0xFF11_0000_0777_0000,
+        )  # fmt: skip
+        now = guest.queues["tx"]["now"]
+        ident = len(now["used"]) % 256
+        now["posted"][ident] = [ident, f"0x{page + 6:x}", len(frame) + VNET, 0, 0]
+        now["used"].append([ident, 0])
+        guest.frames.append(frame)
+        cook.receiver.frames.append(frame)
+        _arrive(cook, number, offset, size, frame)
+
+
+def _arrive(cook: Cook, number: int, offset: int, size: int, frame: bytes) -> None:
+    guest = cook.receiver
+    now = guest.queues["rx"]["now"]
+    ident = len(now["used"]) % 256
+    buffer = int(now["posted"][ident][1], 16)
+    now["used"].append([ident, len(frame) + VNET])
+    now["posted"][ident] = [ident, f"0x{0x0D00_0000 + len(now['used']) * 1536:x}", 1536, 2, 0]
+    header = 42 if offset == 0 else 34
+    payload_at = buffer + VNET + header
+    guest.store(payload_at, number, offset, size)
+    vnet = bytes(10) + b"\x01\x00"
+    softirq = {"comm": "swapper/0", "pid": 0, "tgid": 0, "context": 1}
+    guest.hook(
+        "virtio_net:receive_buf", src=DIRECT_MAP + buffer, src_phys=buffer,
+        size=len(frame) + VNET, bytes=(vnet + frame)[:64], dev="lab0", **softirq,
+    )  # fmt: skip
+    head, data, frag = buffer, buffer + VNET, 0
+    if len(frame) <= 128:
+        head = 0x0300_0000 + len(now["used"]) * 1024
+        data = head + 96
+        guest.hook(
+            "virtio_net:page_to_skb>memcpy", kind=Kind.CALLSITE, dst=DIRECT_MAP + data,
+            dst_phys=data, src=DIRECT_MAP + buffer + VNET, src_phys=buffer + VNET,
+            size=len(frame), bytes=frame[:64], aux=0xFFFFFFFFC0100277, **softirq,
+        )  # fmt: skip
+        guest.store(data + header, number, offset, size)
+    elif len(frame) > 1204:
+        head, frag = 0x0300_0000 + len(now["used"]) * 1024, len(frame) - 14
+        data = head + 96
+        guest.hook(
+            "virtio_net:page_to_skb>memcpy", kind=Kind.CALLSITE, dst=DIRECT_MAP + data,
+            dst_phys=data, src=DIRECT_MAP + buffer + VNET, src_phys=buffer + VNET,
+            size=14, bytes=frame[:14], aux=0xFFFFFFFFC0100277, **softirq,
+        )  # fmt: skip
+    skb = {
+        "skb": DIRECT_MAP + 0x0400_0000 + len(now["used"]) * 256,
+        "head": DIRECT_MAP + head,
+        "shinfo": DIRECT_MAP + head + (704 if head != buffer else 1216),
+    }
+    guest.hook(
+        "virtio_net:page_to_skb", kind=Kind.RETURN, src=DIRECT_MAP + buffer, src_phys=buffer,
+        size=len(frame) + VNET, **skb, data=DIRECT_MAP + data, skb_len=len(frame),
+        skb_data_len=frag, frags=1 if frag else 0, **softirq,
+    )  # fmt: skip
+    where = data + header if not frag else payload_at
+    guest.queues["rx"].setdefault("parts", {}).setdefault(number, []).append(
+        (skb, data, header, offset, size, where, frag)
+    )
+    if offset + size == cook.size:
+        _enqueue(cook, number, softirq)
+
+
+def _enqueue(cook: Cook, number: int, softirq: dict[str, Any]) -> None:
+    guest = cook.receiver
+    skb, data, header, _, size, _, frag = guest.queues["rx"]["parts"][number][0]
+    shown = b"" if frag else cook.messages.bytes(number)[: min(size, 64)]
+    guest.hook(
+        "__udp_enqueue_schedule_skb", **skb, data=DIRECT_MAP + data + header,
+        src_phys=data + header, skb_len=cook.size, skb_data_len=cook.size if frag else 0,
+        sk=DIRECT_MAP + 0x600_0000, dev="lab0", bytes=shown, **softirq,
+    )  # fmt: skip
+    guest.hook("sock_def_readable", sk=DIRECT_MAP + 0x600_0000, **softirq)
+
+
+def _receive(cook: Cook, number: int) -> None:
+    guest, content = cook.receiver, cook.messages.bytes(number)
+    slot = (number % cook.slots) * cook.slot_size
+    parts = guest.queues["rx"].get("parts", {}).get(number, [])
+    function = "_copy_to_iter" if len(parts) == 1 else "csum_and_copy_to_iter"
+    for _, _, _, offset, size, where, _ in parts:
+        guest.hook(
+            function, kind=Kind.RETURN, flags=Flag.DST_USER, src=DIRECT_MAP + where,
+            src_phys=where, user=cook.user("receiver", slot + offset), size=size, ret=size,
+            bytes=content[offset : offset + size][:64], caller=0xFFFFFFFF81501368,
+        )  # fmt: skip
+        cook.store_user(guest, "receiver", number, offset, size)
+    skb, data, header, _, _, _, frag = parts[0]
+    guest.hook(
+        "skb_consume_udp", **skb, data=DIRECT_MAP + data + header, skb_len=cook.size,
+        skb_data_len=cook.size if frag else 0, sk=DIRECT_MAP + 0x600_0000, size=cook.size,
+    )  # fmt: skip
+    if number == cook.count - 1:
+        guest.queues["rx"].pop("parts")
+
+
+# --- Over loopback --------------------------------------------------------------------------
+
+
+def loopback(
+    path: Path,
+    *,
+    size: int = 16,
+    count: int = 1,
+    payload: bytes | None = None,
+    slots: int = 4,
+    without: Sequence[str] = (),
+    absent: Sequence[str] = (),
+) -> Cook:
+    """Cook UDP over loopback: one skb from the sender's copy to the receiver's."""
+    cook = Cook(
+        path=path,
+        over="loopback",
+        size=size,
+        count=count,
+        protocol="udp",
+        payload=payload,
+        slots=slots,
+        guests={"sender": Kitchen("sender", 301)},
+        without=tuple(without),
+        absent=tuple(absent),
+    )
+    cook.buffer("sender", 0x5555_5555_9040, 0x0A00_0000)
+    cook.buffer("receiver", 0x7FFC_1000_0A80, 0x0B00_0000)
+    guest = cook.sender
+    for number in range(count):
+        cook.store_user(guest, "sender", number, 0, size)
+        _loop(cook, number)
+    guest.gate("sent")
+    for number in range(count):
+        _loop_receive(cook, number)
+    guest.gate("received")
+    cook.report()
+    return cook
+
+
+CHUNK = 32768  # bytes of a page frag
+LINEAR_MOST = 16004  # bytes of payload that still lie in the linear area over loopback
+
+
+def _loop_parts(cook: Cook, number: int) -> list[tuple[int, int, int]]:
+    # (offset, size, physical) of each chunk the payload lies in.
+    page = 0x0100_0000 + number * 0x4_0000
+    if cook.size <= LINEAR_MOST:
+        return [(0, cook.size, page + 44)]
+    return [
+        (offset, min(CHUNK, cook.size - offset), 0x0800_0000 + number * 0x4_0000 + offset * 2)
+        for offset in range(0, cook.size, CHUNK)
+    ]
+
+
+def _loop_skb(cook: Cook, number: int) -> Event:
+    head = DIRECT_MAP + 0x0100_0000 + number * 0x4_0000
+    room = 64 + cook.size if cook.size <= LINEAR_MOST else 448
+    return {"skb": DIRECT_MAP + 0x0200_0000 + number * 256, "head": head, "shinfo": head + room}
+
+
+def _loop(cook: Cook, number: int) -> None:
+    guest, content = cook.sender, cook.messages.bytes(number)
+    skb, parts = _loop_skb(cook, number), _loop_parts(cook, number)
+    frag = cook.size if cook.size > LINEAR_MOST else 0
+    slot = (number % cook.slots) * cook.slot_size
+    done = 0
+    for offset, size, physical in parts:
+        guest.hook(
+            "ip_generic_getfrag", **skb, data=skb["head"] + 16,
+            skb_len=44 if not frag else 28 + done, skb_data_len=done,
+            dst=DIRECT_MAP + physical, dst_phys=physical, size=size,
+        )  # fmt: skip
+        guest.hook(
+            "_copy_from_iter", kind=Kind.RETURN, flags=Flag.SRC_USER,
+            user=cook.user("sender", slot + offset), dst=DIRECT_MAP + physical,
+            dst_phys=physical, size=size, ret=size, bytes=content[offset : offset + 64][:size],
+            caller=0xFFFFFFFF81500061,
+        )  # fmt: skip
+        guest.store(physical, number, offset, size)
+        done += size
+    frame = ethernet(ipv4(udp(content), number=number))
+    shown = frame[:42] if frag else frame[:64]
+    wire = {"skb_len": 42 + cook.size, "skb_data_len": frag, "dev": "lo"}
+    guest.hook("__dev_queue_xmit", **skb, data=skb["head"] + 2, bytes=shown, **wire)
+    guest.hook("loopback_xmit", **skb, data=skb["head"] + 2, bytes=shown, **wire)
+    wire["skb_len"] = 28 + cook.size
+    guest.hook("__netif_rx", **skb, data=skb["head"] + 16, bytes=shown[14:], **wire)
+    guest.hook(
+        "__udp_enqueue_schedule_skb", **skb, data=skb["head"] + 44, skb_len=cook.size,
+        skb_data_len=frag, sk=DIRECT_MAP + 0x600_0000, dev="lo", context=1,
+        bytes=b"" if frag else content[:64],
+    )  # fmt: skip
+    guest.hook("sock_def_readable", sk=DIRECT_MAP + 0x600_0000, context=1)
+
+
+def _loop_receive(cook: Cook, number: int) -> None:
+    guest, content = cook.sender, cook.messages.bytes(number)
+    skb = _loop_skb(cook, number)
+    slot = (number % cook.slots) * cook.slot_size
+    task = {"pid": guest.pid + 1, "tgid": guest.pid + 1, "comm": "receiver"}
+    for offset, size, physical in _loop_parts(cook, number):
+        guest.hook(
+            "_copy_to_iter", kind=Kind.RETURN, flags=Flag.DST_USER, src=DIRECT_MAP + physical,
+            src_phys=physical, user=cook.user("receiver", slot + offset), size=size, ret=size,
+            bytes=content[offset : offset + 64][:size], caller=0xFFFFFFFF81501368, **task,
+        )  # fmt: skip
+        cook.store_user(guest, "receiver", number, offset, size)
+    guest.hook(
+        "skb_consume_udp", **skb, data=skb["head"] + 44, skb_len=cook.size,
+        skb_data_len=cook.size if cook.size > LINEAR_MOST else 0, size=cook.size, **task,
+    )  # fmt: skip
+
+
+# --- Spoiling -------------------------------------------------------------------------------
+
+
+def change(guest: Kitchen, hook: str, **fields: Any) -> None:
+    """Change fields of every record of a hook."""
+    for event in guest.events:
+        if event["hook"] == hook:
+            event.update(fields)
+
+
+def edit(run: RunDir, name: str, how: Callable[[Any], None]) -> None:
+    """Change a JSON artefact in place."""
+    path = run.file(name)
+    value = json.loads(path.read_text())
+    how(value)
+    path.write_text(json.dumps(value))

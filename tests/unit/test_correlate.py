@@ -1,0 +1,678 @@
+"""Following bytes by address: every movement found, every gap and disagreement too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab import correlate
+from lab.correlate import Flow, Kind, PlaceKind
+from lab.correlate.holdings import PHYSICAL, Extent, Held, Holdings
+from lab.correlate.rings import RingWitness
+from lab.correlate.spans import Index, missing
+from lab.correlate.types import Place
+from lab.record import Flag
+from lab.record import Kind as At
+from tests.unit import cooked
+from tests.unit.cooked import DIRECT_MAP, Cook
+
+CSUM = "csum_and_copy_from_iter_full"
+MEMCPY = "virtio_net:page_to_skb>memcpy"
+OUTBUF = "virtqueue_add_outbuf"
+RECEIVE_BUF = "virtio_net:receive_buf"
+
+
+def follow(cook: Cook) -> Flow:
+    return correlate.follow(cook.serve())
+
+
+def kinds(flow: Flow) -> list[str]:
+    return [movement.kind.value for movement in flow.movements]
+
+
+def disagreements(flow: Flow) -> list[str]:
+    return [entry.what for entry in flow.disagreements]
+
+
+# --- What is right --------------------------------------------------------------------------
+
+
+def test_a_short_datagram_over_the_link(tmp_path: Path) -> None:
+    flow = follow(cooked.nic(tmp_path))
+
+    assert ["copy", "dma-read", "dma-write", "copy", "copy"] == kinds(flow)
+    assert [CSUM, MEMCPY, "_copy_to_iter"] == [
+        m.function for m in flow.movements if m.kind is Kind.COPY
+    ]
+    assert ["user", "skb-linear", "wire", "rx-buffer", "skb-linear", "user"] == [
+        place.kind.value for place in flow.places
+    ]
+    assert () == flow.gaps + flow.disagreements + flow.unexplained
+    assert all(place.verified and place.evidence for place in flow.places)
+
+
+def test_every_movement_has_evidence_that_is_there(tmp_path: Path) -> None:
+    run = cooked.nic(tmp_path).serve()
+    flow = correlate.follow(run)
+
+    for movement in flow.movements:
+        assert movement.evidence
+        assert movement.confirmed_by
+        for entry in movement.evidence:
+            file, _, number = entry.partition("#")
+            assert run.file(file).is_file()
+            assert number
+    read, write = (m for m in flow.movements if m.kind in (Kind.DMA_READ, Kind.DMA_WRITE))
+    assert ["sender/trace.bin#4", "sender/rings.json#sent/tx/0", "sender/wire.pcap#1"] == (
+        read.evidence
+    )
+    assert ["receiver/trace.bin#0", "receiver/rings.json#armed/rx/0", "receiver/wire.pcap#1"] == (
+        write.evidence
+    )
+    assert {"probe:kmod", "wire", "rings"} == read.confirmed_by
+    assert {"probe:kmod", "wire", "rings", "census"} == write.confirmed_by
+
+
+def test_the_call_of_memcpy_is_named_with_its_instruction(tmp_path: Path) -> None:
+    flow = follow(cooked.nic(tmp_path))
+
+    copy = next(m for m in flow.movements if m.function == MEMCPY)
+    assert "page_to_skb+0x277 [virtio_net]" == copy.instruction
+    assert ("observed", 58, 16) == (copy.certainty.value, copy.size, copy.payload_size)
+
+
+def test_over_loopback_one_skb_changes_hands(tmp_path: Path) -> None:
+    flow = follow(cooked.loopback(tmp_path))
+
+    assert ["copy", "handover", "copy"] == kinds(flow)
+    handover = flow.movements[1]
+    assert handover.source is handover.target
+    assert (58, 16, "observed") == (
+        handover.size,
+        handover.payload_size,
+        handover.certainty.value,
+    )
+    assert ["sender/trace.bin#3", "sender/trace.bin#4", "sender/trace.bin#5"] == handover.evidence
+    assert 1 == len({seen.skb for seen in flow.sightings})
+    assert () == flow.gaps + flow.disagreements + flow.unexplained
+
+
+@pytest.mark.parametrize("size", [1, 7, 16, 86, 87, 1162, 1163, 1472, 1473, 9000, 65507])
+@pytest.mark.parametrize("cook", [cooked.nic, cooked.loopback])
+def test_every_byte_arrives_whatever_the_size(
+    tmp_path: Path, cook: Callable[..., Cook], size: int
+) -> None:
+    flow = follow(cook(tmp_path, size=size))
+
+    spans = [(entry.offset, entry.offset + entry.size) for entry in flow.delivered]
+    assert [] == missing([(0, size)], spans)
+    assert size == sum(entry.size for entry in flow.delivered)
+    assert () == flow.gaps + flow.disagreements + flow.unexplained
+
+
+def test_a_frame_built_on_the_buffer_is_not_copied(tmp_path: Path) -> None:
+    flow = follow(cooked.nic(tmp_path, size=1000))
+
+    assert ["copy", "dma-read", "dma-write", "copy"] == kinds(flow)
+    assert PlaceKind.RX_BUFFER is flow.movements[-1].source.kind
+
+
+def test_a_last_fragment_copied_once_more_is_told(tmp_path: Path) -> None:
+    flow = follow(cooked.nic(tmp_path, size=1472 + 1480 + 50))
+
+    assert {2, 3} == {entry.copies for entry in flow.delivered}
+    assert "some of its bytes were copied 2 times, others 3" in flow.notes[0]
+
+
+@pytest.mark.parametrize("cook", [cooked.nic, cooked.loopback])
+@pytest.mark.parametrize("payload", [None, b"HELLO_SEND_TRACE", b"HI"])
+def test_slots_are_used_again(
+    tmp_path: Path, cook: Callable[..., Cook], payload: bytes | None
+) -> None:
+    flow = follow(cook(tmp_path, count=11, slots=4, payload=payload))
+
+    assert list(range(11)) == [entry.message for entry in flow.delivered]
+    assert () == flow.gaps + flow.disagreements + flow.unexplained
+
+
+def test_user_buffers_that_cross_pages_are_one_place(tmp_path: Path) -> None:
+    flow = follow(cooked.nic(tmp_path, size=9000))
+
+    users = [place for place in flow.places if place.kind is PlaceKind.USER]
+    assert [9000, 9000] == [place.size for place in users]
+    assert all(len(place.extents) > 1 and place.verified for place in users)
+
+
+# --- One record, several messages: TCP ------------------------------------------------------
+
+
+def tcp(tmp_path: Path) -> Cook:
+    """Two messages of 24 bytes in one page frag, sent in one skb, read by one call."""
+    cook = cooked.loopback(tmp_path, size=24, count=2)
+    cook.protocol = "tcp"
+    guest = cook.sender
+    guest.events.clear()
+    guest.gates.clear()
+    page = 0x0900_0000
+    for number in (0, 1):
+        at = page + number * 24
+        guest.hook(
+            "_copy_from_iter",
+            kind=At.RETURN,
+            flags=Flag.SRC_USER,
+            user=cook.user("sender", number * cook.slot_size),
+            dst=DIRECT_MAP + at,
+            dst_phys=at,
+            size=24,
+            ret=24,
+            bytes=cook.messages.bytes(number),
+        )
+    skb: dict[str, Any] = {
+        "skb": 0xFF11_0000_0200_0000,
+        "head": 0xFF11_0000_0100_0000,
+        "data": 0xFF11_0000_0100_0050,
+        "skb_len": 66 + 48,
+        "skb_data_len": 48,
+    }
+    guest.hook("__dev_queue_xmit", **skb, dev="lo")
+    guest.hook("loopback_xmit", **skb, dev="lo")
+    guest.hook(
+        "_copy_to_iter",
+        kind=At.RETURN,
+        flags=Flag.DST_USER,
+        tgid=guest.pid + 1,
+        src=DIRECT_MAP + page,
+        src_phys=page,
+        user=cook.user("receiver", 0),
+        size=48,
+        ret=48,
+        bytes=cook.messages.bytes(0) + cook.messages.bytes(1),
+    )
+    return cook
+
+
+def test_one_read_may_take_several_messages(tmp_path: Path) -> None:
+    flow = follow(tcp(tmp_path))
+
+    assert [(0, 24, 2, 1), (1, 24, 2, 1)] == [
+        (entry.message, entry.size, entry.copies, entry.handovers) for entry in flow.delivered
+    ]
+    assert ["copy", "copy", "handover", "handover", "copy", "copy"] == kinds(flow)
+    assert [48, 48] == [m.size for m in flow.movements[-2:]]
+    assert [24, 24] == [m.payload_size for m in flow.movements[-2:]]
+    assert () == flow.gaps
+
+
+# --- Hooks taken away -----------------------------------------------------------------------
+
+CARRIERS = [
+    (cooked.nic, CSUM, 2),
+    (cooked.nic, MEMCPY, 2),
+    (cooked.nic, "_copy_to_iter", 2),
+    (cooked.loopback, "_copy_from_iter", 1),
+    (cooked.loopback, "_copy_to_iter", 1),
+]
+PATHS = [(cooked.nic, (3, 1, 1, 0)), (cooked.loopback, (2, 0, 0, 1))]
+
+
+@pytest.mark.parametrize(("cook", "hook", "seen"), CARRIERS)
+@pytest.mark.parametrize(
+    ("payload", "count"), [(None, 1), (None, 3), (b"HELLO_SEND_TRACE", 1), (b"HI", 3)]
+)
+def test_without_a_hook_that_carries_a_copy_there_is_a_gap(
+    tmp_path: Path,
+    *,
+    cook: Callable[..., Cook],
+    hook: str,
+    seen: int,
+    payload: bytes | None,
+    count: int,
+) -> None:
+    flow = follow(cook(tmp_path, without=(hook,), payload=payload, count=count))
+
+    assert count == len(flow.gaps)
+    assert {f"{hook} was left out"} == {gap.why for gap in flow.gaps}
+    assert {16} == {gap.bytes for gap in flow.gaps}
+    # What is known beyond the gap is still shown.
+    assert count * seen == kinds(flow).count("copy")
+
+
+@pytest.mark.parametrize(("cook", "counts"), PATHS)
+@pytest.mark.parametrize("hook", cooked.SEND_HOOKS + cooked.RECV_HOOKS)
+@pytest.mark.parametrize("size", [16, 1400])
+def test_without_any_hook_the_counts_stand_or_there_is_a_gap(
+    tmp_path: Path,
+    cook: Callable[..., Cook],
+    counts: tuple[int, int, int, int],
+    hook: str,
+    size: int,
+) -> None:
+    flow = follow(cook(tmp_path, without=(hook,), size=size))
+
+    copies = counts[0] - (size == 1400 and cook is cooked.nic)
+    found = [(e.copies, e.reads, e.writes, e.handovers) for e in flow.delivered]
+    assert flow.gaps or found == [(copies, *counts[1:])]
+    assert () == flow.disagreements
+
+
+@pytest.mark.parametrize(
+    "hooks",
+    [
+        (OUTBUF, RECEIVE_BUF),
+        ("virtio_net:start_xmit", "__dev_queue_xmit", "ip_generic_getfrag", OUTBUF),
+        ("virtio_net:page_to_skb", "__udp_enqueue_schedule_skb", RECEIVE_BUF),
+        ("loopback_xmit", "__netif_rx", "__dev_queue_xmit"),
+    ],
+)
+@pytest.mark.parametrize(("cook", "counts"), PATHS)
+def test_other_witnesses_stand_in_for_hooks_that_carry_no_copy(
+    tmp_path: Path,
+    cook: Callable[..., Cook],
+    counts: tuple[int, int, int, int],
+    hooks: tuple[str, ...],
+) -> None:
+    flow = follow(cook(tmp_path, without=hooks))
+
+    assert [counts] == [(e.copies, e.reads, e.writes, e.handovers) for e in flow.delivered]
+    assert () == flow.gaps + flow.disagreements
+
+
+def test_a_handover_no_hook_saw_is_derived(tmp_path: Path) -> None:
+    flow = follow(cooked.loopback(tmp_path, without=("loopback_xmit",)))
+
+    (handover,) = (m for m in flow.movements if m.kind is Kind.HANDOVER)
+    assert "derived" == handover.certainty.value
+    assert {"sender/trace.bin#1", "sender/trace.bin#2"} < set(handover.evidence)
+
+
+def test_the_rings_alone_prove_a_device_access(tmp_path: Path) -> None:
+    flow = follow(cooked.nic(tmp_path, without=(OUTBUF, RECEIVE_BUF)))
+
+    read, write = (m for m in flow.movements if m.kind in (Kind.DMA_READ, Kind.DMA_WRITE))
+    assert ["sender/rings.json#sent/tx/0", "sender/wire.pcap#1"] == read.evidence
+    assert ["receiver/rings.json#armed/rx/0", "receiver/wire.pcap#1"] == write.evidence
+    assert {"rings", "wire"} == read.confirmed_by
+
+
+def test_a_ring_without_content_proves_no_write(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path, without=(RECEIVE_BUF, MEMCPY))
+    cook.receiver.gates.clear()
+
+    flow = follow(cook)
+
+    assert "dma-write" not in kinds(flow)
+    assert flow.gaps
+
+
+@pytest.mark.parametrize(
+    ("hook", "where", "words"),
+    [
+        (OUTBUF, "sender", f"{OUTBUF} was left out, and the rings were not read"),
+        (RECEIVE_BUF, "receiver", f"{RECEIVE_BUF} was left out, and the rings were not read"),
+    ],
+)
+def test_a_device_access_without_a_descriptor_is_a_gap(
+    tmp_path: Path, hook: str, where: str, words: str
+) -> None:
+    cook = cooked.nic(tmp_path, without=(hook,))
+    cook.skip_files.add(f"{where}/rings.json")
+
+    flow = follow(cook)
+
+    assert any(words in gap.why and gap.guest == where for gap in flow.gaps)
+
+
+# --- The driver's copy ----------------------------------------------------------------------
+
+
+def test_a_copy_the_compiler_inlined_is_derived(tmp_path: Path) -> None:
+    """-ENOENT: the call is not in this kernel, and page_to_skb's own record stands in."""
+    flow = follow(cooked.nic(tmp_path, absent=(MEMCPY,)))
+
+    copy = flow.movements[3]
+    assert ("derived", "virtio_net:page_to_skb", 16) == (
+        copy.certainty.value,
+        copy.function,
+        copy.payload_size,
+    )
+    assert ["receiver/trace.bin#1"] == copy.evidence
+    assert [3] == [entry.copies for entry in flow.delivered]
+    assert () == flow.gaps
+
+
+def test_a_copy_left_out_on_purpose_is_never_derived(tmp_path: Path) -> None:
+    flow = follow(cooked.nic(tmp_path, without=(MEMCPY,)))
+
+    assert all(m.certainty.value == "observed" for m in flow.movements if m.kind is Kind.COPY)
+    assert ["virtio_net:page_to_skb>memcpy was left out"] == [gap.why for gap in flow.gaps]
+
+
+def test_a_copy_that_an_attached_hook_did_not_see_is_never_derived(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    cook.receiver.events = [e for e in cook.receiver.events if e["hook"] != MEMCPY]
+
+    flow = follow(cook)
+
+    assert ["no hook that is attached saw what brought them"] == [gap.why for gap in flow.gaps]
+
+
+# --- Disagreements and broken invariants ----------------------------------------------------
+
+
+def test_content_that_is_not_the_message_disagrees(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    cooked.change(cook.receiver, "_copy_to_iter", bytes=b"something else!!")
+
+    flow = follow(cook)
+
+    assert ["content"] == disagreements(flow)
+    assert "_copy_to_iter read" in flow.disagreements[0].text
+
+
+def test_a_census_that_does_not_find_a_user_buffer_disagrees(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    hits = cook.receiver.gates[-1]["hits"]
+    hits[:] = [hit for hit in hits if not hit["physical"].startswith("0xb")]
+
+    flow = follow(cook)
+
+    assert ["content"] == disagreements(flow)
+    assert "the census does not find message 0" in flow.disagreements[0].text
+
+
+def test_a_descriptor_that_is_in_no_ring_disagrees(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    cook.sender.queues["tx"]["gates"]["sent"]["descriptors"][0][1] = "0x7000000"
+
+    flow = follow(cook)
+
+    assert ["descriptor"] == disagreements(flow)
+    assert ["sender/trace.bin#4"] == list(flow.disagreements[0].evidence)
+
+
+def test_a_ring_number_used_again_is_no_disagreement(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path, count=2)
+    cook.sender.queues["tx"]["gates"]["sent"]["descriptors"][0][1] = "0x7000000"
+
+    assert [] == disagreements(follow(cook))
+
+
+def test_a_buffer_that_is_in_no_ring_disagrees(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    for gate in cook.receiver.queues["rx"]["gates"].values():
+        for row in gate["descriptors"]:
+            row[1] = "0x7000000"
+
+    assert ["descriptor"] == disagreements(follow(cook))
+
+
+def test_a_used_length_that_differs_disagrees(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    cook.receiver.queues["rx"]["gates"]["received"]["used"][0][1] = 71
+
+    flow = follow(cook)
+
+    assert ["descriptor"] == disagreements(flow)
+    assert "the used ring says 71" in flow.disagreements[0].text
+
+
+def test_a_descriptor_without_a_frame_disagrees(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    cook.sender.frames.pop()
+
+    flow = follow(cook)
+
+    assert "frame" in disagreements(flow)
+    assert any("no frame carries them" in entry.text for entry in flow.disagreements)
+    assert flow.gaps
+
+
+def test_a_buffer_without_a_frame_disagrees(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    cook.receiver.frames.pop()
+
+    flow = follow(cook)
+
+    assert ["frame"] == disagreements(flow)
+    assert any("no frame on the receiver's wire" in gap.why for gap in flow.gaps)
+
+
+def test_a_frame_that_never_left_the_sender_disagrees(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    frame = bytearray(cook.receiver.frames[-1])
+    frame[22] = 63  # its time to live
+    cook.receiver.frames[-1] = bytes(frame)
+
+    flow = follow(cook)
+
+    assert "frame" in disagreements(flow)
+
+
+def test_a_frame_lost_on_the_way_is_a_gap_and_no_disagreement(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    cook.receiver.frames.pop()
+    cook.receiver.events.clear()
+    cook.receiver.gates.clear()
+
+    flow = follow(cook)
+
+    assert ["the frame did not arrive at the receiver's end of the link"] == [
+        gap.why for gap in flow.gaps
+    ]
+    assert [] == [what for what in disagreements(flow) if what != "content"]
+
+
+def test_without_a_capture_there_is_no_device_access(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    cook.skip_files |= {"sender/wire.pcap", "receiver/wire.pcap"}
+
+    flow = follow(cook)
+
+    assert not {"dma-read", "dma-write"} & set(kinds(flow))
+    assert any("wire.pcap is absent" in gap.why for gap in flow.gaps)
+
+
+def test_an_effect_before_its_cause_disagrees(tmp_path: Path) -> None:
+    """The driver's copy is stamped after the receiver's copy that needs it."""
+    cook = cooked.nic(tmp_path)
+    cook.receiver.events[1]["tsc"] = cook.receiver.tsc + 10_000
+
+    flow = follow(cook)
+
+    assert "order" in disagreements(flow)
+    assert any("was read before" in entry.text for entry in flow.disagreements)
+    assert flow.gaps
+
+
+def test_a_frame_received_before_it_was_sent_disagrees(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    for event in cook.sender.events:
+        event["tsc"] += 10**9
+
+    flow = follow(cook)
+
+    assert ["order"] == disagreements(flow)
+    assert "before the sender's device was given the frame" in flow.disagreements[0].text
+
+
+def test_bytes_that_leave_user_memory_twice_disagree(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    again = dict(next(e for e in cook.sender.events if e["hook"] == CSUM))
+    again |= {"tsc": cook.sender.tick(), "dst": DIRECT_MAP + 0x5000000, "dst_phys": 0x5000000}
+    cook.sender.events.append(again)
+
+    flow = follow(cook)
+
+    assert ["bytes"] == disagreements(flow)
+    assert "send returned 16 bytes and 32 were moved" in flow.disagreements[0].text
+
+
+def test_a_handover_that_changes_the_head_disagrees(tmp_path: Path) -> None:
+    cook = cooked.loopback(tmp_path)
+    cooked.change(cook.sender, "__netif_rx", head=DIRECT_MAP + 0x7000000)
+
+    assert ["handover"] == disagreements(follow(cook))
+
+
+def test_message_bytes_nobody_put_there_are_unexplained(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    for gate in cook.sender.gates:
+        gate["hits"].append({"physical": "0x7654000", "message": 0, "offset": 0, "size": 16})
+
+    flow = follow(cook)
+
+    (hit,) = flow.unexplained
+    assert ("sender", 0x7654000, 16) == (hit.guest, hit.physical, hit.size)
+    assert hit.evidence.startswith("sender/census.json#sent/")
+
+
+def test_another_message_in_a_place_is_unexplained_and_does_not_verify(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path, count=2)
+    for gate in cook.sender.gates:
+        for hit in gate["hits"]:
+            hit["message"] = 1 - hit["message"]
+
+    flow = follow(cook)
+
+    assert flow.unexplained
+    assert not any(place.verified for place in flow.places if place.guest == "sender")
+
+
+# --- Memory that is used again --------------------------------------------------------------
+
+
+def test_residue_under_another_packet_is_no_movement(tmp_path: Path) -> None:
+    """Skb heads are given out again at once: an acknowledgement lies where the message lay."""
+    cook = cooked.nic(tmp_path)
+    guest = cook.sender
+    reused = {
+        key: value
+        for key, value in guest.events[3].items()
+        if key not in ("hook", "tsc", "bytes", "comm", "pid", "tgid")
+    }
+    guest.hook("virtio_net:start_xmit", **reused, bytes=b"\x45" * 58)
+    outbuf = dict(guest.events[4])
+    outbuf.pop("hook")
+    guest.hook(OUTBUF, **(outbuf | {"tsc": guest.tick()}))
+
+    flow = follow(cook)
+
+    assert ["copy", "dma-read", "dma-write", "copy", "copy"] == kinds(flow)
+    assert () == flow.gaps + flow.disagreements
+
+
+def test_another_program_reading_freed_memory_is_no_movement(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    copy = dict(next(e for e in cook.receiver.events if e["hook"] == "_copy_to_iter"))
+    copy |= {"tsc": cook.receiver.tick(), "tgid": 77, "bytes": b"ELF", "size": 3, "ret": 3}
+    cook.receiver.events.append(copy)
+
+    flow = follow(cook)
+
+    assert 3 == kinds(flow).count("copy")
+    assert () == flow.disagreements
+
+
+def test_a_message_read_by_another_program_is_a_movement(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    copy = dict(next(e for e in cook.receiver.events if e["hook"] == "_copy_to_iter"))
+    copy |= {"tsc": cook.receiver.tick(), "tgid": 77, "user": 0x1234000}
+    cook.receiver.events.append(copy)
+
+    flow = follow(cook)
+
+    assert 77 == flow.places[-1].pid
+    assert 4 == kinds(flow).count("copy")
+    assert 1 == len(flow.delivered)
+
+
+@pytest.mark.parametrize("ret", [0, -14, 5])
+def test_a_short_copy_moves_what_it_returned(tmp_path: Path, ret: int) -> None:
+    cook = cooked.nic(tmp_path)
+    cooked.change(cook.receiver, "_copy_to_iter", ret=ret)
+
+    flow = follow(cook)
+
+    assert max(ret, 0) == sum(entry.size for entry in flow.delivered)
+    assert [16 - max(ret, 0)] == [gap.bytes for gap in flow.gaps]
+
+
+def test_one_copy_seen_by_two_hooks_is_one_copy(tmp_path: Path) -> None:
+    cook = cooked.loopback(tmp_path)
+    inner = next(e for e in cook.sender.events if e["hook"] == "_copy_to_iter")
+    outer = dict(inner) | {"hook": "csum_and_copy_to_iter", "tsc": inner["tsc"] + 5}
+    cook.sender.events.append(outer)
+
+    flow = follow(cook)
+
+    assert 2 == kinds(flow).count("copy")
+    assert 2 == len(flow.movements[-1].evidence)
+
+
+# --- Parts ----------------------------------------------------------------------------------
+
+
+def _place() -> Place:
+    return Place(
+        id=0,
+        guest="sender",
+        kind=PlaceKind.KERNEL,
+        region="",
+        virtual=0,
+        size=100,
+        message=0,
+        offset=0,
+        extents=[],
+        born=0,
+    )
+
+
+def _held(place: Place, **fields: int) -> Held:
+    counts = {"copies": 0, "reads": 0, "writes": 0, "handovers": 0}
+    given = {"start": 0, "size": 100, "message": 0, "offset": 0, **fields}
+    return Held(place=place, **(given | counts))
+
+
+def _range(start: int, size: int, at: int = 0) -> Extent:
+    return Extent(space=PHYSICAL, start=start, size=size, at=at)
+
+
+def test_holdings_find_parts_with_their_offsets() -> None:
+    holdings = Holdings()
+    holdings.put([_range(1000, 60), _range(5000, 40, 60)], _held(_place()))
+
+    (found,) = holdings.find([_range(1050, 10), _range(5000, 5, 10)])
+
+    assert (0, 15, 50) == (found.at, found.size, found.offset)
+
+
+def test_what_is_written_over_is_gone() -> None:
+    holdings = Holdings()
+    holdings.put([_range(1000, 100)], _held(_place()))
+    holdings.clear([_range(1040, 20)])
+
+    found = holdings.find([_range(900, 300)])
+
+    assert [(100, 40, 0), (160, 40, 60)] == [(h.at, h.size, h.offset) for h in found]
+
+
+def test_missing_is_what_no_span_covers() -> None:
+    assert [(0, 2), (5, 6)] == missing([(0, 10)], [(2, 5), (6, 8), (8, 12)])
+    assert [] == missing([(0, 10)], [(0, 4), (3, 10)])
+
+
+def test_an_index_finds_what_overlaps() -> None:
+    index = Index([(0, 100, "long"), (10, 20, "a"), (30, 40, "b")])
+
+    assert ["long", "b"] == [value for _, _, value in index.touching(20, 31)]
+
+
+def test_rings_that_were_not_read_say_nothing() -> None:
+    rings = RingWitness("sender", None)
+
+    assert not rings.present
+    assert rings.covering("tx", 0, 1) is None
+    assert [] == rings.sent() == rings.filled()

@@ -1,0 +1,323 @@
+"""The ledger: complete only when every byte is accounted for, and the same text each time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab import ledger, spec
+from lab.errors import TraceCorrupt
+from lab.ledger import Ledger
+from lab.message import digest
+from tests.unit import cooked
+from tests.unit.cooked import Cook
+
+NIC = spec.Expect(
+    complete=True,
+    guest_cpu_copies=3,
+    device_reads=1,
+    device_writes=1,
+    handovers=0,
+    same_object=False,
+    same_head=False,
+    skb_len_at_xmit=58,
+    unexplained=0,
+)
+LOOPBACK = spec.Expect(
+    complete=True,
+    guest_cpu_copies=2,
+    device_reads=0,
+    device_writes=0,
+    handovers=1,
+    same_object=True,
+    same_head=True,
+    skb_len_at_xmit=58,
+    unexplained=0,
+)
+
+
+def build(cook: Cook) -> Ledger:
+    return ledger.build(cook.serve())
+
+
+def why(found: Ledger) -> str:
+    return "; ".join(entry.why for entry in found.incomplete)
+
+
+@pytest.mark.parametrize(
+    ("cook", "expect"), [(cooked.nic, NIC), (cooked.loopback, LOOPBACK)], ids=["nic", "loopback"]
+)
+def test_the_worksheets_message_is_accounted_for(
+    tmp_path: Path, cook: Callable[..., Cook], expect: spec.Expect
+) -> None:
+    found = build(cook(tmp_path))
+
+    assert found.proven
+    assert [] == ledger.check(found, expect)
+    (message,) = found.messages
+    assert all(place.content_verified for place in message.places)
+    assert all(place.evidence for place in message.places)
+    assert all(movement.evidence for movement in message.movements)
+
+
+def test_the_other_paths_expectations_fail_line_by_line(tmp_path: Path) -> None:
+    found = build(cooked.nic(tmp_path))
+
+    assert [
+        "guest-cpu-copies 2, found 3",
+        "device-reads 0, found 1",
+        "device-writes 0, found 1",
+        "handovers 1, found 0",
+        "same-object yes, found no",
+        "same-head yes, found no",
+    ] == ledger.check(found, LOOPBACK)
+
+
+def test_what_was_not_seen_is_unknown_and_not_as_expected(tmp_path: Path) -> None:
+    hooks = [hook for hook in cooked.SEND_HOOKS if hook not in cooked.COPY_HOOKS]
+    found = build(cooked.nic(tmp_path, without=hooks))
+
+    assert ["same-object no, found unknown", "skb-len-at-xmit 58, found no record"] == (
+        ledger.check(found, spec.Expect(same_object=False, skb_len_at_xmit=58))
+    )
+    assert [] == ledger.check(found, spec.Expect())
+
+
+def test_json_is_the_same_byte_for_byte(tmp_path: Path) -> None:
+    run = cooked.nic(tmp_path, size=5000, count=3).serve()
+
+    assert ledger.build(run).to_json() == ledger.build(run).to_json()
+
+
+def test_json_keeps_the_contract(tmp_path: Path) -> None:
+    top = json.loads(build(cooked.nic(tmp_path)).to_json())
+
+    assert {
+        "schema", "playbook", "complete", "lost", "accelerator", "link", "witnesses",
+        "messages", "incomplete", "unexplained", "disagreements", "notes",
+    } == set(top)  # fmt: skip
+    assert {"sender/send_trace": 0, "receiver/recv_trace": 0} == top["lost"]
+    assert {"device", "backend", "offloads"} == set(top["link"])
+    message = top["messages"][0]
+    assert {
+        "guest_cpu_copies": 3,
+        "device_reads": 1,
+        "device_writes": 1,
+        "handovers": 0,
+    } == message["totals"]
+    place = message["places"][1]
+    assert ("skb-linear", "0xff1100000100003c", "0x100003c") == (
+        place["place"],
+        place["virtual"],
+        place["physical"],
+    )
+    assert {
+        "guest", "mover", "kind", "function", "instruction", "caller", "source", "target",
+        "offset", "size", "payload_size", "certainty", "evidence", "confirmed_by",
+    } == set(message["movements"][0])  # fmt: skip
+    assert [0, 1, 2, 3, 4] == [movement["source"] for movement in message["movements"]]
+    assert [1, 2, 3, 4, 5] == [movement["target"] for movement in message["movements"]]
+    assert "0xff11000002000000" == message["skb"]["sender"][0]["skb"]
+
+
+def test_the_witnesses_are_named_and_the_absent_say_why(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    cook.manifest["witnesses"] = {"access-log": "absent: kvm", "census": "present"}
+    cook.skip_files.add("receiver/rings.json")
+
+    found = build(cook)
+
+    assert {
+        "access-log": "absent: kvm",
+        "census": "present",
+        "probe:bpf": "absent: this run has none",
+        "probe:kmod": "present",
+        "rings": "absent: nothing from receiver",
+        "wire": "present",
+    } == found.witnesses
+
+
+# --- What makes it incomplete ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cook", "hook"),
+    [
+        (cooked.nic, "csum_and_copy_from_iter_full"),
+        (cooked.nic, "virtio_net:page_to_skb>memcpy"),
+        (cooked.nic, "_copy_to_iter"),
+        (cooked.loopback, "_copy_from_iter"),
+        (cooked.loopback, "_copy_to_iter"),
+    ],
+)
+def test_without_a_hook_that_carries_a_copy_it_is_incomplete(
+    tmp_path: Path, cook: Callable[..., Cook], hook: str
+) -> None:
+    found = build(cook(tmp_path, without=(hook,)))
+
+    assert not found.complete
+    assert not found.messages[0].complete
+    assert f"{hook} was left out" in why(found)
+    assert 16 == found.incomplete[0].bytes
+    assert 2 == len(found.incomplete[0].between)
+
+
+def test_a_hook_the_path_does_not_use_may_be_left_out(tmp_path: Path) -> None:
+    found = build(cooked.nic(tmp_path, without=("_copy_from_iter", "csum_and_copy_to_iter")))
+
+    assert found.proven
+    assert [] == ledger.check(found, NIC)
+
+
+@pytest.mark.parametrize(
+    ("header", "word"),
+    [({"dropped": 2}, "2 dropped"), ({"finished": False}, "was not finished")],
+)
+def test_loss_makes_it_incomplete(tmp_path: Path, header: dict[str, Any], word: str) -> None:
+    cook = cooked.nic(tmp_path)
+    cook.header = header
+
+    found = build(cook)
+
+    assert not found.complete
+    assert word in why(found)
+
+
+def test_a_missed_call_makes_it_incomplete(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    cook.missed["sock_def_readable"] = 3
+
+    found = build(cook)
+
+    assert not found.complete
+    assert 3 == found.lost["receiver/recv_trace"]
+    assert "recv_trace lost records: 3 missed" in why(found)
+
+
+def test_without_a_trace_it_is_incomplete(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    run = cook.serve()
+    run.guest("receiver").trace.write_bytes(b"")
+
+    found = ledger.build(run)
+
+    assert not found.complete
+    assert "receiver/trace.bin is absent or empty" in why(found)
+    assert found.witnesses["probe:kmod"].startswith("absent")
+
+
+@pytest.mark.parametrize(
+    ("role", "path", "value", "word"),
+    [
+        ("sender", ("sent", "sent"), 0, "send returned 0 messages of 1"),
+        ("sender", ("sent", "messages", 0, "returned"), 8, "send returned 8 (errno 0)"),
+        ("sender", ("sent",), None, "never reported what it send returned"),
+        ("receiver", ("received", "messages", 0, "returned"), 15, "recv returned 15"),
+        ("receiver", ("done",), None, "the receiver never said what it holds"),
+        ("receiver", ("done", "messages"), [], "does not hold message 0"),
+        ("receiver", ("done", "messages", 0, "digest"), "0" * 16, "has digest 0000000000000000"),
+    ],
+)
+def test_what_the_programs_say_counts(
+    tmp_path: Path, role: str, path: tuple[Any, ...], value: Any, word: str
+) -> None:
+    cook = cooked.nic(tmp_path)
+    top: Any = cook.guests[role].workloads[0]
+    for step in path[:-1]:
+        top = top[step]
+    top[path[-1]] = value
+
+    found = build(cook)
+
+    assert not found.complete
+    assert word in why(found)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({}, None),
+        ({"all": "0" * 16}, "have digest 0000000000000000 at the receiver"),
+        ({"held": 22}, "holds messages 0 to 21, expected 0 to 22"),
+        ({"first": 1}, "holds messages 1 to 23, expected 0 to 22"),
+    ],
+)
+def test_one_digest_vouches_for_messages_that_fit_in_no_line(
+    tmp_path: Path, change: dict[str, Any], word: str | None
+) -> None:
+    cook = cooked.nic(tmp_path, count=23, slots=32)
+    done: Any = cook.guests["receiver"].workloads[0]["done"]
+    whole = b"".join(cook.messages.bytes(n) for n in range(23))
+    done |= {"first": 0, "held": 23, "all": f"{digest(whole):016x}", **change}
+    del done["messages"][5:]
+
+    found = build(cook)
+
+    assert found.complete is (word is None), why(found)
+    if word is not None:
+        assert word in why(found)
+
+
+def test_no_workload_at_all_is_incomplete_and_no_crash(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    cook.skip_files |= {"sender/workload.json", "receiver/workload.json"}
+
+    found = build(cook)
+
+    assert not found.complete
+    assert "no workload.json tells of a sender" in why(found)
+
+
+def test_only_the_manifest_is_incomplete_and_no_crash(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    run = cook.serve()
+    for guest in run.guests():
+        for path in guest.path.iterdir():
+            path.unlink()
+
+    assert not ledger.build(run).complete
+
+
+def test_a_disagreement_is_no_proof(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    cook.sender.queues["tx"]["gates"]["sent"]["descriptors"][0][1] = "0x7000000"
+
+    found = build(cook)
+
+    assert found.complete
+    assert found.disagreements
+    assert not found.proven
+
+
+@pytest.mark.parametrize("name", ["sender/trace.bin", "receiver/wire.pcap", "sender/rings.json"])
+def test_a_garbled_file_raises(tmp_path: Path, name: str) -> None:
+    run = cooked.nic(tmp_path).serve()
+    run.file(name).write_bytes(b"garbage" * 2000)
+
+    with pytest.raises(TraceCorrupt):
+        ledger.build(run)
+
+
+def test_many_messages_have_their_own_lines(tmp_path: Path) -> None:
+    found = build(cooked.nic(tmp_path, count=9))
+
+    assert found.proven
+    assert [] == ledger.check(found, NIC)
+    assert list(range(9)) == [message.id for message in found.messages]
+
+
+def test_one_message_of_many_that_fails_is_named(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path, count=3)
+    lost = [e for e in cook.receiver.events if e["hook"] == "_copy_to_iter"][1]
+    cook.receiver.events.remove(lost)
+
+    found = build(cook)
+
+    assert [True, False, True] == [message.complete for message in found.messages]
+    assert ["guest-cpu-copies of message 1 3, found 2"] == (
+        ledger.check(found, spec.Expect(guest_cpu_copies=3))
+    )

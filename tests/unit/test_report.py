@@ -1,0 +1,191 @@
+"""The report: one sentence that is true, tables that fit, numbers that records carry."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lab import ledger, report
+from lab.report import tables
+from lab.rundir import RunDir
+from tests.unit import cooked
+from tests.unit.cooked import Cook
+
+
+def render(run: RunDir) -> str:
+    return report.render(ledger.build(run), run)
+
+
+def test_the_link_in_one_sentence(tmp_path: Path) -> None:
+    first, second, *_ = render(cooked.nic(tmp_path).serve()).splitlines()
+
+    assert (
+        "COMPLETE: 16 bytes copied 3 times by guest CPUs, read once and written once by "
+        "devices; different skbs." == first
+    )
+    assert (
+        "Copied by csum_and_copy_from_iter_full (sender), memcpy in page_to_skb (receiver), "
+        "_copy_to_iter (receiver)." == second
+    )
+
+
+def test_loopback_in_one_sentence(tmp_path: Path) -> None:
+    first = render(cooked.loopback(tmp_path).serve()).splitlines()[0]
+
+    assert (
+        "COMPLETE: 16 bytes copied twice by guest CPUs, no device touched them, 1 handover; "
+        "same skb, same head." == first
+    )
+
+
+def test_the_tables_of_the_worksheet_are_there(tmp_path: Path) -> None:
+    text = render(cooked.nic(tmp_path, payload=b"HELLO_SEND_TRACE").serve())
+
+    for expected in (
+        r"^#2 +memcpy in page_to_skb +rx 0x\w+ +skb 0x\w+ +16 +receiver/trace.bin#1$",
+        r'^sender user buffer +0x555555559040 +user heap +0xa000040 +"HELLO_\w+" +RAM, sent$',
+        r'^the wire +no address .* no address +"HELLO_SEND_TRACE" +frame$',
+        r"^sender +__dev_queue_xmit +0x\w+ +0x\w+ +0x\w+ +58 +#2$",
+        r"^receiver +__udp_enqueue_schedule_skb .* 16 +#3$",
+        r"^UDP +8 +src_port=40000 dst_port=9999 len=24$",
+        r"^THE FRAME +LEN +58 bytes, sender/wire.pcap#1: 17 addresses searched for .* none there",
+        r"^Totals: 3 guest CPU copies, 1 device read, 1 device write, 0 handovers; 6 of 6 places",
+        r"^Witnesses: census, probe:kmod, rings, wire; absent: access-log",
+        r"host CPU that moved them",
+        r"under tcg durations are emulated",
+    ):
+        assert re.search(expected, text, re.MULTILINE), expected
+
+
+@pytest.mark.parametrize("cook", [cooked.nic, cooked.loopback])
+@pytest.mark.parametrize("size", [1, 16, 1400, 9000])
+@pytest.mark.parametrize("without", [(), ("_copy_to_iter",), cooked.SEND_HOOKS])
+def test_it_fits_and_has_no_colours(
+    tmp_path: Path, cook: Callable[..., Cook], size: int, without: tuple[str, ...]
+) -> None:
+    text = render(cook(tmp_path, size=size, count=3, without=without).serve())
+
+    assert max(map(len, text.splitlines())) <= tables.WIDTH
+    assert "\x1b" not in text
+    assert text.endswith("\n")
+
+
+def test_it_is_the_same_each_time(tmp_path: Path) -> None:
+    run = cooked.nic(tmp_path, size=5000, count=2).serve()
+
+    assert render(run) == render(run)
+
+
+def test_an_incomplete_ledger_says_so_first_and_why(tmp_path: Path) -> None:
+    text = render(cooked.nic(tmp_path, without=("_copy_to_iter",)).serve())
+
+    assert text.startswith(
+        "INCOMPLETE: 16 bytes unaccounted for on receiver: _copy_to_iter was left out\n"
+    )
+    assert "COMPLETE: 16 bytes copied" not in text
+    assert "those that are proven; more went unseen" in " ".join(text.split())
+
+
+def test_lost_records_come_first(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    cook.header = {"dropped": 7}
+    cook.without = ("_copy_to_iter",)
+
+    assert "7 dropped" in render(cook.serve()).splitlines()[0]
+
+
+def test_a_run_in_which_nothing_moved_says_so(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    for guest in cook.guests.values():
+        guest.events.clear()
+        guest.frames.clear()
+
+    assert "Nothing was seen to move." in render(cook.serve()).splitlines()
+
+
+def test_a_disagreement_comes_first(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    cook.sender.queues["tx"]["gates"]["sent"]["descriptors"][0][1] = "0x7000000"
+
+    assert render(cook.serve()).startswith("DISAGREEMENT: sender: the driver handed 0x1000006")
+
+
+def test_an_unverified_place_shows_no_content(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    cook.sender.gates.clear()
+
+    text = render(cook.serve())
+
+    assert re.search(r"^sender skb linear .* not found +no$", text, re.MULTILINE)
+    assert "4 of 6 places verified" in text
+
+
+def test_an_address_in_the_frame_is_told(tmp_path: Path) -> None:
+    address = (cooked.DIRECT_MAP + 0x0200_0000).to_bytes(8, "big")
+    text = render(cooked.nic(tmp_path, payload=address + b"12345678").serve())
+
+    assert "holds the address 0xff11000002000000" in text
+
+
+def test_fragments_share_the_number_of_their_copy(tmp_path: Path) -> None:
+    text = render(cooked.nic(tmp_path, size=3000).serve())
+
+    assert 3 == len(re.findall(r"^#1 ", text, re.MULTILINE))
+    assert 3 == len(re.findall(r"^#2 ", text, re.MULTILINE))
+
+
+def test_many_messages_end_in_one_line(tmp_path: Path) -> None:
+    text = render(cooked.nic(tmp_path, count=40).serve())
+
+    assert "COMPLETE: 40 messages of 16 bytes each" in text
+    assert "40 messages complete: 3 guest CPU copies" in text
+    assert len(text.splitlines()) < 60
+
+
+def test_the_worksheets_lines(tmp_path: Path) -> None:
+    lines = list(report.lines(cooked.nic(tmp_path).serve()))
+
+    for expected in (
+        r"\[COPY1\] PID=301 comm=sender dest=ff1100000100003c len=16 csum\S+  sender/trace.bin#1",
+        r"\[COPY2\] dev=lab0 skb_data=ff11000001000012 skb_len=58  sender/trace.bin#2",
+        r"\[COPY3\] receive_buf dev=lab0 src=ff1100000c000000 size=70  receiver/trace.bin#0",
+        r"\[COPY3\] page_to_skb>memcpy src=\w+ dest=\w+ size=58  receiver/trace.bin#1",
+        r"\[COPY4\] PID=302 comm=receiver src=ff1100000300048a len=16 \S+  receiver/trace.bin#5",
+    ):
+        assert 1 == sum(bool(re.fullmatch(expected, line)) for line in lines), expected
+    assert 12 == len(lines)
+
+
+def test_lines_are_in_the_order_of_time_and_can_be_chosen(tmp_path: Path) -> None:
+    run = cooked.loopback(tmp_path).serve()
+    marks = [line[1:6] for line in report.lines(run) if not line.startswith("[SKB]")]
+
+    assert ["COPY1", "COPY2", "COPY3", "COPY4"] == marks
+    assert 1 == len(list(report.lines(run, "COPY4")))
+    assert [] == list(report.lines(run, "nothing like it"))
+
+
+def test_lines_of_a_run_without_traces_are_none(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    cook.skip_files |= {"sender/trace.bin", "receiver/trace.bin"}
+
+    assert [] == list(report.lines(cook.serve()))
+
+
+def test_a_table_closes_up_where_it_must() -> None:
+    wide = tables.table(("A", "LEN"), [("x" * 106, "12")])
+    narrow = tables.table(("A", "LEN"), [("x", "1"), ("yy", "22")])
+
+    assert 110 == max(map(len, wide))
+    assert ["A   LEN", "───────", "x     1", "yy   22"] == narrow
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [(b"HELLO_SEND_TRACE!!", '"HELLO_SEND_TRACE"'), (b"\0\1", "0001"), (b"", "")],
+)
+def test_content_is_text_where_it_is_one(data: bytes, text: str) -> None:
+    assert text == tables.content(data)

@@ -1,0 +1,199 @@
+"""Run directories: made without collisions, written whole, read with suspicion."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab import rundir
+from lab.errors import EvidenceError, TraceCorrupt
+from lab.rundir import RunDir
+from lab.rundir import fields as checked
+from tests.unit import cooked
+
+
+def test_two_runs_of_one_second_get_two_folders(tmp_path: Path) -> None:
+    first = rundir.create(tmp_path, "NIC copies", "0123456789abcdef")
+    second = rundir.create(tmp_path, "NIC copies", "0123456789abcdef")
+
+    assert first.path != second.path
+    assert "-nic-copies-01234567" in first.name
+    assert (tmp_path / "last").resolve() == second.path.resolve()
+    assert {"sender", "receiver"} == {entry.name for entry in second.path.iterdir()}
+
+
+def test_last_a_name_and_a_path_all_resolve(tmp_path: Path) -> None:
+    run = rundir.create(tmp_path, "nic", "0" * 16)
+    run.write_manifest({})
+
+    assert run.path.resolve() == rundir.resolve("last", tmp_path).path
+    assert run.path.resolve() == rundir.resolve(run.name, tmp_path).path
+    assert run.path.resolve() == rundir.resolve(run.path, tmp_path / "elsewhere").path
+
+
+@pytest.mark.parametrize("text", ["last", "no-such-run", "."])
+def test_what_is_no_run_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(EvidenceError, match="expected a run directory"):
+        rundir.resolve(text, tmp_path)
+
+
+def test_json_is_the_same_text_for_the_same_value(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    one = run.write_json("x.json", {"b": 1, "a": [1, 2]}).read_bytes()
+    two = run.write_json("x.json", {"a": [1, 2], "b": 1}).read_bytes()
+
+    assert one == two
+    assert ["x.json"] == [entry.name for entry in run.path.iterdir()]
+
+
+def test_a_cooked_run_reads_back(tmp_path: Path) -> None:
+    run = cooked.nic(tmp_path).serve()
+    manifest = run.manifest()
+    guest = run.guest("sender")
+
+    assert ("link", 16, cooked.SEED) == (manifest.over, manifest.size, manifest.seed)
+    assert "heap" == guest.workloads()[0].ready.buffer.region
+    assert {"rx", "tx"} == {queue.kind for queue in guest.rings().queues}
+    assert 2 == len(guest.census().gates)
+    assert 3 == len(guest.tsc())
+
+
+def test_a_payload_is_unmasked(tmp_path: Path) -> None:
+    run = cooked.nic(tmp_path, payload=b"HELLO_SEND_TRACE").serve()
+
+    assert b"HELLO" not in run.read_bytes("manifest.json")
+    assert b"HELLO_SEND_TRACE" == run.manifest().payload
+
+
+def test_extents_follow_the_pages_and_say_where_none_is_known() -> None:
+    buffer = rundir.UserBuffer(
+        virtual=0x1F00,
+        size=0x3000,
+        region="heap",
+        mapping="",
+        pages=((0x1000, 0x9000), (0x2000, 0xA000), (0x3000, 0x5000)),
+    )
+
+    assert [(0x1F00, 0x9F00, 0x1100), (0x3000, 0x5000, 0x1000), (0x4000, None, 0x100)] == (
+        buffer.extents(0x1F00, 0x2200)
+    )
+
+
+def _manifest(run: RunDir) -> object:
+    return run.manifest()
+
+
+def _workloads(run: RunDir) -> object:
+    return run.guest("sender").workloads()
+
+
+def _census(run: RunDir) -> object:
+    return run.guest("sender").census()
+
+
+def _rings(run: RunDir) -> object:
+    return run.guest("sender").rings()
+
+
+def _tsc(run: RunDir) -> object:
+    return run.guest("sender").tsc()
+
+
+FILES: list[tuple[str, Callable[[RunDir], object]]] = [
+    ("manifest.json", _manifest),
+    ("sender/workload.json", _workloads),
+    ("sender/census.json", _census),
+    ("sender/rings.json", _rings),
+    ("sender/tsc.json", _tsc),
+]
+
+
+@pytest.mark.parametrize(("name", "read"), FILES)
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[" * 100_000, b"7", b"\xff\xfe", b"null"])
+def test_a_garbled_file_is_named(
+    tmp_path: Path, name: str, read: Callable[[RunDir], object], content: bytes | None
+) -> None:
+    run = cooked.nic(tmp_path).serve()
+    path = run.file(name)
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+
+    with pytest.raises(TraceCorrupt, match=name):
+        read(run)
+
+
+def _set(*path: Any, value: Any) -> Callable[[Any], None]:
+    def change(top: Any) -> None:
+        for step in path[:-1]:
+            top = top[step]
+        top[path[-1]] = value
+
+    return change
+
+
+FAULTS: list[tuple[str, Callable[[RunDir], object], Callable[[Any], None], str]] = [
+    ("manifest.json", _manifest, _set("size", value=-1), "size: expected a size"),
+    ("manifest.json", _manifest, _set("size", value=True), "size: expected an integer"),
+    ("manifest.json", _manifest, _set("seed", value="xyz"), "seed: expected a seed"),
+    ("manifest.json", _manifest, _set("guests", value=["../etc"]), "names of guests"),
+    ("manifest.json", _manifest, _set("guests", value=[1]), "guests: expected text"),
+    ("manifest.json", _manifest, _set("link", value=[]), "link: expected an object"),
+    ("manifest.json", _manifest, _set("payload_masked", value="zz"), "hexadecimal digits"),
+    (
+        "sender/workload.json",
+        _workloads,
+        _set(0, "ready", "buffer", "virtual", value=7),
+        r"\[0\].ready.buffer.virtual: expected an address",
+    ),
+    (
+        "sender/workload.json",
+        _workloads,
+        _set(0, "ready", "buffer", "pages", value={}),
+        "pages: expected a list",
+    ),
+    (
+        "sender/census.json",
+        _census,
+        _set("gates", 0, "hits", 0, "physical", value="0xzz"),
+        r"gates\[0\].hits\[0\].physical: expected an address",
+    ),
+    (
+        "sender/rings.json",
+        _rings,
+        _set("queues", 0, "gates", "armed", "descriptors", 3, value=[1, 2]),
+        r"descriptors\[3\]: expected 5 integers",
+    ),
+    ("sender/rings.json", _rings, _set("queues", 0, "queue", value="up"), "expected rx or tx"),
+    ("sender/tsc.json", _tsc, _set("samples", 0, "after_ns", value=1), "expected after_ns"),
+    ("sender/tsc.json", _tsc, _set("samples", 0, "tsc", value=1 << 65), "64 bits"),
+]
+
+
+@pytest.mark.parametrize(("name", "read", "how", "text"), FAULTS)
+def test_a_wrong_field_is_named(
+    tmp_path: Path,
+    name: str,
+    read: Callable[[RunDir], object],
+    how: Callable[[Any], None],
+    text: str,
+) -> None:
+    run = cooked.nic(tmp_path).serve()
+    cooked.edit(run, name, how)
+
+    with pytest.raises(TraceCorrupt, match=text):
+        read(run)
+
+
+def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps("x" * 100))
+
+    with pytest.raises(TraceCorrupt, match="at most 50 bytes"):
+        checked.read_json(path, most=50)
