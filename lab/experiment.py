@@ -324,17 +324,23 @@ def _symbols(taken: _Measurement, guest: Guest) -> None:
     """Keep the guest's symbols; asked of it once per snapshot, since a restore keeps them."""
     state = taken.pair.require_up()
     kept = snapshot.folder() / state.snapshot / f"{guest.name}.symbols"
-    if not kept.exists():
-        with taken.journal.step("symbols", guest=guest.name):
-            shell = guest.require_shell()
-            # 7 MB of text: packing it costs a guest under TCG less than encrypting it.
-            packed, part = "/run/symbols.gz", kept.with_suffix(f".{os.getpid()}.part")
-            shell.run(f"gzip -1 -c < /proc/kallsyms > {packed}", deadline=taken.deadline)
-            shell.get(packed, part, deadline=taken.deadline)
-            shell.run(f"rm {packed}", deadline=taken.deadline)
-            part.write_bytes(gzip.decompress(part.read_bytes()))
-            part.replace(kept)
-    shutil.copyfile(kept, taken.run.guest(guest.name).symbols)
+    target = taken.run.guest(guest.name).symbols
+    with contextlib.suppress(FileNotFoundError):
+        shutil.copyfile(kept, target)
+        return
+    with taken.journal.step("symbols", guest=guest.name):
+        shell = guest.require_shell()
+        # 7 MB of text: packing it costs a guest under TCG less than encrypting it.
+        packed = "/run/symbols.gz"
+        shell.run(f"gzip -1 -c < /proc/kallsyms > {packed}", deadline=taken.deadline)
+        shell.get(packed, target, deadline=taken.deadline)
+        shell.run(f"rm {packed}", deadline=taken.deadline)
+        target.write_bytes(gzip.decompress(target.read_bytes()))
+    # The snapshot may have been evicted, or found corrupt, while this lab goes on.
+    with contextlib.suppress(FileNotFoundError):
+        part = kept.with_suffix(f".{os.getpid()}.part")
+        shutil.copyfile(target, part)
+        part.replace(kept)
 
 
 def _gate(taken: _Measurement, name: str) -> None:

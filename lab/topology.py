@@ -17,12 +17,22 @@ from typing import Any, TypeVar
 from lab import paths, process, qemu, snapshot, ssh
 from lab.accelerator import Accelerator
 from lab.deadline import Deadline
-from lab.errors import LabBusy, LabError, LabNotUp, SnapshotError, UncleanStop
+from lab.errors import (
+    DeadlineExceeded,
+    GuestError,
+    LabBusy,
+    LabError,
+    LabNotUp,
+    SnapshotError,
+    UncleanStop,
+)
 from lab.guest import MEMORY_MIB, PAIR, Folder, Guest, Identity, cmdline, ignore_shared
 from lab.image import Image, verify
 from lab.journal import Journal
 
 T = TypeVar("T")
+# What a boot may mend; a missing tool or a full disk it does not.
+RESTORE_FAILURES = (SnapshotError, GuestError, DeadlineExceeded, FileNotFoundError)
 BOOT_S = 60.0  # TCG boots the pair in about 6 s on two cores; a loaded CI host is slower
 RESTORE_S = 15.0
 DEFAULT = "default"
@@ -109,9 +119,8 @@ class Lab:
                     with journal.step("restore the pair"):
                         self._restore(setup, stored)
                     return self._write(setup, name, "restored")
-                except (SnapshotError, LabError) as error:
-                    if isinstance(error, LabBusy):
-                        raise
+                except RESTORE_FAILURES as error:
+                    # FileNotFoundError: another lab evicted it, or found it corrupt, meanwhile.
                     journal.say(f"restore failed, booting instead: {error}")
                     self._stop_guests()
                     snapshot.discard(name)
