@@ -151,6 +151,15 @@ def test_a_run_without_a_lab_brings_its_own_pair_and_leaves_nothing(invoke: Invo
     assert not [name for name in topology.names() if name.startswith("run-")]
 
 
+def test_the_other_kernel_says_the_same(invoke: Invoke) -> None:
+    """6.1 copies with other functions, as often, and the answer is the same."""
+    done = invoke("lab.run-nic", "--kernel", "6.1", lab=f"{LAB}-61")
+    assert 0 == done.code, done.out + done.err
+    (message,) = ledger(done)["messages"]
+    assert 3 == message["totals"]["guest_cpu_copies"]
+    assert "csum_and_copy_from_iter" == copies(message)[0]["function"]
+
+
 def test_a_comm_filter_counts_what_it_skipped(up: Invoke) -> None:
     done = up("lab.run-loopback", "--comm", "receiver")
     assert 6 == done.code
