@@ -29,6 +29,7 @@ MEASURE = {
     "verbose": VERBOSE,
     "size": "bytes per message",
     "count": "messages",
+    "protocol": "udp or tcp",
     "payload": "a text of your own instead of one derived from the run's seed",
     "without": "leave out these hooks (comma-separated)",
     "comm": "record only what this program causes",
@@ -227,6 +228,7 @@ def _measuring(name: str, doc: str, *, of: str = "") -> Task[Callable[..., None]
         lab: str = "",
         size: str = "",
         count: str = "",
+        protocol: str = "",
         payload: str = "",
         without: str = "",
         comm: str = "",
@@ -243,6 +245,7 @@ def _measuring(name: str, doc: str, *, of: str = "") -> Task[Callable[..., None]
         asked = commands.Options(
             size=size,
             count=count,
+            protocol=protocol,
             payload=payload,
             without=without,
             comm=comm,
@@ -280,6 +283,28 @@ run_loopback = _measuring(
 )
 
 
+@task(
+    positional=["playbook"],
+    help={"playbook": MEASURE["playbook"], "lab": LAB, "json": JSON, "verbose": VERBOSE,
+          "locked": SOURCE["locked"], "offline": SOURCE["offline"]},
+)  # fmt: skip
+def sweep(
+    _: Context,
+    playbook: str,
+    lab: str = "",
+    locked: bool = False,
+    offline: bool = False,
+    json: bool = False,
+    verbose: bool = False,
+) -> None:
+    """Measure every cell of a playbook's sweep and print one table."""
+    from lab import commands
+
+    asked = commands.Options(locked=locked, offline=offline)
+    with commands.told(json=json, verbose=verbose) as out:
+        commands.sweep(out, lab, playbook, asked)
+
+
 @task(positional=["run"], help={"run": RUN, "json": JSON})
 def report(_: Context, run: str, json: bool = False) -> None:
     """Recompute ledger and report of a run from its directory alone."""
@@ -296,6 +321,115 @@ def lines(_: Context, run: str, grep: str = "") -> None:
 
     with commands.told() as out:
         commands.lines(out, run, grep)
+
+
+TRYING = {
+    "path": "a .c file, a folder with a Makefile, or a .ko",
+    "lab": LAB,
+    "run": "a command for the guest's shell once the module is loaded",
+    "send": "send and receive one message in the guest once it is loaded",
+    "soak": "seconds to watch on after that",
+    "deadline": "seconds for loading, and for the command",
+    "params": "module parameters",
+    "module": "which one, where the folder makes several",
+    "kfence": "sample allocations: finds some uses after free and out of bounds",
+    "slub-debug": "boot with slub_debug=WORD (FZPU): finds writes out of bounds, double frees",
+    "unload": "unload it at the end (--no-unload)",
+    "keep-ram": "keep the guest's RAM with the run, for lab.vmcore (it holds keys)",
+    **SOURCE,
+}
+
+
+def _trying(name: str, doc: str, *, once: bool) -> Task[Callable[..., None]]:
+    """Make lab.try or lab.watch: the same options, once or at every change."""
+
+    def attempt(
+        _: Context,
+        path: str,
+        lab: str = "",
+        run: str = "",
+        send: bool = False,
+        soak: float = 1.0,
+        deadline: float = 20.0,
+        expect: str = "",
+        at: str = "",
+        params: str = "",
+        module: str = "",
+        kernel: str = "6.12",
+        kfence: bool = False,
+        slub_debug: str = "",
+        unload: bool = True,
+        keep_ram: bool = False,
+        locked: bool = False,
+        offline: bool = False,
+        json: bool = False,
+        verbose: bool = False,
+    ) -> None:
+        from lab import commands
+
+        asked = commands.TryOptions(
+            run=run,
+            send=send,
+            soak=soak,
+            deadline=deadline,
+            expect=expect,
+            at=at,
+            params=params,
+            module=module,
+            kernel=kernel,
+            kfence=kfence,
+            slub_debug=slub_debug,
+            unload=unload,
+            keep_ram=keep_ram,
+            locked=locked,
+            offline=offline,
+        )
+        with commands.told(json=json, verbose=verbose) as out:
+            (commands.try_module if once else commands.watch_module)(out, lab, path, asked)
+
+    help_ = {
+        **TRYING,
+        "expect": "the verdict it should get: then that is success",
+        "at": "where, such as null_write.c:20",
+        "json": JSON,
+        "verbose": VERBOSE,
+    }
+    attempt.__doc__ = doc
+    return Task(attempt, name=name, positional=["path"], help=help_)
+
+
+try_ = _trying("try", "Load a module into a clean guest, watch it crash, say how.", once=True)
+watch = _trying("watch", "Build and try a module anew every time it is saved.", once=False)
+
+
+@task(help={"json": JSON})
+def crashes(_: Context, json: bool = False) -> None:
+    """List the crashes of all runs, equal ones together, with counts."""
+    from lab import commands
+
+    with commands.told(json=json) as out:
+        commands.crashes(out)
+
+
+@task(positional=["run"], help={"run": RUN, "json": JSON})
+def vmcore(_: Context, run: str, json: bool = False) -> None:
+    """Make a core that drgn opens from the RAM of a run tried with --keep-ram."""
+    from lab import commands
+
+    with commands.told(json=json) as out:
+        commands.vmcore(out, run)
+
+
+@task(
+    positional=["run"],
+    help={"run": RUN, "place": "such as receiver/rx-buffer (default: list them)", "json": JSON},
+)
+def accesses(_: Context, run: str, place: str = "", json: bool = False) -> None:
+    """Print who loaded and stored a place's bytes, as the emulator saw it."""
+    from lab import commands
+
+    with commands.told(json=json) as out:
+        commands.accesses(out, run, place)
 
 
 @task(help={"json": JSON, "rounds": "how many of each", "verbose": VERBOSE})
@@ -325,7 +459,8 @@ def test(_: Context, long: bool = False, quick: bool = False, select: str = "") 
 LAB_TASKS = (
     up, down, status, reset, ps, gc, ssh, execute, put, get, console, gdb,
     doctor, image, build, check,
-    run, run_nic, run_loopback,
-    report, lines, bench,
+    run, run_nic, run_loopback, sweep,
+    report, lines, accesses, bench,
+    try_, watch, crashes, vmcore,
 )  # fmt: skip
 ns = Collection(test, Collection("lab", *LAB_TASKS))

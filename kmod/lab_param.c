@@ -37,6 +37,10 @@ static char *without = "";
 module_param(without, charp, 0400);
 MODULE_PARM_DESC(without, "comma-separated names of hooks to leave out");
 
+static bool beside;
+module_param(beside, bool, 0400);
+MODULE_PARM_DESC(beside, "the other module is loaded in this guest: leave the hooks both have to it");
+
 static DEFINE_MUTEX(lock);	/* `ring` and `finish` may be read while the module goes */
 
 /* A parameter without a set function is called through NULL by `insmod x.ko ring=1`. */
@@ -115,6 +119,8 @@ static bool in_lab_guest(void)
 
 int lab_start(const struct lab_spec *specs, u32 count)
 {
+	static struct lab_spec all[LAB_RING_HOOKS];
+	u32 shared = beside ? 0 : lab_skb_count;
 	u8 key[NONCE_SIZE];
 	int error;
 
@@ -127,10 +133,14 @@ int lab_start(const struct lab_spec *specs, u32 count)
 		pr_err("%s: nonce= wants 32 hexadecimal digits\n", THIS_MODULE->name);
 		return -EINVAL;
 	}
+	if (count + shared > ARRAY_SIZE(all))
+		return -E2BIG;
+	memcpy(all, specs, count * sizeof(*specs));
+	memcpy(all + count, lab_skb_specs, shared * sizeof(*specs));
 	mutex_lock(&lock);
 	error = lab_ring_make(records, key);
 	if (!error)
-		error = lab_probe_start(specs, count, without, comm);
+		error = lab_probe_start(all, count + shared, without, comm);
 	if (error)
 		lab_ring_free();
 	mutex_unlock(&lock);

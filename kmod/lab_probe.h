@@ -16,6 +16,7 @@ struct lab_args {
 	u64 user;		/* where the iterator pointed before the copy */
 	u64 user_room;		/* bytes of its segment from there on, 0: all of them */
 	u64 cursor;		/* a fill function's own, 0 at first */
+	u64 kept[2];		/* what a keep function found, for its fill function */
 	u32 part;		/* counts the records of one hit */
 	u8 iter_type;
 	bool user_backed;
@@ -43,6 +44,10 @@ struct lab_spec {
  */
 int lab_probe_start(const struct lab_spec *specs, u32 count, const char *without,
 		    const char *comm);
+
+/* lab_skb.c: hooks that both modules have, see the `beside` parameter. */
+extern const struct lab_spec lab_skb_specs[];
+extern const u32 lab_skb_count;
 
 /* Turns all hooks off and makes `missed` final.  May be called again. */
 void lab_probe_stop(void);

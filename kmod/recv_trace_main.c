@@ -70,6 +70,15 @@ static bool fill_enqueue(struct lab_event *event, struct lab_args *args)
 }
 NOKPROBE_SYMBOL(fill_enqueue);
 
+/* tcp_rcv_established(sk, skb): skb->dev may be gone (sk_add_backlog()) */
+static bool fill_established(struct lab_event *event, struct lab_args *args)
+{
+	lab_fill_packet(event, args->arg[1], 0);
+	event->sk = args->arg[0];
+	return false;
+}
+NOKPROBE_SYMBOL(fill_established);
+
 /* sock_def_readable(sk) */
 static bool fill_readable(struct lab_event *event, struct lab_args *args)
 {
@@ -128,6 +137,7 @@ static const struct lab_spec specs[] = {
 		.fill = fill_memcpy,
 	},
 	{ .symbol = "__udp_enqueue_schedule_skb", .kind = LAB_ENTRY, .fill = fill_enqueue },
+	{ .symbol = "tcp_rcv_established", .kind = LAB_ENTRY, .fill = fill_established },
 	{ .symbol = "sock_def_readable", .kind = LAB_ENTRY, .fill = fill_readable },
 	{
 		.symbol = "_copy_to_iter",

@@ -60,6 +60,33 @@ static bool fill_getfrag(struct lab_event *event, struct lab_args *args)
 }
 NOKPROBE_SYMBOL(fill_getfrag);
 
+/*
+ * __tcp_transmit_skb(sk, skb, …): the skb that was filled.  What is sent is a clone of it
+ * with the same head, so the frags told here, one record each, are the clone's too.
+ */
+static bool fill_tcp_transmit(struct lab_event *event, struct lab_args *args)
+{
+	struct skb_shared_info *shinfo;
+	skb_frag_t frag;
+	u64 page;
+
+	lab_fill_skb(event, args->arg[1]);
+	event->sk = args->arg[0];
+	shinfo = (void *)event->shinfo;
+	if (args->part < min_t(u32, event->frags, MAX_SKB_FRAGS) &&
+	    !copy_from_kernel_nofault(&frag, &shinfo->frags[args->part], sizeof(frag))) {
+		page = lab_page(skb_frag_page(&frag));
+		event->src = page ? page + skb_frag_off(&frag) : 0;
+		event->src_phys = lab_phys(event->src);
+		event->size = skb_frag_size(&frag);
+		lab_ring_bytes(event, event->src, event->size);
+	}
+	args->cursor = event->frags;
+	event->frags = args->part;
+	return args->part + 1 < min_t(u32, args->cursor, MAX_SKB_FRAGS);
+}
+NOKPROBE_SYMBOL(fill_tcp_transmit);
+
 /* (skb, …), the device is the skb's own */
 static bool fill_xmit(struct lab_event *event, struct lab_args *args)
 {
@@ -154,6 +181,7 @@ static const struct lab_spec specs[] = {
 		.other = &csum_in_lib,
 	},
 	{ .symbol = "ip_generic_getfrag", .kind = LAB_ENTRY, .fill = fill_getfrag },
+	{ .symbol = "__tcp_transmit_skb", .kind = LAB_ENTRY, .fill = fill_tcp_transmit },
 	{ .symbol = "__dev_queue_xmit", .kind = LAB_ENTRY, .fill = fill_xmit },
 	{ .symbol = "loopback_xmit", .kind = LAB_ENTRY, .fill = fill_start_xmit },
 	{ .symbol = "__netif_rx", .kind = LAB_ENTRY, .fill = fill_xmit },

@@ -45,6 +45,9 @@ class Agent:
         self._exits: dict[str, int] = {}
         self._open = False
         self._pings = 0
+        self._pids: dict[str, int] = {}
+        self.beats = 0  # heartbeats heard, and when the last one was (CLOCK_MONOTONIC, seconds)
+        self.beat_at = 0.0
 
     def connect(self, *, deadline: Deadline) -> str:
         """Connect, wait for the agent and return the guest's kernel release."""
@@ -96,6 +99,28 @@ class Agent:
             self._exits.pop(name, None)
         line = " ".join(["start", name, *(quote(word) for word in argv)])
         return int(self.ask(line, expect=f"ok start {name}", deadline=deadline)[3])
+
+    def begin(self, name: str, *argv: str) -> None:
+        """Send `start` and wait for nothing: the guest may be dead before it can answer."""
+        with self._ready:
+            for held in (self._said, self._exits, self._pids):
+                held.pop(name, None)
+        self._send(" ".join(["start", name, *(quote(word) for word in argv)]))
+
+    def pid(self, name: str) -> int | None:
+        """Return the pid of program `name` in the guest, None when the agent never said."""
+        with self._ready:
+            return self._pids.get(name)
+
+    def ended(self, name: str) -> int | None:
+        """Return the exit status of program `name`, None while it runs."""
+        with self._ready:
+            return self._exits.get(name)
+
+    def said(self, name: str) -> str:
+        """Return all that program `name` has said so far, stdout and stderr."""
+        with self._ready:
+            return "\n".join(line[4:] for line in self._said.get(name, []))
 
     def tell(self, name: str, text: str, *, deadline: Deadline) -> None:
         """Write a line to the stdin of program `name`."""
@@ -194,7 +219,13 @@ class Agent:
             self._said.setdefault(name, []).append(f"{kind} {urllib.parse.unquote(text)}")
         elif kind == "exit":
             self._exits[name] = int(text)
-        elif kind != "heartbeat":
+        elif kind == "heartbeat":
+            self.beats += 1
+            self.beat_at = time.monotonic()
+        else:
+            if kind == "ok" and name == "start":
+                started, _, pid = text.partition(" ")
+                self._pids[started] = int(pid)
             self._answers.append(line)
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def _round(built: image.Image, speed: accelerator.Accelerator) -> dict[str, floa
     found["bare boot"] = _timed(lambda: _boot(built, speed, only=True))
     found["pair boot"] = _timed(lambda: _boot(built, speed, only=False))
     with topology.opened(LAB, create=True) as pair:
-        setup = topology.Setup(image=built, accelerator=speed, owner=os.getpid())
+        setup = replace(topology.standard(built, speed, journal=quiet), owner=os.getpid())
         pair.bring_up(setup, journal=quiet)
         pair.bring_down()
         start = time.monotonic()

@@ -98,7 +98,9 @@ def build_modules(
     texts = sorted(
         path
         for path in source.rglob("*")
-        if path.is_file() and (path.suffix in {".c", ".h", ".S"} or path.name in _KBUILD_FILES)
+        if path.is_file()
+        and (path.suffix in {".c", ".h", ".S"} or path.name in _KBUILD_FILES)
+        and path.relative_to(source).parts[0] != "crash"  # built one by one, by lab.crash
     )
     if not any(path.name in _KBUILD_FILES for path in texts):
         raise ProbeBuildFailed(f"there is no Makefile in {source}")
@@ -135,6 +137,31 @@ def build_modules(
     return {path.stem: path for path in sorted(home.glob("*.ko"))}
 
 
+def build_witness(api: int, *, journal: Journal) -> Path:
+    """Build the QEMU plugin that logs accesses, for the plugin interface `api`."""
+    source = paths.data() / "witness"
+    texts = sorted([*source.glob("*.c"), *source.glob("*.h")])
+    compiler = _tool("gcc", package="gcc")
+    key = _digest(texts, extra=[str(api), _version(compiler), *WITNESS_FLAGS])
+    home = paths.cache() / "witness" / key[:16]
+    plugin = home / "access.so"
+    if not plugin.is_file():
+        with journal.step("build the witness"), _Fresh(home) as work:
+            _run(
+                [
+                    *(compiler, *WITNESS_FLAGS, f"-DLAB_PLUGIN_API={api}"),
+                    *("-o", str(work / plugin.name), str(source / "access.c")),
+                ],
+                cwd=work,
+                what="witness/",
+            )
+    return plugin
+
+
+WITNESS_FLAGS = (
+    *("-std=gnu11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden"),
+    *("-Wall", "-Wextra", "-Werror", "-Wl,--build-id=none"),
+)
 _KBUILD_FILES = frozenset({"Makefile", "Kbuild"})
 
 

@@ -25,7 +25,7 @@ from lab.errors import BUG, INTERRUPTED, CommandFailed, LabError, LedgerIncomple
 from lab.journal import Journal
 
 if TYPE_CHECKING:
-    from lab import experiment, spec, topology
+    from lab import attempt, crash, experiment, spec, topology
     from lab.guest import Guest
 
 REACH_S = 10.0
@@ -50,6 +50,7 @@ class Options:
 
     size: str = ""
     count: str = ""
+    protocol: str = ""
     payload: str = ""
     without: str = ""
     comm: str = ""
@@ -125,7 +126,7 @@ def up(
         else:
             if pair.state is not None or any(guest.alive for guest in pair.guests.values()):
                 pair.bring_down()
-            setup = topology.Setup(image=built, accelerator=speed)
+            setup = topology.standard(built, speed, journal=console.journal)
             state = pair.bring_up(setup, journal=console.journal, fresh=fresh)
             how = f"{state.how} in {time.monotonic() - start:.1f} s"
         told_drift(console, built.drifted)
@@ -208,7 +209,7 @@ def reset(console: Console, lab: str) -> None:
         built = image.ensure(series, journal=console.journal, locked=False, offline=False)
         speed = accelerator.choose(built, journal=console.journal)
         pair.bring_down()
-        setup = topology.Setup(image=built, accelerator=speed, device=device)
+        setup = topology.standard(built, speed, journal=console.journal, device=device)
         state = pair.bring_up(setup, journal=console.journal)
         seconds = time.monotonic() - start
         console.result(
@@ -391,6 +392,7 @@ def asked_for(name: str, options: Options) -> spec.Playbook:
         playbook.load(name),
         size=options.size or None,
         count=options.count or None,
+        protocol=options.protocol or None,
         payload=options.payload or None,
         without=options.without or None,
         comm=options.comm or None,
@@ -403,6 +405,10 @@ def run(console: Console, lab: str, name: str, options: Options) -> None:
     from lab import experiment
 
     asked = asked_for(name, options)
+    if asked.sweep != type(asked.sweep)():
+        raise PlaybookError(
+            f"playbook '{asked.name}' asks for many runs", hint=f"invoke lab.sweep {name}"
+        )
     outcome = experiment.run(
         asked,
         lab_name=lab_name(lab),
@@ -415,12 +421,38 @@ def run(console: Console, lab: str, name: str, options: Options) -> None:
     _tell_outcome(console, outcome)
 
 
+def sweep(console: Console, lab: str, name: str, options: Options) -> None:
+    from lab import experiment
+    from lab import sweep as sweeps
+
+    asked = asked_for(name, options)
+    found = sweeps.run(
+        asked,
+        lab_name=lab_name(lab),
+        journal=console.journal,
+        command=experiment.describe_command(),
+        locked=options.locked,
+        offline=options.offline,
+    )
+    value = sweeps.to_json(asked, found) | {"sweep": str(found.folder)}
+    console.result(f"{sweeps.render(found)}{found.folder}", value)
+    if not found.proven:
+        bad = sum(one.state in (sweeps.UNPROVEN, sweeps.FAILED) for one in found.results)
+        raise LedgerIncomplete(
+            f"{bad} of {len(found.results)} cells are not proven",
+            log=found.folder / "index.json",
+            hint=f"invoke lab.report {found.folder}/RUN",
+        )
+
+
 def recompute(console: Console, run: str) -> None:
-    from lab import experiment, playbook, rundir
+    from lab import experiment, rundir, spec
 
     found = rundir.resolve(run)
-    source = found.path / "playbook.yaml"
-    expect = playbook.load(source).expect
+    told = found.manifest().values.get("expect")
+    asked: dict[str, Any] = dict(told) if isinstance(told, dict) else {}
+    known = {one.name for one in dataclasses.fields(spec.Expect)}
+    expect = spec.Expect(**{key: value for key, value in asked.items() if key in known})
     _tell_outcome(console, experiment.analyse(found, expect, journal=console.journal))
 
 
@@ -460,11 +492,142 @@ def lines(console: Console, run: str, grep: str) -> None:
     del console
 
 
+def accesses(console: Console, run: str, place: str) -> None:
+    from lab import places, rundir
+
+    found = rundir.resolve(run)
+    if not place:
+        console.result("\n".join(places.names(found)), places.names(found))
+        return
+    rows = list(places.lines(found, place))
+    console.result("\n".join(rows), rows)
+
+
 def bench(console: Console, *, rounds: int) -> None:
     from lab import bench as benchmark
 
     found = benchmark.measure(rounds=rounds, journal=console.journal)
     console.result(benchmark.render(found), found)
+
+
+# -- modules that may crash ---------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TryOptions:
+    """How `lab.try` and `lab.watch` treat a module; "" is what is usual."""
+
+    run: str = ""
+    send: bool = False
+    soak: float = 1.0
+    deadline: float = 20.0
+    expect: str = ""
+    at: str = ""
+    params: str = ""
+    module: str = ""
+    kernel: str = "6.12"
+    kfence: bool = False
+    slub_debug: str = ""
+    unload: bool = True
+    keep_ram: bool = False
+    locked: bool = False
+    offline: bool = False
+
+
+def try_module(console: Console, lab: str, path: str, options: TryOptions) -> None:
+    from lab import attempt
+
+    with _trying(console, lab, path, options) as (bench, source, trial):
+        result = attempt.run(
+            bench,
+            source,
+            trial,
+            journal=console.journal,
+            command=" ".join(sys.argv[1:]),
+            module=options.module or None,
+        )
+    _tell_attempt(console, result)
+    failed = attempt.failure(result.found, options.expect or None, options.at or None)
+    if failed is not None:
+        raise Exit("\n".join(failed.lines()), code=failed.exit_code)
+
+
+def watch_module(console: Console, lab: str, path: str, options: TryOptions) -> None:
+    from lab import attempt
+
+    with _trying(console, lab, path, options) as (bench, source, trial):
+        for result in attempt.watch(
+            bench,
+            source,
+            trial,
+            journal=console.journal,
+            command=" ".join(sys.argv[1:]),
+            module=options.module or None,
+        ):
+            _tell_attempt(console, result)
+            print(f"{result.seconds:.1f} s; waiting for {source} to change", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _trying(
+    console: Console, lab: str, path: str, options: TryOptions
+) -> Iterator[tuple[attempt.Bench, Path, crash.Trial]]:
+    from lab import attempt, crash, postmortem
+
+    if options.expect and options.expect not in postmortem.VERDICTS:
+        raise PlaybookError(
+            f"'{options.expect}' is no verdict", hint=", ".join(postmortem.VERDICTS)
+        )
+    trial = crash.Trial(
+        parameters=tuple(options.params.split()),
+        command=options.run or (crash.SEND if options.send else None),
+        soak_s=options.soak,
+        deadline_s=options.deadline,
+        unload=options.unload,
+        kfence=options.kfence,
+        keep_ram=options.keep_ram,
+    )
+    with attempt.bench(
+        lab_name(lab),
+        series=options.kernel,
+        journal=console.journal,
+        extra=f"slub_debug={options.slub_debug}" if options.slub_debug else "",
+        locked=options.locked,
+        offline=options.offline,
+    ) as bench:
+        yield bench, Path(path), trial
+
+
+def _tell_attempt(console: Console, result: attempt.Result) -> None:
+    if console.json:
+        console.result("", result.found.as_json())
+        return
+    print((result.run.path / "postmortem.txt").read_text(encoding="utf-8").rstrip())
+    print(result.run.path, flush=True)
+
+
+def crashes(console: Console) -> None:
+    from lab import postmortem
+
+    found = postmortem.group(paths.runs())
+    rows = [
+        f"{one.count:>5}  {one.verdict:<13} {one.fingerprint}  {one.module:<24} {one.at}"
+        for one in found
+    ]
+    console.result(
+        "\n".join(rows) or "no crash was seen", [dataclasses.asdict(one) for one in found]
+    )
+
+
+def vmcore(console: Console, run: str) -> None:
+    from lab import attempt, rundir
+
+    path, size, package = attempt.vmcore(rundir.resolve(run))
+    console.journal.say("a vmcore holds all the guest's memory, keys and data: mind who gets it")
+    console.result(
+        f"{path}\n{size >> 20} MiB on disk; drgn -c {path}; types and crash need {package}",
+        {"vmcore": str(path), "bytes": size, "debug_package": package},
+    )
 
 
 # -- tests -----------------------------------------------------------------------------------------

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import accelerator, image, paths, qemu
+from lab import accelerator, access, image, paths, qemu
 from lab.errors import HostError, LabError
 from lab.guest import MEMORY_MIB, PAIR
 from lab.journal import Journal
 
 DISK_MIB = 3072  # packages, two kernels with headers, two snapshots
-RAM_MIB = len(PAIR) * MEMORY_MIB + 32
+RAM_MIB = len(PAIR) * (MEMORY_MIB + (access.SIZE >> 20) + 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

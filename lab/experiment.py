@@ -10,7 +10,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ MODULES: dict[str, dict[str, tuple[str, ...]]] = {
     "link": {"sender": ("send_trace",), "receiver": ("recv_trace",)},
 }
 CLOCK_SAMPLES = 5
+SWITCH_S = 10.0  # the access log is armed in 0.05 s
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,14 +61,19 @@ class _Measurement:
 
     asked: spec.Playbook
     run: rundir.RunDir
-    pair: topology.Lab
+    stand: Stand
     journal: Journal
     deadline: Deadline
     seed: int
     nonce: bytes
     census: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     rings: dict[str, witness.Rings] = field(default_factory=dict)
+    logs: dict[str, witness.AccessLog] = field(default_factory=dict)
     clock: dict[str, list[dict[str, int]]] = field(default_factory=dict)
+
+    @property
+    def pair(self) -> topology.Lab:
+        return self.stand.pair
 
     @property
     def guests(self) -> list[Guest]:
@@ -93,6 +99,44 @@ class _Measurement:
         )
 
 
+@dataclass(slots=True)
+class Stand:
+    """A pair that stands ready for runs, and what need be asked of it only once."""
+
+    pair: topology.Lab
+    setup: topology.Setup
+    modules: dict[str, Path]
+    how: str  # it came to be as it is
+    pushed: dict[str, set[str]] = field(default_factory=dict)  # guest -> modules it has
+    ethtool: dict[str, str] = field(default_factory=dict)
+    symbols: dict[str, Path] = field(default_factory=dict)
+
+
+def setup_for(
+    asked: spec.Playbook, *, journal: Journal, locked: bool = False, offline: bool = False
+) -> tuple[topology.Setup, dict[str, Path]]:
+    """Return what a pair for this playbook is made of, and the modules that watch it."""
+    kernel = image.ensure(asked.kernel, journal=journal, locked=locked, offline=offline)
+    modules = build.build_modules(kernel, journal=journal) if asked.probes.kind == "kmod" else {}
+    speed = accelerator.choose(kernel, journal=journal)
+    setup = topology.standard(kernel, speed, journal=journal, device=asked.link.device)
+    return setup, modules
+
+
+@contextlib.contextmanager
+def stand(
+    setup: topology.Setup,
+    modules: dict[str, Path],
+    *,
+    lab_name: str,
+    journal: Journal,
+    reset: bool = True,
+) -> Iterator[Stand]:
+    """Yield a pair that is ready for one run after the other."""
+    with _ready_pair(lab_name, setup, journal=journal, reset=reset) as (pair, how):
+        yield Stand(pair=pair, setup=setup, modules=modules, how=how)
+
+
 def run(
     asked: spec.Playbook,
     *,
@@ -104,37 +148,54 @@ def run(
     offline: bool = False,
 ) -> Outcome:
     """Take one measurement and analyse it; the run directory is kept however it ends."""
-    kernel = image.ensure(asked.kernel, journal=journal, locked=locked, offline=offline)
-    modules = build.build_modules(kernel, journal=journal) if asked.probes.kind == "kmod" else {}
-    speed = accelerator.choose(kernel, journal=journal)
-    digest = hashlib.sha256(asked.source + kernel.digest.encode()).hexdigest()
-    run_dir = rundir.create(paths.runs(), asked.name, digest, guests=tuple(_taking_part(asked)))
-    (run_dir.path / "playbook.yaml").write_bytes(asked.source)
+    setup, modules = setup_for(asked, journal=journal, locked=locked, offline=offline)
+    run_dir = new_run(asked, setup, paths.runs())
     journal.to_file(run_dir.path / "journal.jsonl")
     try:
-        setup = topology.Setup(image=kernel, accelerator=speed, device=asked.link.device)
-        with _ready_pair(lab_name, setup, journal=journal, reset=reset) as (pair, how):
-            taken = _Measurement(
-                asked=asked,
-                run=run_dir,
-                pair=pair,
-                journal=journal,
-                deadline=Deadline(asked.deadline_s),
-                seed=secrets.randbits(64),
-                nonce=secrets.token_bytes(16),
-            )
-            manifest = _manifest(taken, setup, how=how, command=command)
-            run_dir.write_manifest(manifest)
-            try:
-                _measure(taken, modules, manifest)
-            finally:
-                _keep_logs(taken)
+        with stand(setup, modules, lab_name=lab_name, journal=journal, reset=reset) as ready:
+            take(ready, asked, run_dir, journal=journal, command=command)
     except LabError as error:
         error.hint = error.hint or "invoke lab.reset, then again"
         error.log = error.log or run_dir.path / "journal.jsonl"
         error.add_note(f"run: {run_dir.path}")
         raise
     return analyse(run_dir, asked.expect, journal=journal)
+
+
+def new_run(
+    asked: spec.Playbook, setup: topology.Setup, base: Path, *, last: bool = True
+) -> rundir.RunDir:
+    """Make a run directory with the playbook's bytes in it."""
+    digest = hashlib.sha256(asked.source + setup.image.digest.encode()).hexdigest()
+    run_dir = rundir.create(base, asked.name, digest, guests=tuple(_taking_part(asked)), last=last)
+    (run_dir.path / "playbook.yaml").write_bytes(asked.source)
+    return run_dir
+
+
+def take(
+    ready: Stand,
+    asked: spec.Playbook,
+    run_dir: rundir.RunDir,
+    *,
+    journal: Journal,
+    command: str,
+) -> None:
+    """Take one measurement on a pair that is ready; every artefact of the run is written."""
+    taken = _Measurement(
+        asked=asked,
+        run=run_dir,
+        stand=ready,
+        journal=journal,
+        deadline=Deadline(asked.deadline_s),
+        seed=secrets.randbits(64),
+        nonce=secrets.token_bytes(16),
+    )
+    manifest = _manifest(taken, ready.setup, how=ready.how, command=command)
+    run_dir.write_manifest(manifest)
+    try:
+        _measure(taken, ready.modules, manifest)
+    finally:
+        _keep_logs(taken)
 
 
 def analyse(run_dir: rundir.RunDir, expect: spec.Expect, *, journal: Journal) -> Outcome:
@@ -222,6 +283,8 @@ def _manifest(
         "reset": {"how": how, "proven": "nonce" if "restored" in how else "fresh boot"},
         "guests": [guest.name for guest in taken.guests],
         "deadline_s": asked.deadline_s,
+        # As the command line left it: `lab.report` asks the same again.
+        "expect": asdict(asked.expect),
     }
 
 
@@ -282,7 +345,8 @@ def _load(taken: _Measurement, modules: dict[str, Path]) -> dict[str, probe.Prob
             {name: modules[name] for name in wanted[guest.name]},
             taken.asked.probes,
             nonce=taken.nonce,
-            records=probe.records_for(taken.asked.workload.count),
+            records=probe.records_for(taken.asked.workload.count, taken.asked.workload.size),
+            pushed=taken.stand.pushed.setdefault(guest.name, set()),
             deadline=taken.deadline,
         )
 
@@ -293,8 +357,11 @@ def _conditions(taken: _Measurement, manifest: dict[str, Any]) -> None:
     """Record what decides which copy function runs: the link's offloads, driver, symbols."""
 
     def gather(guest: Guest) -> dict[str, str]:
-        shell = guest.require_shell()
-        text = shell.run("ethtool -k lab0; ethtool -i lab0", deadline=taken.deadline).stdout
+        text = taken.stand.ethtool.get(guest.name)
+        if text is None:
+            shell = guest.require_shell()
+            text = shell.run("ethtool -k lab0; ethtool -i lab0", deadline=taken.deadline).stdout
+            taken.stand.ethtool[guest.name] = text
         (taken.run.guest(guest.name).file("ethtool.txt")).write_text(text, encoding="utf-8")
         _symbols(taken, guest)
         return offloads(text)
@@ -325,6 +392,12 @@ def _symbols(taken: _Measurement, guest: Guest) -> None:
     state = taken.pair.require_up()
     kept = snapshot.folder() / state.snapshot / f"{guest.name}.symbols"
     target = taken.run.guest(guest.name).symbols
+    before = taken.stand.symbols.setdefault(guest.name, target)
+    if before is not target:
+        # 7 MB that are the same for every run on this pair.
+        with contextlib.suppress(OSError):
+            target.hardlink_to(before)
+            return
     with contextlib.suppress(FileNotFoundError):
         shutil.copyfile(kept, target)
         return
@@ -348,9 +421,13 @@ def _gate(taken: _Measurement, name: str) -> None:
 
     def look(guest: Guest) -> None:
         rings = taken.rings.setdefault(guest.name, witness.Rings(guest))
+        log = taken.logs.setdefault(guest.name, witness.AccessLog(guest))
+        if name == "received":
+            log.disarm(deadline=taken.deadline.within(SWITCH_S))
         if taken.asked.workload.over == "link":
             rings.read(name)
         if name == "armed":
+            log.arm(deadline=taken.deadline.within(SWITCH_S))
             return
         with guest.memory() as memory:
             found = witness.census(memory, taken.messages, name)
@@ -402,10 +479,19 @@ def _write_witnesses(
         if on_link:
             folder.write_json("rings.json", taken.rings[guest.name].to_json())
         folder.write_json("tsc.json", {"samples": taken.clock[guest.name]})
+        kept = taken.logs[guest.name].keep(
+            taken.messages,
+            rings=taken.rings[guest.name] if on_link else None,
+            buffers=[page for side in sides if side.guest is guest for page in side.pages()],
+        )
+        if kept is not None:
+            folder.file("access.bin").write_bytes(kept)
+    lacking = [name for name, log in taken.logs.items() if log.control is None]
+    absent = topology.access_log_absent(taken.stand.setup.accelerator)
     manifest["witnesses"] = {
         "probe:kmod": "present" if taken.asked.probes.kind == "kmod" else "absent: not asked for",
         "probe:bpf": "absent: not built yet",
-        "access-log": "absent: not built yet",
+        "access-log": f"absent: {absent or 'the lab was up without it'}" if lacking else "present",
         "census": "present" if needle is not None else "absent: message below 8 bytes",
         "wire": "present",
         "rings": "present" if on_link else "absent: no device on loopback",
@@ -414,6 +500,8 @@ def _write_witnesses(
 
 def _keep_logs(taken: _Measurement) -> None:
     """Copy what QEMU and the guests said, however the run ended."""
+    for log in taken.logs.values():
+        log.close()
     for guest in taken.guests:
         folder = taken.run.guest(guest.name).path
         for source, name in ((guest.folder.console, "console.log"), (guest.folder.log, "qemu.log")):

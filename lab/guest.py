@@ -7,11 +7,12 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import process, qemu, snapshot, ssh
+from lab import access, process, qemu, snapshot, ssh
 from lab.accelerator import kvm_group
 from lab.agent import Agent, ClockSample
 from lab.deadline import Deadline, wait_until
@@ -21,6 +22,7 @@ from lab.memory import GuestMemory
 from lab.qmp import Monitor
 
 MEMORY_MIB = 512
+PLUGIN = "access.so"
 CONSOLE_TAIL = 12  # lines shown when a guest is lost
 
 
@@ -110,6 +112,8 @@ class Guest:
         self.agent: Agent | None = None
         self.shell: ssh.Shell | None = None
         self.argv: list[str] = []
+        self.extra = ""  # more words for the kernel's command line
+        self.plugin: Path | None = None  # the access log, where there is one
 
     # -- life ------------------------------------------------------------------
 
@@ -127,7 +131,7 @@ class Guest:
             ram=str(self.folder.ram),
             kernel=kernel,
             initramfs=initramfs,
-            cmdline=cmdline(self.me, self.peer),
+            cmdline=f"{cmdline(self.me, self.peer)} {self.extra}".rstrip(),
             folder=str(self.folder.own),
             link_device=device,
             link_mac=self.me.link_mac,
@@ -135,7 +139,20 @@ class Guest:
             link_remote=str(link / self.peer.name),
             ssh_mac=self.me.ssh_mac,
             incoming=initramfs is None,
+            plugin=self._plugin_argument(),
         )
+
+    def _plugin_argument(self) -> str | None:
+        if self.plugin is None:
+            return None
+        return access.plugin_argument(
+            self.folder.own / PLUGIN, log=self.access_log, ram=self.folder.ram
+        )
+
+    @property
+    def access_log(self) -> Path:
+        """The file through which the plugin is switched and into which it writes."""
+        return self.folder.ram.with_suffix(".access")
 
     def prepare(self) -> None:
         """Make the folders QEMU writes to and an empty RAM file of the right size."""
@@ -149,6 +166,13 @@ class Guest:
         finally:
             os.close(fd)
         process.give(self.folder.ram, mode=0o600)
+        if self.plugin is not None:
+            own = self.folder.own / PLUGIN
+            own.unlink(missing_ok=True)
+            shutil.copyfile(self.plugin, own)
+            process.give(own, mode=0o500)
+            access.Control.create(self.access_log).close()
+            process.give(self.access_log, mode=0o600)
 
     def launch(
         self, image: Image, *, accelerator: str, device: str, incoming: bool, dies_with_us: bool
@@ -232,8 +256,9 @@ class Guest:
         killed = process.stop(self.folder.lock, grace_s=1.0)
         if self.child is not None:
             process.reap(self.child.pid)
-        self.folder.ram.unlink(missing_ok=True)
-        for name in ("qmp", "agent"):
+        for large in (self.folder.ram, self.access_log):
+            large.unlink(missing_ok=True)
+        for name in ("qmp", "agent", PLUGIN):
             (self.folder.own / name).unlink(missing_ok=True)
         (self.folder.base / "link" / self.name).unlink(missing_ok=True)
         return killed

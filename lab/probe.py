@@ -12,10 +12,11 @@ from lab.errors import CommandFailed, GuestError, ProbeRejected
 from lab.guest import Guest
 
 REMOTE = "/run"
-# What a ring can hold (kmod/lab_event.h: 128 chunks of 1024), what one datagram causes in
-# the busier guest (12 were seen on loopback), and room for loading and the guest's own life.
+# What a ring can hold (kmod/lab_event.h: 128 chunks of 1024), what one frame causes in the
+# busier guest (12 were seen on loopback), and room for loading and the guest's own life.
 RECORDS_AT_MOST = 131072
-RECORDS_PER_MESSAGE = 12
+RECORDS_PER_FRAME = 12
+FRAME_PAYLOAD = 1400  # bytes of a message in a frame of MTU 1500, at least
 RECORDS_BESIDE = 4096
 
 
@@ -28,9 +29,10 @@ class Probe:
     rings: dict[str, int]  # module name -> physical address of the ring's header
 
 
-def records_for(count: int) -> int:
-    """Return the ring capacity for `count` messages."""
-    return min(RECORDS_AT_MOST, RECORDS_PER_MESSAGE * count + RECORDS_BESIDE)
+def records_for(count: int, size: int) -> int:
+    """Return the ring capacity for `count` messages of `size` bytes."""
+    frames = -(-size // FRAME_PAYLOAD)
+    return min(RECORDS_AT_MOST, RECORDS_PER_FRAME * frames * count + RECORDS_BESIDE)
 
 
 def load(
@@ -40,9 +42,13 @@ def load(
     *,
     nonce: bytes,
     records: int,
+    pushed: set[str],
     deadline: Deadline,
 ) -> Probe:
-    """Push and load `modules`; return when each has said where its ring is."""
+    """Load `modules` and return when each has said where its ring is.
+
+    Those the guest does not have yet are pushed first, and are in `pushed` afterwards.
+    """
     shell = guest.require_shell()
     parameters = f"nonce={nonce.hex()} records={records}"
     if asked.without:
@@ -50,10 +56,14 @@ def load(
     if asked.comm is not None:
         parameters += f" comm={shlex.quote(asked.comm)}"
     commands = []
-    for name, path in modules.items():
-        shell.put(path, f"{REMOTE}/{name}.ko", deadline=deadline)
+    for number, (name, path) in enumerate(modules.items()):
+        if name not in pushed:
+            shell.put(path, f"{REMOTE}/{name}.ko", deadline=deadline)
+            pushed.add(name)
+        # Hooks that both modules have are the first one's, so that no call is seen twice.
+        beside = " beside=1" if number else ""
         commands += [
-            f"insmod {REMOTE}/{name}.ko {parameters}",
+            f"insmod {REMOTE}/{name}.ko {parameters}{beside}",
             f"cat /sys/module/{name}/parameters/ring",
         ]
     try:

@@ -18,6 +18,7 @@ HOOKS: tuple[str, ...] = (
     "csum_and_copy_from_iter_full",
     "csum_and_copy_from_iter",
     "ip_generic_getfrag",
+    "__tcp_transmit_skb",
     "__dev_queue_xmit",
     "loopback_xmit",
     "__netif_rx",
@@ -27,10 +28,14 @@ HOOKS: tuple[str, ...] = (
     "virtio_net:page_to_skb",
     "virtio_net:page_to_skb>memcpy",
     "__udp_enqueue_schedule_skb",
+    "tcp_rcv_established",
     "sock_def_readable",
     "_copy_to_iter",
     "csum_and_copy_to_iter",
     "skb_consume_udp",
+    "skb_copy_bits",
+    "skb_copy_and_csum_bits",
+    "pskb_expand_head",
 )
 
 
@@ -82,6 +87,18 @@ class Expect:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Sweep:
+    """Values to go through, each with each; an empty list is the playbook's own value."""
+
+    kernel: tuple[str, ...] = ()
+    over: tuple[Over, ...] = ()
+    device: tuple[Device, ...] = ()
+    backend: tuple[Backend, ...] = ()
+    protocol: tuple[Protocol, ...] = ()
+    size: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Playbook:
     """One question, and all that is needed to ask it."""
 
@@ -92,6 +109,7 @@ class Playbook:
     probes: Probes = field(default_factory=Probes)
     workload: Workload
     expect: Expect = field(default_factory=Expect)
+    sweep: Sweep = field(default_factory=Sweep)
     deadline_s: float = 60.0
     source: bytes = b""  # the exact bytes of the file
     path: str = ""

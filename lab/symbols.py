@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Mapping
 from pathlib import Path
 
 from lab.rundir import fields as checked
 
 MAX_SYMBOLS = 64 << 20  # bytes; a Debian kernel's are 7 to 12 MB
 FARTHEST = 1 << 20  # bytes from a symbol's start at which its name means nothing any more
+LATER_TEXT = 1 << 16  # bytes; our own modules have a tenth of that
 TEXT = b"tTwW"
 
 
@@ -19,8 +21,10 @@ class Symbols:
     sorting the lines sorts the symbols.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, modules: Mapping[int, str] | None = None) -> None:
+        """`modules` are names by address of text that was loaded after the capture."""
         self.path = path
+        self._modules = sorted((modules or {}).items())
         self._lines: list[bytes] | None = None
         self._known: dict[int, str | None] = {}
 
@@ -59,6 +63,10 @@ class Symbols:
             # Of several names of one address the shortest, then the first: always the same.
             if text and (best is None or (len(name), name) < (len(best[1]), best[1])):
                 best = start, name
+        later = [(base, name) for base, name in self._modules if 0 <= address - base < LATER_TEXT]
+        if later and (best is None or best[0] < later[-1][0]):
+            base, name = later[-1]
+            return f"[{name}]+0x{address - base:x}"
         if best is None:
             return None
         name, _, module = best[1].partition("\t")

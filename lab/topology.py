@@ -10,16 +10,17 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lab import paths, process, qemu, snapshot, ssh
+from lab import access, build, paths, process, qemu, snapshot, ssh
 from lab.accelerator import Accelerator
 from lab.deadline import Deadline
 from lab.errors import (
     DeadlineExceeded,
     GuestError,
+    HostError,
     LabBusy,
     LabError,
     LabNotUp,
@@ -73,6 +74,29 @@ class Setup:
     accelerator: Accelerator
     device: str = "virtio-net-pci"
     owner: int = 0
+    extra: str = ""  # more words for the kernels' command lines
+    plugin: Path | None = None  # the access log; None where there can be none
+
+
+def standard(
+    image: Image, accelerator: Accelerator, *, journal: Journal, device: str = "virtio-net-pci"
+) -> Setup:
+    """Return the usual setup: with the access log wherever it can be had."""
+    plugin = None
+    if not access_log_absent(accelerator):
+        plugin = build.build_witness(access.plugin_api(qemu.installed().version), journal=journal)
+    return Setup(image=image, accelerator=accelerator, device=device, plugin=plugin)
+
+
+def access_log_absent(accelerator: Accelerator) -> str:
+    """Return why no access log can be taken here, "" where one can."""
+    if accelerator.name != "tcg":
+        return f"under {accelerator.name} no emulator sees the accesses"
+    try:
+        access.plugin_api(qemu.installed().version)
+    except HostError as error:
+        return str(error)
+    return ""
 
 
 class Lab:
@@ -111,6 +135,9 @@ class Lab:
         Afterwards the guests run, are proven to be what they should be, and `state` says
         how to reach them.  On failure nothing of the lab is left running.
         """
+        for guest in self.guests.values():
+            guest.extra = setup.extra
+            guest.plugin = setup.plugin
         name = self._key(setup)
         try:
             stored = None if fresh else snapshot.load(name)
@@ -140,12 +167,16 @@ class Lab:
             raise
 
     def _key(self, setup: Setup) -> str:
+        # The plugin is no part of what a guest is: nothing of it is in a snapshot.
         configs = [
-            guest.config(
-                accelerator=setup.accelerator.name,
-                device=setup.device,
-                kernel="K",
-                initramfs="I",
+            replace(
+                guest.config(
+                    accelerator=setup.accelerator.name,
+                    device=setup.device,
+                    kernel="K",
+                    initramfs="I",
+                ),
+                plugin=None,
             )
             for guest in self.guests.values()
         ]
@@ -173,7 +204,7 @@ class Lab:
         folder.mkdir(mode=0o711, exist_ok=True)
         snapshot.require_space(
             folder,
-            (len(self.guests) * MEMORY_MIB + 32) << 20,
+            len(self.guests) * ((MEMORY_MIB << 20) + access.SIZE),
             what="the guests' RAM",
             hint="free memory, or LAB_RAM=FOLDER (a full tmpfs kills QEMU)",
         )

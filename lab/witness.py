@@ -11,12 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lab import access
+from lab.deadline import Deadline
 from lab.errors import GuestError
 from lab.guest import Guest
 from lab.memory import GuestMemory
 from lab.message import BLOCK_SIZE, Messages
 
 DESCRIPTOR = struct.Struct("<QIHH")  # virtio 1.2, 2.7.5: addr, len, flags, next
+DEVICE_WRITES = 2  # virtio 1.2, 2.7.5: VIRTQ_DESC_F_WRITE
 USED = struct.Struct("<II")  # virtio 1.2, 2.7.8: id, len
 QUEUES = {"rx": 0, "tx": 1}  # virtio 1.2, 5.1.2: receiveq1, transmitq1
 MOST_HITS = 4096
@@ -131,6 +134,27 @@ class Rings:
             ],
         }
 
+    def posted(self) -> list[tuple[int, int]]:
+        """Return the physical ranges that were the device's to fill at the first gate."""
+        gates = self.queues["rx"]["gates"] if "rx" in self.queues else {}
+        first: dict[str, Any] = next(iter(gates.values()), {"descriptors": []})
+        return [
+            (int(address, 16), int(address, 16) + length)
+            for _, address, length, flags, _ in first["descriptors"]
+            if flags & DEVICE_WRITES and length
+        ]
+
+    def pages(self) -> list[tuple[int, int]]:
+        """Return the physical ranges of the rings themselves."""
+        found = []
+        for queue in self.queues.values():
+            size = int(queue["size"])
+            sizes = {"desc": DESCRIPTOR.size * size, "avail": 4 + 2 * size, "used": 4 + 8 * size}
+            for part, length in sizes.items():
+                start = int(queue[part], 16)
+                found.append((start, start + length))
+        return found
+
     def to_json(self) -> dict[str, Any]:
         """Return the content of rings.json."""
         return {"device": self.path, "queues": list(self.queues.values())}
@@ -142,6 +166,51 @@ def _find_device(guest: Guest) -> str:
         if path.startswith("/machine/peripheral/lab0/"):
             return path
     raise GuestError(guest.name, "QEMU knows no virtio device 'lab0'")
+
+
+class AccessLog:
+    """What the CPUs of one guest load and store, logged by the plugin while it is armed."""
+
+    def __init__(self, guest: Guest) -> None:
+        self.guest = guest
+        there = guest.access_log.exists()
+        self.control = access.Control(guest.access_log) if there else None
+
+    def arm(self, *, deadline: Deadline) -> None:
+        """Begin to log, now."""
+        if self.control is not None:
+            self.control.arm(deadline=deadline, check=self.guest.check, poke=self._poke)
+
+    def disarm(self, *, deadline: Deadline) -> None:
+        """End to log; what was logged is whole afterwards."""
+        if self.control is not None:
+            self.control.disarm(deadline=deadline, check=self.guest.check, poke=self._poke)
+
+    def _poke(self) -> None:
+        # The plugin looks at its orders when a vCPU idles or resumes: make it.
+        self.guest.require_agent().ping(deadline=Deadline(5.0))
+
+    def keep(
+        self, messages: Messages, *, rings: Rings | None, buffers: list[tuple[int, int]]
+    ) -> bytes | None:
+        """Return of the log what concerns the messages, for the run; None without a log."""
+        if self.control is None:
+            return None
+        posted = [] if rings is None else rings.posted()
+        kept = access.keep(
+            self.control.raw(),
+            [messages.bytes(index) for index in range(messages.count)],
+            needle=messages.needle(),
+            ranges=[] if rings is None else rings.pages(),
+            sources=[*buffers, *posted],
+        )
+        self.control.release()
+        return kept
+
+    def close(self) -> None:
+        """Let go of the log; the plugin sleeps on."""
+        if self.control is not None:
+            self.control.close()
 
 
 class Capture:

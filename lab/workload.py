@@ -13,6 +13,7 @@ from lab.errors import GuestError
 from lab.guest import Guest
 
 LOOPBACK = "127.0.0.1"
+PAGE = 4096
 Gate = Callable[[str], None]
 
 
@@ -41,6 +42,12 @@ class Side:
             raise GuestError(self.guest.name, f"{self.role} said no JSON: {text[:80]!r}") from error
         self.said[word] = said
         return said
+
+    def pages(self) -> list[tuple[int, int]]:
+        """Return the physical ranges of the pages under the program's buffer."""
+        pages = self.said["ready"]["buffer"]["pages"]
+        starts = [int(page["physical"], 16) for page in pages]
+        return [(start, start + PAGE) for start in starts if start]
 
     def to_json(self) -> dict[str, Any]:
         return {"role": self.role, **self.said}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from lab.correlate import audit
 from lab.correlate.board import Board
-from lab.correlate.copies import PAGE_TO_SKB, RECEIVE_BUF, Copies
+from lab.correlate.copies import BETWEEN_SKBS, PAGE_TO_SKB, RECEIVE_BUF, Copies
 from lab.correlate.devices import Wire, arrivals
 from lab.correlate.inputs import GuestInputs, Inputs, load
 from lab.correlate.memory_map import GuestMap
@@ -90,6 +90,8 @@ def _walk_sender(guest: GuestInputs, board: Board, wire: Wire) -> None:
     for record in memory.records:
         if record.hook == OUTBUF:
             transmit.take(record)
+        elif record.hook in BETWEEN_SKBS:
+            copies.take_between_skbs(record)
         elif Flag.SKB in record.flags:
             skbs.take(record)
         elif copies.take(record):
@@ -109,6 +111,8 @@ def _walk_receiver(guest: GuestInputs, sender: GuestInputs, board: Board, wire: 
         elif record.hook == PAGE_TO_SKB:
             copies.take_page_to_skb(record)
             skbs.take(record)
+        elif record.hook in BETWEEN_SKBS:
+            copies.take_between_skbs(record)
         elif Flag.SKB in record.flags:
             skbs.take(record)
         else:

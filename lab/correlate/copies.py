@@ -25,6 +25,8 @@ from lab.record import Kind as At
 RECEIVE_BUF = "virtio_net:receive_buf"
 PAGE_TO_SKB = "virtio_net:page_to_skb"
 PAGE_TO_SKB_COPY = "virtio_net:page_to_skb>memcpy"
+# Copies whose record names an skb: of the source for the first two, of both for the last.
+BETWEEN_SKBS = frozenset({"skb_copy_bits", "skb_copy_and_csum_bits", "pskb_expand_head"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +107,15 @@ class Copies:
             source_address=source_address,
             target_address=target_address,
         )
+
+    def take_between_skbs(self, record: Record) -> None:
+        """Follow a copy from an skb to another, or within one.
+
+        Where the bytes lie says the record's source, not the skb: it may be a frag, and it
+        may hold headers alone.
+        """
+        if self.take(record):
+            self.skbs.copied_between(record, self.made)
 
     def take_page_to_skb(self, record: Record) -> bool:
         """Derive the driver's copy where the compiler left no call of memcpy to hook.
@@ -189,6 +200,8 @@ class Copies:
             return self.memory.receives_into(record.tgid, record.user) is not None
         # Within the kernel memory is used again at once; a buffer that a device filled anew
         # is known to be another's only where the hook that says so is attached.
+        if record.hook != PAGE_TO_SKB_COPY:
+            return False
         filled = self.memory.guest.hook(RECEIVE_BUF)
         return filled is not None and filled.attached and not filled.left_out
 
@@ -287,7 +300,7 @@ class Copies:
             certainty=copy.certainty,
             tsc=record.tsc,
             evidence=[record.id],
-            confirmed_by={"probe:kmod"},
+            confirmed_by={self.memory.guest.witness},
         )
         self.board.move(movement, held)
         self.made.append(place)

@@ -28,13 +28,14 @@ class Identity:
     def __init__(self, *, seed: int | None, payload: bytes | None, size: int, count: int) -> None:
         self.size = size
         self.count = count
-        self._messages = Messages(seed=seed, payload=payload, size=size, count=count)
-        self.searchable = self._messages.needle() is not None
+        self.messages = Messages(seed=seed, payload=payload, size=size, count=count)
+        self.searchable = self.messages.needle() is not None
         self.unique = self.searchable and (payload is None or count == 1)
+        self.alike = payload is not None  # all of them; those of a seed differ where they can
 
     def bytes_of(self, message: int) -> bytes:
         """Return the bytes of one message."""
-        return self._messages.bytes(message)
+        return self.messages.bytes(message)
 
     def digest(self, message: int) -> str:
         return f"{messages.digest(self.bytes_of(message)):016x}"
@@ -50,7 +51,7 @@ class Identity:
             return []
         return [
             Run(run.start, run.index, run.offset, run.size)
-            for run in self._messages.runs(data)
+            for run in self.messages.runs(data)
             if run.index is not None and run.offset is not None
         ]
 

@@ -31,6 +31,7 @@ class GuestInputs:
     rings: Rings | None
     clock: ClockMap | None
     symbols: Symbols
+    witness: str = "probe:kmod"  # whose account the records are
 
     @cached_property
     def records(self) -> tuple[Record, ...]:
@@ -83,16 +84,19 @@ def load(run: RunDir) -> Inputs:
 
 
 def _guest(folder: GuestDir) -> GuestInputs:
+    trace = _trace(folder)
+    sections = () if trace is None else trace.sections
+    modules = {section.header.module_base: section.name for section in sections}
     return GuestInputs(
         name=folder.name,
         folder=folder,
-        trace=_trace(folder),
+        trace=trace,
         frames=tuple(capture.read(folder.wire)) if folder.wire.is_file() else None,
         workloads=folder.workloads() if folder.has("workload.json") else (),
         census=folder.census() if folder.has("census.json") else None,
         rings=folder.rings() if folder.has("rings.json") else None,
         clock=clock.fit(folder.tsc()) if folder.has("tsc.json") else None,
-        symbols=Symbols(folder.symbols),
+        symbols=Symbols(folder.symbols, modules),
     )
 
 
@@ -107,6 +111,7 @@ def _trace(folder: GuestDir) -> Trace | None:
 SEND_SIDE = frozenset(
     {
         "ip_generic_getfrag",
+        "__tcp_transmit_skb",
         "__dev_queue_xmit",
         "loopback_xmit",
         "virtio_net:start_xmit",
@@ -119,6 +124,7 @@ RECEIVE_SIDE = frozenset(
         "virtio_net:receive_buf",
         "virtio_net:page_to_skb",
         "__udp_enqueue_schedule_skb",
+        "tcp_rcv_established",
         "sock_def_readable",
         "skb_consume_udp",
     }
@@ -141,6 +147,8 @@ def blame(guest: GuestInputs | None, way: str | None) -> str:
     """
     if guest is None:
         return "the guest is not in the run directory"
+    if guest.witness == "access-log":
+        return f"{guest.name}/access.bin shows no copy that brought them"
     if guest.trace is None:
         return f"{guest.name} has no trace"
     suspects = [

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from lab.correlate.board import Board, plain
 from lab.correlate.holdings import KERNEL, PHYSICAL, Extent, Held
-from lab.correlate.inputs import SEND_SIDE
+from lab.correlate.inputs import RECEIVE_SIDE, SEND_SIDE
 from lab.correlate.memory_map import GuestMap
 from lab.correlate.types import (
     Certainty,
@@ -21,8 +21,11 @@ from lab.correlate.types import (
 from lab.record import Flag, Record
 
 GETFRAG = "ip_generic_getfrag"
+TCP_TRANSMIT = "__tcp_transmit_skb"
+PAGE_TO_SKB = "virtio_net:page_to_skb"
+FIRST_OF_TRIP = "__dev_queue_xmit"
 TRANSMIT = frozenset({"__dev_queue_xmit", "virtio_net:start_xmit", "loopback_xmit"})
-ARRIVE = frozenset({"__netif_rx", "__udp_enqueue_schedule_skb"})
+ARRIVE = frozenset({"__netif_rx", "__udp_enqueue_schedule_skb", "tcp_rcv_established"})
 
 
 class Skbs:
@@ -32,6 +35,8 @@ class Skbs:
         self.memory = memory
         self.board = board
         self._frags: dict[int, list[list[Extent]]] = defaultdict(list)
+        # skb_shared_info -> frags: TCP sends clones, which share it with the skb they are of
+        self._shared: dict[int, list[list[Extent]]] = {}
         self._filling: list[Record] = []  # getfrag calls whose copy is yet to be seen
         self._left: set[int] = set()  # skbs seen to be transmitted
         self._messages: dict[int, list[Held]] = {}  # skb -> what it was last seen to hold
@@ -51,6 +56,10 @@ class Skbs:
             return
         if record.hook in TRANSMIT:
             self.shown[record.skb] = record.bytes
+        if record.hook in (FIRST_OF_TRIP, PAGE_TO_SKB):  # what it held before is gone
+            self._messages.pop(record.skb, None)
+        if record.hook == TCP_TRANSMIT:
+            self._tell_frag(record)
         parts = self._parts(record)
         if not parts:
             return
@@ -67,6 +76,21 @@ class Skbs:
         if record.hook == "skb_consume_udp":
             self._messages.pop(record.skb, None)
             self._open.pop(record.skb, None)
+
+    def copied_between(self, record: Record, places: list[Place]) -> None:
+        """Tie what a copy between skbs has just made to the skb it was made in, if that is known.
+
+        The record's skb is the source's.  It is the target's too where an skb is made
+        linear; where it is cut or joined, the skb that holds the bytes shows up later.
+        """
+        find = self.memory.holdings.find
+        parts = [held for place in places for held in find(ranges(place)) if held.place is place]
+        inside = [part for part in parts if record.head <= part.place.virtual < record.shinfo]
+        self._name(record, inside)
+        if inside:
+            self._messages[record.skb] = inside
+        if parts:
+            self._sight(record, parts)
 
     def copied_in(self, places: list[Place]) -> None:
         """Tie places a copy has just made to the skb that asked for them."""
@@ -113,6 +137,7 @@ class Skbs:
         if record.skb in self._left:  # the kernel uses this skb's memory again
             self._left.discard(record.skb)
             self._frags.pop(record.skb, None)
+            self._shared.pop(record.shinfo, None)
             self._messages.pop(record.skb, None)
             self._xmit.pop(record.skb, None)
             self._arrived.pop(record.skb, None)
@@ -120,19 +145,27 @@ class Skbs:
         self._frags[record.skb].append(asked)
         self._filling.append(record)
 
+    def _tell_frag(self, record: Record) -> None:
+        if record.frags == 0:
+            self._shared[record.shinfo] = []
+        told = self._shared.setdefault(record.shinfo, [])
+        told.append(self.memory.kernel(record.src, record.size, record.src_phys))
+
     def _parts(self, record: Record) -> list[Held]:
         find = self.memory.holdings.find
         linear = record.skb_len - record.skb_data_len
         parts = self._linear(record, linear) if linear > 0 else []
-        if record.skb_data_len:
-            for asked in self._frags.get(record.skb, []) if record.hook in SEND_SIDE else []:
+        if record.skb_data_len and record.src:
+            # page_to_skb: the frags lie in the buffer it was given; TCP: this frag
+            parts += find(self.memory.kernel(record.src, record.size, record.src_phys))
+        elif record.skb_data_len and record.hook in SEND_SIDE:
+            frags = self._frags.get(record.skb) or self._shared.get(record.shinfo, [])
+            for asked in frags:
                 parts += [part for part in find(asked) if part.place not in _places(parts)]
-            if record.src:  # page_to_skb: the frags lie in the buffer it was given
-                parts += find(self.memory.kernel(record.src, record.size, record.src_phys))
-        if not parts and record.hook == "loopback_xmit" and record.skb_data_len:
-            parts = self._oldest(record.skb_data_len)
-        if not parts and record.hook != "virtio_net:page_to_skb":
+        if not parts and record.hook not in (PAGE_TO_SKB, TCP_TRANSMIT):
             parts = self._messages.get(record.skb, []) if record.skb_data_len or not linear else []
+            if record.hook in SEND_SIDE:  # what went before is not sent by another trip
+                parts = [part for part in parts if part.place.id not in self.spent]
         return parts
 
     def _linear(self, record: Record, size: int) -> list[Held]:
@@ -178,24 +211,6 @@ class Skbs:
             out.append(replace(held, at=run.at))
         return out
 
-    def _oldest(self, size: int) -> list[Held]:
-        # TCP's skbs are clones whose frags no record shows: the stream keeps its order.
-        out: list[Held] = []
-        for movement in self.board.movements:
-            place = movement.target
-            if (
-                movement.kind is not Kind.COPY
-                or movement.guest != self.memory.guest.name
-                or place.kind is not PlaceKind.KERNEL
-                or place.id in self._handed
-                or size <= 0
-            ):
-                continue
-            there = self.memory.holdings.find(ranges(place))
-            out += [held for held in there if held.place is place]
-            size -= place.size
-        return out
-
     def _name(self, record: Record, parts: list[Held]) -> None:
         end = record.shinfo or record.data + record.skb_len - record.skb_data_len
         for part in parts:
@@ -206,8 +221,10 @@ class Skbs:
             place.kind = PlaceKind.SKB_LINEAR if inside else PlaceKind.SKB_FRAG
 
     def _sight(self, record: Record, parts: list[Held]) -> None:
-        side = "sender" if record.hook in SEND_SIDE else "receiver"
+        side = self._side(record, parts)
         for message in dict.fromkeys(part.message for part in parts):
+            if self._seen(record, message):
+                continue
             self.board.sightings.append(
                 Sighting(
                     side=side,
@@ -222,6 +239,24 @@ class Skbs:
                     evidence=record.id,
                 )
             )
+
+    def _side(self, record: Record, parts: list[Held]) -> str:
+        if record.hook in SEND_SIDE:
+            return "sender"
+        if record.hook in RECEIVE_SIDE or self.memory.guest is not self.board.sender:
+            return "receiver"
+        # Either side may copy between skbs; over loopback the handover is what parts them.
+        return "receiver" if any(part.handovers for part in parts) else "sender"
+
+    def _seen(self, record: Record, message: int) -> bool:
+        # One call may leave several records, one for each frag.
+        last = self.board.sightings[-1] if self.board.sightings else None
+        return (
+            record.src != 0
+            and record.frags > 0
+            and last is not None
+            and (last.skb, last.at, last.message) == (record.skb, record.hook, message)
+        )
 
     # --- Handovers --------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from lab import correlate, spec
 from lab import message as message_bytes
-from lab.correlate import Flow, Inputs
+from lab.correlate import Flow, Inputs, outside
 from lab.correlate import types as flow_types
 from lab.correlate.identity import Identity
 from lab.correlate.inputs import RECEIVER, SENDER, GuestInputs
@@ -53,14 +53,15 @@ def build(run: RunDir) -> Ledger:
     with a run stands in the ledger.
     """
     inputs = correlate.load(run)
-    flow = correlate.follow(inputs)
-    faults = tuple(_faults(inputs, flow))
+    log = outside.look(inputs)
+    flow, against = _flow(inputs, log)
+    faults = (*_faults(inputs, flow), *_log_faults(inputs, log))
     manifest = inputs.manifest
     return Ledger(
         schema=SCHEMA,
         playbook=manifest.playbook,
         complete=not faults,
-        lost=_lost(inputs),
+        lost=_lost(inputs, log),
         accelerator={"name": manifest.accelerator, "why": manifest.accelerator_why},
         link={
             "device": manifest.device,
@@ -71,9 +72,34 @@ def build(run: RunDir) -> Ledger:
         messages=tuple(_messages(inputs, flow, faults)),
         incomplete=faults,
         unexplained=tuple(_unexplained(flow)),
-        disagreements=tuple(_disagreements(flow)),
+        disagreements=tuple(_disagreement(one) for one in (*flow.disagreements, *against)),
         notes=flow.notes,
     )
+
+
+def _flow(
+    inputs: Inputs, log: outside.Outside | None
+) -> tuple[Flow, tuple[flow_types.Disagreement, ...]]:
+    """Walk by the probes' account, and hold it against the access log's where there is one.
+
+    Without probes the log's account is the only one.
+    """
+    if log is None:
+        return correlate.follow(inputs), ()
+    other = correlate.follow(log.inputs)
+    if inputs.manifest.probe_kind == "none":
+        return other, ()
+    flow = correlate.follow(inputs)
+    return flow, outside.agree(flow, other) if log.complete else ()
+
+
+def _log_faults(inputs: Inputs, log: outside.Outside | None) -> Iterator[Incomplete]:
+    """Yield the losses of logs that are the only account there is."""
+    if log is None or inputs.manifest.probe_kind != "none":
+        return
+    for name, lost in log.lost.items():
+        if lost:
+            yield _fault(name.partition("/")[0], f"{name} lost {lost} accesses")
 
 
 def check(ledger: Ledger, expect: spec.Expect) -> list[str]:
@@ -111,8 +137,10 @@ def _word(value: object) -> str:
 # --- Witnesses and losses -------------------------------------------------------------------
 
 
-def _lost(inputs: Inputs) -> dict[str, int]:
+def _lost(inputs: Inputs, log: outside.Outside | None) -> dict[str, int]:
     out: dict[str, int] = {}
+    if log is not None:
+        out |= log.lost
     for guest in inputs.guests:
         for section in guest.trace.sections if guest.trace is not None else ():
             header = section.header
@@ -159,6 +187,8 @@ def _silent(guest: GuestInputs, witness: str) -> bool:
             return guest.census is None or guest.census.absent is not None
         case "wire":
             return guest.frames is None
+        case "access-log":
+            return not guest.folder.has("access.bin")
         case "rings":
             return guest.rings is None or not guest.rings.queues
         case _:
@@ -227,7 +257,7 @@ def _digest_faults(inputs: Inputs, guest: GuestInputs, role: str) -> Iterator[In
         listed = identity.count
     known: dict[str, str] = {}
     for index in range(first, listed):
-        expected = identity.digest(index) if identity.unique or not known else known["alike"]
+        expected = known["alike"] if identity.alike and known else identity.digest(index)
         known.setdefault("alike", expected)
         if index not in held:
             yield _fault(guest.name, f"the {role} does not hold message {index}", message=index)
@@ -368,9 +398,18 @@ def _skb(inputs: Inputs, sightings: list[flow_types.Sighting]) -> Skb:
     return Skb(
         sender=sent,
         receiver=received,
-        same_object=_same(inputs, {s.skb for s in sent}, {s.skb for s in received}),
+        same_object=_same_object(inputs, sent, received),
         same_head=_same(inputs, {s.head for s in sent}, {s.head for s in received}),
     )
+
+
+def _same_object(
+    inputs: Inputs, sent: tuple[Sighting, ...], received: tuple[Sighting, ...]
+) -> bool | None:
+    # TCP keeps the skb that was filled and transmits a clone: two objects at the sender,
+    # of which the receiver reads one.
+    first, last = {seen.skb for seen in sent}, {seen.skb for seen in received}
+    return _same(inputs, first, last) and first == last
 
 
 def _same(inputs: Inputs, sent: set[int], received: set[int]) -> bool | None:
@@ -387,13 +426,18 @@ def _totals(
     if delivered and not missing([(0, inputs.identity.size)], spans):
         return Totals(
             guest_cpu_copies=max(entry.copies for entry in delivered),
+            least_guest_cpu_copies=min(entry.copies for entry in delivered),
             device_reads=max(entry.reads for entry in delivered),
             device_writes=max(entry.writes for entry in delivered),
             handovers=max(entry.handovers for entry in delivered),
         )
     copies, reads, writes, handovers = dict(flow.most).get(number, (0, 0, 0, 0))
     return Totals(
-        guest_cpu_copies=copies, device_reads=reads, device_writes=writes, handovers=handovers
+        guest_cpu_copies=copies,
+        least_guest_cpu_copies=copies,
+        device_reads=reads,
+        device_writes=writes,
+        handovers=handovers,
     )
 
 
@@ -409,12 +453,11 @@ def _unexplained(flow: Flow) -> Iterator[Unexplained]:
         )
 
 
-def _disagreements(flow: Flow) -> Iterator[Disagreement]:
-    for entry in flow.disagreements:
-        yield Disagreement(
-            what=entry.what,
-            guest=entry.guest,
-            message=entry.message,
-            text=entry.text,
-            evidence=tuple(dict.fromkeys(entry.evidence)),
-        )
+def _disagreement(entry: flow_types.Disagreement) -> Disagreement:
+    return Disagreement(
+        what=entry.what,
+        guest=entry.guest,
+        message=entry.message,
+        text=entry.text,
+        evidence=tuple(dict.fromkeys(entry.evidence)),
+    )

@@ -86,9 +86,14 @@ class Skb:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Totals:
-    """How often the payload was moved on its way, however many calls that took."""
+    """How often the payload was moved on its way, however many calls that took.
+
+    Where some of its bytes took another way than others, the counts are the larger ones
+    and `least_guest_cpu_copies` is the smallest.
+    """
 
     guest_cpu_copies: int
+    least_guest_cpu_copies: int
     device_reads: int
     device_writes: int
     handovers: int

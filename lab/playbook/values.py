@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
+from typing import get_args
 
-from lab.spec import HOOKS, Probes, Workload
+from lab.spec import HOOKS, Backend, Device, Over, Playbook, Probes, Protocol, Workload
 
 # Valid in the schema, and refused by name until the machine can do it.
 NOT_YET = frozenset(
@@ -17,7 +18,6 @@ NOT_YET = frozenset(
         ("link.iommu", "on"),
         ("probes.kind", "bpf"),
         ("probes.kind", "both"),
-        ("workload.protocol", "tcp"),
     }
 )
 
@@ -140,6 +140,12 @@ READERS: dict[str, Callable[[str], object]] = {
     "workload.count": whole(1, COUNT_LIMIT),
     "workload.payload": _payload,
     "workload.port": whole(1, 65_535),
+    "sweep.kernel": one_of(KERNELS),
+    "sweep.over": one_of(get_args(Over)),
+    "sweep.device": one_of(get_args(Device)),
+    "sweep.backend": one_of(get_args(Backend)),
+    "sweep.protocol": one_of(get_args(Protocol)),
+    "sweep.size": _size,
 }
 
 OPTIONS: dict[str, tuple[str, Callable[[str], object]]] = {
@@ -175,6 +181,21 @@ def refuse_unbuilt(where: str, text: str) -> None:
         what = f"'{where.rpartition('.')[2]}: {text}'"
     if (where, word) in NOT_YET:
         raise Fault(f"{what} is not built yet")
+
+
+def why_not(playbook: Playbook) -> str | None:
+    """Say why a playbook that is well formed cannot be run here; None when it can."""
+    for where, text in (
+        ("kernel", playbook.kernel),
+        ("link.device", playbook.link.device),
+        ("link.backend", playbook.link.backend),
+    ):
+        try:
+            refuse_unbuilt(where, text)
+        except Fault as fault:
+            return str(fault)
+    faults = contradictions(playbook.workload)
+    return faults[0][1] if faults else None
 
 
 def contradictions(part: object) -> list[tuple[str, str]]:

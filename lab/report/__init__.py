@@ -9,7 +9,7 @@ from lab.report.log import lines
 from lab.report.tables import content, paragraph, some, table, times
 from lab.rundir import Manifest, RunDir
 
-__all__ = ["lines", "render"]
+__all__ = ["function_name", "lines", "render"]
 
 SHOWN_MESSAGES = 1  # in full; the others as one line of totals
 SHOWN_ROWS = 14  # of one table
@@ -97,13 +97,14 @@ def _largest(ledger: Ledger) -> Message:
 
 def _copiers(message: Message) -> list[str]:
     copies = [movement for movement in message.movements if movement.kind == "copy"]
-    names = dict.fromkeys((_function(movement), movement.guest) for movement in copies)
+    names = dict.fromkeys((function_name(movement), movement.guest) for movement in copies)
     if message.over == "loopback":
         return [function for function, _ in names]
     return [f"{function} ({guest})" for function, guest in names]
 
 
-def _function(movement: Movement) -> str:
+def function_name(movement: Movement) -> str:
+    """Return who copied, as a person says it: "memcpy in page_to_skb"."""
     name = movement.function.partition(":")[2] or movement.function
     outer, arrow, inner = name.partition(">")
     return f"{inner} in {outer}" if arrow else name
@@ -116,7 +117,7 @@ def _skb_words(message: Message) -> str:
         case True, _:
             return "same skb, another head"
         case False, True:
-            return "different skbs, same head"
+            return "a clone, same head"
         case False, _:
             return "different skbs"
         case _:
@@ -205,10 +206,10 @@ def _what(movement: Movement) -> str:
         case "dma-write":
             return f"{movement.function} writes"
         case "handover":
-            return f"handover ({_function(movement)})"
+            return f"handover ({function_name(movement)})"
         case _:
             derived = " (derived)" if movement.certainty == "derived" else ""
-            return _function(movement) + derived
+            return function_name(movement) + derived
 
 
 def _end(place: Place, offset: int) -> str:

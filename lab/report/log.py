@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lab import clock, record
+from lab.correlate.copies import BETWEEN_SKBS
 from lab.correlate.inputs import direction
 from lab.record import Flag, Record
 from lab.rundir import GuestDir, RunDir
@@ -46,7 +47,10 @@ def _line(entry: Record) -> str:
         return f"[COPY4] {who} src={entry.src:x} len={entry.ret} {entry.hook}"
     if entry.hook == "__dev_queue_xmit":
         return f"[COPY2] dev={entry.dev} skb_data={entry.data:x} skb_len={entry.skb_len}"
-    if entry.hook in ("loopback_xmit", "virtio_net:receive_buf") or ">" in entry.hook:
+    if (
+        entry.hook in ("loopback_xmit", "virtio_net:receive_buf", *BETWEEN_SKBS)
+        or ">" in entry.hook
+    ):
         return f"[COPY3] {entry.function}{_fields(entry)}"
     if "_iter" in entry.hook:  # within the kernel: no user memory at either end
         way = "COPY1" if direction(entry.hook) == "out of user memory" else "COPY4"

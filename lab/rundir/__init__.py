@@ -179,10 +179,12 @@ def create(
     digest: str,
     *,
     guests: Sequence[str] = ("sender", "receiver"),
+    last: bool = True,
 ) -> RunDir:
     """Make a new run directory under `base` and point `last` at it.
 
-    Two runs that start in the same second get different folders.
+    Two runs that start in the same second get different folders.  A sweep and its runs
+    leave `last` alone: it means a run.
     """
     base.mkdir(parents=True, exist_ok=True)
     utc = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
@@ -198,7 +200,8 @@ def create(
             number += 1
     for guest in guests:
         (path / guest).mkdir()
-    point_last(path)
+    if last:
+        point_last(path)
     return RunDir(path)
 
 

@@ -30,6 +30,7 @@ SEND_HOOKS = (
     "_copy_from_iter",
     "csum_and_copy_from_iter_full",
     "ip_generic_getfrag",
+    "__tcp_transmit_skb",
     "__dev_queue_xmit",
     "loopback_xmit",
     "__netif_rx",
@@ -41,11 +42,14 @@ RECV_HOOKS = (
     "virtio_net:page_to_skb",
     "virtio_net:page_to_skb>memcpy",
     "__udp_enqueue_schedule_skb",
+    "tcp_rcv_established",
     "sock_def_readable",
     "_copy_to_iter",
     "csum_and_copy_to_iter",
     "skb_consume_udp",
 )
+# In a guest that has both modules they are send_trace's.
+SKB_HOOKS = ("skb_copy_bits", "skb_copy_and_csum_bits", "pskb_expand_head")
 COPY_HOOKS = frozenset(
     {
         "_copy_from_iter",
@@ -53,6 +57,7 @@ COPY_HOOKS = frozenset(
         "virtio_net:page_to_skb>memcpy",
         "_copy_to_iter",
         "csum_and_copy_to_iter",
+        *SKB_HOOKS,
     }
 )
 
@@ -229,9 +234,10 @@ class Cook:
         folder.path.mkdir(exist_ok=True)
         trace = b""
         if guest is self.sender:
-            trace += self._section(guest, "send_trace", SEND_HOOKS)
+            trace += self._section(guest, "send_trace", SEND_HOOKS + SKB_HOOKS)
         if guest is self.receiver:
-            trace += self._section(guest, "recv_trace", RECV_HOOKS)
+            shared = () if guest is self.sender else SKB_HOOKS
+            trace += self._section(guest, "recv_trace", RECV_HOOKS + shared)
         folder.trace.write_bytes(trace)
         folder.write_json("census.json", {"needles": "tag", "gates": guest.gates})
         samples = [
@@ -349,9 +355,12 @@ def ethernet(payload: bytes, *, kind: int = 0x0800) -> bytes:
     return RECEIVER_MAC + SENDER_MAC + struct.pack(">H", kind) + payload
 
 
-def ipv4(payload: bytes, *, number: int, offset: int = 0, more: bool = False) -> bytes:
+def ipv4(
+    payload: bytes, *, number: int, offset: int = 0, more: bool = False, kind: int = 17
+) -> bytes:
     flags = (0x2000 if more else 0) | offset >> 3
-    head = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(payload), number, flags, 64, 17, 0)
+    number &= 0xFFFF
+    head = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(payload), number, flags, 64, kind, 0)
     return head + bytes((192, 168, 29, 100)) + bytes((192, 168, 29, 158)) + payload
 
 
@@ -514,21 +523,47 @@ def _send(cook: Cook, number: int) -> None:
         _arrive(cook, number, offset, size, frame)
 
 
+Piece = tuple[int, int, int]  # message, offset in it, size
+
+
 def _arrive(cook: Cook, number: int, offset: int, size: int, frame: bytes) -> None:
+    header = 42 if offset == 0 else 34
+    skb, data, where, frag = _take_in(cook, frame, header, [(number, offset, size)])
+    cook.receiver.queues["rx"].setdefault("parts", {}).setdefault(number, []).append(
+        (skb, data, header, offset, size, where, frag)
+    )
+    if offset + size == cook.size:
+        _enqueue(cook, number, SOFTIRQ)
+
+
+SOFTIRQ: dict[str, Any] = {"comm": "swapper/0", "pid": 0, "tgid": 0, "context": 1}
+
+
+def _store_pieces(guest: Kitchen, at: int, pieces: Sequence[Piece]) -> None:
+    for message, offset, size in pieces:
+        guest.store(at, message, offset, size)
+        at += size
+
+
+def _take_in(
+    cook: Cook, frame: bytes, header: int, pieces: Sequence[Piece]
+) -> tuple[Event, int, int, int]:
+    """Let the device fill a buffer and the driver make an skb of it, as mergeable buffers do.
+
+    Returns the skb, where its linear area and its payload lie, and the bytes in its frag.
+    """
     guest = cook.receiver
     now = guest.queues["rx"]["now"]
     ident = len(now["used"]) % 256
     buffer = int(now["posted"][ident][1], 16)
     now["used"].append([ident, len(frame) + VNET])
     now["posted"][ident] = [ident, f"0x{0x0D00_0000 + len(now['used']) * 1536:x}", 1536, 2, 0]
-    header = 42 if offset == 0 else 34
     payload_at = buffer + VNET + header
-    guest.store(payload_at, number, offset, size)
+    _store_pieces(guest, payload_at, pieces)
     vnet = bytes(10) + b"\x01\x00"
-    softirq = {"comm": "swapper/0", "pid": 0, "tgid": 0, "context": 1}
     guest.hook(
         "virtio_net:receive_buf", src=DIRECT_MAP + buffer, src_phys=buffer,
-        size=len(frame) + VNET, bytes=(vnet + frame)[:64], dev="lab0", **softirq,
+        size=len(frame) + VNET, bytes=(vnet + frame)[:64], dev="lab0", **SOFTIRQ,
     )  # fmt: skip
     head, data, frag = buffer, buffer + VNET, 0
     if len(frame) <= 128:
@@ -537,16 +572,16 @@ def _arrive(cook: Cook, number: int, offset: int, size: int, frame: bytes) -> No
         guest.hook(
             "virtio_net:page_to_skb>memcpy", kind=Kind.CALLSITE, dst=DIRECT_MAP + data,
             dst_phys=data, src=DIRECT_MAP + buffer + VNET, src_phys=buffer + VNET,
-            size=len(frame), bytes=frame[:64], aux=0xFFFFFFFFC0100277, **softirq,
+            size=len(frame), bytes=frame[:64], aux=0xFFFFFFFFC0100277, **SOFTIRQ,
         )  # fmt: skip
-        guest.store(data + header, number, offset, size)
+        _store_pieces(guest, data + header, pieces)
     elif len(frame) > 1204:
         head, frag = 0x0300_0000 + len(now["used"]) * 1024, len(frame) - 14
         data = head + 96
         guest.hook(
             "virtio_net:page_to_skb>memcpy", kind=Kind.CALLSITE, dst=DIRECT_MAP + data,
             dst_phys=data, src=DIRECT_MAP + buffer + VNET, src_phys=buffer + VNET,
-            size=14, bytes=frame[:14], aux=0xFFFFFFFFC0100277, **softirq,
+            size=14, bytes=frame[:14], aux=0xFFFFFFFFC0100277, **SOFTIRQ,
         )  # fmt: skip
     skb = {
         "skb": DIRECT_MAP + 0x0400_0000 + len(now["used"]) * 256,
@@ -556,14 +591,9 @@ def _arrive(cook: Cook, number: int, offset: int, size: int, frame: bytes) -> No
     guest.hook(
         "virtio_net:page_to_skb", kind=Kind.RETURN, src=DIRECT_MAP + buffer, src_phys=buffer,
         size=len(frame) + VNET, **skb, data=DIRECT_MAP + data, skb_len=len(frame),
-        skb_data_len=frag, frags=1 if frag else 0, **softirq,
+        skb_data_len=frag, frags=1 if frag else 0, **SOFTIRQ,
     )  # fmt: skip
-    where = data + header if not frag else payload_at
-    guest.queues["rx"].setdefault("parts", {}).setdefault(number, []).append(
-        (skb, data, header, offset, size, where, frag)
-    )
-    if offset + size == cook.size:
-        _enqueue(cook, number, softirq)
+    return skb, data, payload_at if frag else data + header, frag
 
 
 def _enqueue(cook: Cook, number: int, softirq: dict[str, Any]) -> None:
@@ -597,6 +627,230 @@ def _receive(cook: Cook, number: int) -> None:
     )  # fmt: skip
     if number == cook.count - 1:
         guest.queues["rx"].pop("parts")
+
+
+# --- TCP ------------------------------------------------------------------------------------
+
+MSS = 1448  # bytes of TCP payload in a frame of MTU 1500, with the timestamp option
+TCP_HEADERS = 66  # Ethernet, IPv4, TCP with the timestamp option
+ROOM = 320  # MAX_TCP_HEADER, in front of an skb's payload
+PAGES = 0x0900_0000
+
+
+def _stream(cook: Cook, first: int, last: int) -> list[Piece]:
+    """Return which bytes of which messages lie in a range of the stream."""
+    out = []
+    while first < last:
+        message, offset = divmod(first, cook.size)
+        size = min(cook.size - offset, last - first)
+        out.append((message, offset, size))
+        first += size
+    return out
+
+
+def _shown(cook: Cook, first: int, last: int) -> bytes:
+    pieces = _stream(cook, first, min(last, first + 64))
+    return b"".join(cook.messages.bytes(n)[at : at + size] for n, at, size in pieces)
+
+
+def _page(at: int) -> int:
+    # The physical address of a byte of the stream: page frags of 32 KiB, not side by side.
+    return PAGES + at // CHUNK * 2 * CHUNK + at % CHUNK
+
+
+def _chunks(first: int, last: int) -> list[tuple[int, int]]:
+    cuts = [first, *range((first // CHUNK + 1) * CHUNK, last, CHUNK), last]
+    return [(a, b) for a, b in zip(cuts, cuts[1:], strict=False) if a < b]
+
+
+def _segment(cook: Cook, first: int, last: int) -> bytes:
+    tcp = struct.pack(">HHIIBBHHH", 40000, PORT, first, 1, 0x80, 0x18, 500, 0, 0) + bytes(12)
+    pieces = _stream(cook, first, last)
+    body = b"".join(cook.messages.bytes(n)[at : at + size] for n, at, size in pieces)
+    return ethernet(ipv4(tcp + body, number=500 + first, kind=6))
+
+
+def tcp(
+    path: Path,
+    *,
+    over: str = "link",
+    size: int = 16,
+    count: int = 1,
+    payload: bytes | None = None,
+    slots: int = 4,
+    together: bool = False,
+    coalesce: bool = False,
+    without: Sequence[str] = (),
+    absent: Sequence[str] = (),
+) -> Cook:
+    """Cook a TCP stream; the link's device takes no frags and computes no checksum.
+
+    `together`: all messages in one skb, as Nagle would.  `coalesce`: the receiving socket
+    copies small segments behind the first.
+    """
+    link = over == "link"
+    guests = {"sender": Kitchen("sender", 301)}
+    if link:
+        guests["receiver"] = Kitchen("receiver", 302)
+        guests["receiver"].tsc += 500_000
+    cook = Cook(
+        path=path, over=over, size=size, count=count, protocol="tcp", payload=payload,
+        slots=slots, guests=guests, without=tuple(without), absent=tuple(absent),
+    )  # fmt: skip
+    cook.buffer("sender", 0x5555_5555_9040, 0x0A00_0000)
+    cook.buffer("receiver", 0x7FFC_1000_0A80, 0x0B00_0000)
+    if link:
+        _rings(cook)
+    total = size * count
+    cuts = [0, total] if together else [size * n for n in range(count + 1)]
+    arrived: list[tuple[int, int, int, Event]] = []
+    written = 0
+    for number, (first, last) in enumerate(zip(cuts, cuts[1:], strict=False)):
+        while written < last:
+            written = _write_message(cook, written)
+        arrived += _transmit(cook, number, first, last)
+    for guest in cook.guests.values():
+        guest.gate("sent")
+    if coalesce:
+        arrived = _coalesce(cook, arrived)
+    for number in range(count):
+        _read_message(cook, number, arrived)
+    for guest in cook.guests.values():
+        guest.gate("received")
+    if link:
+        _close_rings(cook)
+    cook.report()
+    return cook
+
+
+def _write_message(cook: Cook, at: int) -> int:
+    guest, number = cook.sender, at // cook.size
+    cook.store_user(guest, "sender", number, 0, cook.size)
+    slot = (number % cook.slots) * cook.slot_size
+    for first, last in _chunks(at, at + cook.size):
+        guest.hook(
+            "_copy_from_iter", kind=Kind.RETURN, flags=Flag.SRC_USER,
+            user=cook.user("sender", slot + first - at), dst=DIRECT_MAP + _page(first),
+            dst_phys=_page(first), size=last - first, ret=last - first,
+            bytes=_shown(cook, first, last),
+        )  # fmt: skip
+        _store_pieces(guest, _page(first), _stream(cook, first, last))
+    return at + cook.size
+
+
+def _transmit(cook: Cook, number: int, first: int, last: int) -> list[tuple[int, int, int, Event]]:
+    """Send one skb; returns (first, last, physical address, skb) of each that arrived."""
+    guest, size = cook.sender, last - first
+    head = DIRECT_MAP + 0x0100_0000 + number * 0x4000
+    mine = {"head": head, "shinfo": head + 512}
+    original = {"skb": DIRECT_MAP + 0x0200_0000 + number * 512, **mine}
+    clone = {"skb": original["skb"] + 232, **mine}
+    for index, (a, b) in enumerate(_chunks(first, last)):
+        guest.hook(
+            "__tcp_transmit_skb", **original, data=head + ROOM, skb_len=size, skb_data_len=size,
+            frags=index, src=DIRECT_MAP + _page(a), src_phys=_page(a), size=b - a,
+            bytes=_shown(cook, a, b), sk=DIRECT_MAP + 0x500_0000,
+        )  # fmt: skip
+    begin = _segment(cook, first, min(last, first + MSS))[:TCP_HEADERS]
+    out = {"skb_len": TCP_HEADERS + size, "skb_data_len": size, "bytes": begin[:64]}
+    out |= {"data": head + ROOM - TCP_HEADERS, "dev": "lo" if cook.over == "loopback" else "lab0"}
+    guest.hook("__dev_queue_xmit", **clone, **out)
+    if cook.over == "loopback":
+        guest.hook("loopback_xmit", **clone, **out)
+        out |= {"data": out["data"] + 14, "skb_len": out["skb_len"] - 14}
+        guest.hook("__netif_rx", **clone, **out)
+        guest.hook("tcp_rcv_established", **clone, **out | {"skb_len": 32 + size}, context=1)
+        return [(a, b, _page(a), clone) for a, b in _chunks(first, last)]
+    made = []
+    for a in range(first, last, MSS):
+        b = min(a + MSS, last)
+        made.append((a, b, *_send_segment(cook, number, clone, (a, b), alone=size <= MSS)))
+    return made
+
+
+def _send_segment(
+    cook: Cook, number: int, clone: Event, part: tuple[int, int], *, alone: bool
+) -> tuple[int, Event]:
+    guest, (first, last) = cook.sender, part
+    frame = _segment(cook, first, last)
+    page = 0x0600_0000 + first // MSS * 0x1000 + number * 0x4000
+    head, data = DIRECT_MAP + page, page + ROOM - TCP_HEADERS
+    new = {"head": head, "shinfo": head + 3776}
+    skb = {**clone, **new} if alone else {"skb": DIRECT_MAP + 0x0280_0000 + first * 4, **new}
+    seen = {"data": DIRECT_MAP + data, "skb_len": len(frame), "src_phys": data}
+    if alone:  # __skb_linearize(): a head of its own, then the frags behind the headers
+        guest.hook(
+            "pskb_expand_head", kind=Kind.RETURN, **skb, data=DIRECT_MAP + data,
+            skb_len=len(frame), skb_data_len=len(frame) - TCP_HEADERS,
+            src=clone["head"] + ROOM - TCP_HEADERS, dst=DIRECT_MAP + data, dst_phys=data,
+            src_phys=clone["head"] - DIRECT_MAP + ROOM - TCP_HEADERS, size=TCP_HEADERS,
+            ret=TCP_HEADERS, bytes=frame[:64],
+        )  # fmt: skip
+    for index, (a, b) in enumerate(_chunks(first, last)):
+        target = page + ROOM + a - first
+        guest.hook(
+            "skb_copy_bits" if alone else "skb_copy_and_csum_bits",
+            **(skb if alone else clone), data=DIRECT_MAP + data if alone else clone["head"] + 254,
+            skb_len=len(frame), skb_data_len=last - first, frags=index, aux=TCP_HEADERS,
+            src=DIRECT_MAP + _page(a), src_phys=_page(a), dst=DIRECT_MAP + target,
+            dst_phys=target, size=b - a, bytes=_shown(cook, a, b),
+        )  # fmt: skip
+        _store_pieces(guest, target, _stream(cook, a, b))
+    guest.hook("virtio_net:start_xmit", **skb, **seen, dev="lab0", bytes=frame[:64])
+    guest.hook(
+        "virtqueue_add_outbuf", **skb, data=DIRECT_MAP + data, skb_len=len(frame),
+        src=DIRECT_MAP + data - VNET, src_phys=data - VNET, size=len(frame) + VNET, aux=1,
+    )  # fmt: skip
+    now = guest.queues["tx"]["now"]
+    ident = len(now["used"]) % 256
+    now["posted"][ident] = [ident, f"0x{data - VNET:x}", len(frame) + VNET, 0, 0]
+    now["used"].append([ident, 0])
+    guest.frames.append(frame)
+    cook.receiver.frames.append(frame)
+    skb, data, where, frag = _take_in(cook, frame, TCP_HEADERS, _stream(cook, first, last))
+    cook.receiver.hook(
+        "tcp_rcv_established", **skb, data=DIRECT_MAP + data + 34, src_phys=data + 34,
+        skb_len=32 + last - first, skb_data_len=last - first if frag else 0,
+        bytes=frame[34:98], **SOFTIRQ,
+    )  # fmt: skip
+    return where, skb
+
+
+def _coalesce(
+    cook: Cook, arrived: list[tuple[int, int, int, Event]]
+) -> list[tuple[int, int, int, Event]]:
+    """Copy every segment behind the first, into its tail room."""
+    guest = cook.receiver
+    first, end, where, skb = arrived[0]
+    out = [arrived[0]]
+    for a, b, source, other in arrived[1:]:
+        target = where + end - first
+        guest.hook(
+            "skb_copy_bits", **other, data=DIRECT_MAP + source, skb_len=b - a, aux=0,
+            src=DIRECT_MAP + source, src_phys=source, dst=DIRECT_MAP + target, dst_phys=target,
+            size=b - a, bytes=_shown(cook, a, b), **SOFTIRQ,
+        )  # fmt: skip
+        _store_pieces(guest, target, _stream(cook, a, b))
+        out.append((a, b, target, skb))
+        end = b
+    return out
+
+
+def _read_message(cook: Cook, number: int, arrived: list[tuple[int, int, int, Event]]) -> None:
+    guest = cook.receiver
+    first, last = number * cook.size, (number + 1) * cook.size
+    slot = (number % cook.slots) * cook.slot_size
+    task = {} if cook.over == "link" else {"pid": guest.pid + 1, "tgid": guest.pid + 1}
+    for start, end, where, _ in arrived:
+        a, b = max(first, start), min(last, end)
+        if a >= b:
+            continue
+        guest.hook(
+            "_copy_to_iter", kind=Kind.RETURN, flags=Flag.DST_USER, size=b - a, ret=b - a,
+            src=DIRECT_MAP + where + a - start, src_phys=where + a - start,
+            user=cook.user("receiver", slot + a - first), bytes=_shown(cook, a, b), **task,
+        )  # fmt: skip
+        cook.store_user(guest, "receiver", number, a - first, b - a)
 
 
 # --- Over loopback --------------------------------------------------------------------------

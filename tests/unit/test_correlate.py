@@ -146,64 +146,211 @@ def test_user_buffers_that_cross_pages_are_one_place(tmp_path: Path) -> None:
     assert all(len(place.extents) > 1 and place.verified for place in users)
 
 
-# --- One record, several messages: TCP ------------------------------------------------------
+# --- TCP: clones, linearizing, segmentation, coalescing -------------------------------------
 
 
-def tcp(tmp_path: Path) -> Cook:
-    """Two messages of 24 bytes in one page frag, sent in one skb, read by one call."""
-    cook = cooked.loopback(tmp_path, size=24, count=2)
-    cook.protocol = "tcp"
-    guest = cook.sender
-    guest.events.clear()
-    guest.gates.clear()
-    page = 0x0900_0000
-    for number in (0, 1):
-        at = page + number * 24
-        guest.hook(
-            "_copy_from_iter",
-            kind=At.RETURN,
-            flags=Flag.SRC_USER,
-            user=cook.user("sender", number * cook.slot_size),
-            dst=DIRECT_MAP + at,
-            dst_phys=at,
-            size=24,
-            ret=24,
-            bytes=cook.messages.bytes(number),
-        )
-    skb: dict[str, Any] = {
-        "skb": 0xFF11_0000_0200_0000,
-        "head": 0xFF11_0000_0100_0000,
-        "data": 0xFF11_0000_0100_0050,
-        "skb_len": 66 + 48,
-        "skb_data_len": 48,
+def named(flow: Flow) -> list[str]:
+    return [m.function for m in flow.movements if m.kind is Kind.COPY]
+
+
+@pytest.mark.parametrize(
+    ("options", "copies"),
+    [
+        ({}, {4}),
+        ({"size": 1, "count": 9}, {4}),
+        ({"size": 7, "count": 3, "together": True}, {4}),
+        ({"size": 40, "count": 9, "payload": b"HELLO"}, {4}),
+        ({"size": 1448}, {3}),
+        ({"size": 1449}, {3, 4}),  # a byte in a second frame, which the driver copies
+        ({"size": 65536}, {3}),
+        ({"size": 1000, "count": 5, "together": True}, {3}),
+    ],
+)
+@pytest.mark.parametrize("over", ["link", "loopback"])
+def test_a_tcp_stream_balances(
+    tmp_path: Path, over: str, options: dict[str, Any], copies: set[int]
+) -> None:
+    flow = follow(cooked.tcp(tmp_path, over=over, **options))
+
+    size = options.get("size", 16)
+    for message in range(options.get("count", 1)):
+        mine = [entry for entry in flow.delivered if entry.message == message]
+        spans = [(entry.offset, entry.offset + entry.size) for entry in mine]
+        assert [] == missing([(0, size)], spans)
+        assert size == sum(entry.size for entry in mine)
+    assert (copies if over == "link" else {2}) == {entry.copies for entry in flow.delivered}
+    assert {(1, 1, 0) if over == "link" else (0, 0, 1)} == {
+        (entry.reads, entry.writes, entry.handovers) for entry in flow.delivered
     }
-    guest.hook("__dev_queue_xmit", **skb, dev="lo")
-    guest.hook("loopback_xmit", **skb, dev="lo")
-    guest.hook(
-        "_copy_to_iter",
-        kind=At.RETURN,
-        flags=Flag.DST_USER,
-        tgid=guest.pid + 1,
-        src=DIRECT_MAP + page,
-        src_phys=page,
-        user=cook.user("receiver", 0),
-        size=48,
-        ret=48,
-        bytes=cook.messages.bytes(0) + cook.messages.bytes(1),
+    assert () == flow.gaps + flow.disagreements + flow.unexplained
+
+
+def test_a_frag_is_made_linear_before_the_device_reads_it(tmp_path: Path) -> None:
+    flow = follow(cooked.tcp(tmp_path))
+
+    assert ["_copy_from_iter", "skb_copy_bits", MEMCPY, "_copy_to_iter"] == named(flow)
+    linearized = flow.movements[1]
+    assert (PlaceKind.SKB_FRAG, PlaceKind.SKB_LINEAR) == (
+        linearized.source.kind,
+        linearized.target.kind,
     )
-    return cook
+    read = next(m for m in flow.movements if m.kind is Kind.DMA_READ)
+    assert read.source is linearized.target
+    heads = {seen.at: seen.head for seen in flow.sightings if seen.side == "sender"}
+    # The clone shares the head of the skb that was filled until it gets one of its own.
+    assert heads["__tcp_transmit_skb"] == heads["__dev_queue_xmit"] != heads["skb_copy_bits"]
 
 
-def test_one_read_may_take_several_messages(tmp_path: Path) -> None:
-    flow = follow(tcp(tmp_path))
+def test_a_long_segment_is_cut_by_copying(tmp_path: Path) -> None:
+    flow = follow(cooked.tcp(tmp_path, size=4000))
+
+    assert ["_copy_from_iter", *["skb_copy_and_csum_bits"] * 3, *["_copy_to_iter"] * 3] == (
+        named(flow)
+    )
+    assert 3 == kinds(flow).count("dma-read")
+
+
+def test_two_messages_in_one_skb_are_two_movements_of_one_record(tmp_path: Path) -> None:
+    flow = follow(cooked.tcp(tmp_path, over="loopback", size=24, count=2, together=True))
 
     assert [(0, 24, 2, 1), (1, 24, 2, 1)] == [
         (entry.message, entry.size, entry.copies, entry.handovers) for entry in flow.delivered
     ]
     assert ["copy", "copy", "handover", "handover", "copy", "copy"] == kinds(flow)
-    assert [48, 48] == [m.size for m in flow.movements[-2:]]
-    assert [24, 24] == [m.payload_size for m in flow.movements[-2:]]
+    assert 1 == len({m.evidence[0] for m in flow.movements if m.kind is Kind.HANDOVER})
     assert () == flow.gaps
+
+
+def test_segments_that_a_socket_joins_are_copied_once_more(tmp_path: Path) -> None:
+    flow = follow(cooked.tcp(tmp_path, size=100, count=3, coalesce=True))
+
+    assert [3, 4, 4] == [entry.copies for entry in flow.delivered]
+    assert 5 == named(flow).count("skb_copy_bits")  # three to send, two to join
+    assert () == flow.gaps + flow.disagreements + flow.unexplained
+
+
+def test_headers_alone_that_are_copied_move_no_message(tmp_path: Path) -> None:
+    cook = cooked.tcp(tmp_path)
+    header: dict[str, Any] = {"skb": 0x1000, "head": 0x2000, "data": 0x2040, "shinfo": 0x2200}
+    cook.receiver.hook(
+        "skb_copy_bits", **header, src=DIRECT_MAP + 0x0B80_0000, src_phys=0x0B80_0000,
+        dst=DIRECT_MAP + 0x0B90_0000, dst_phys=0x0B90_0000, size=20, bytes=bytes(20),
+    )  # fmt: skip
+
+    assert 4 == len(named(follow(cook)))
+
+
+def test_memory_used_again_by_another_skb_is_no_source(tmp_path: Path) -> None:
+    """What the record shows decides, not what an address once held."""
+    cook = cooked.tcp(tmp_path)
+    page = cooked.PAGES
+    cook.sender.hook(
+        "skb_copy_bits", skb=0x1000, head=0x2000, data=0x2040, shinfo=0x2200,
+        src=DIRECT_MAP + page, src_phys=page, dst=DIRECT_MAP + 0x0B90_0000,
+        dst_phys=0x0B90_0000, size=16, bytes=b"something else!!",
+    )  # fmt: skip
+
+    flow = follow(cook)
+
+    assert 4 == len(named(flow))
+    assert () == flow.gaps + flow.disagreements
+
+
+def test_a_copy_that_shows_other_bytes_carries_nothing_on(tmp_path: Path) -> None:
+    cook = cooked.tcp(tmp_path)
+    cooked.change(cook.sender, "skb_copy_bits", bytes=b"something else!!")
+
+    assert follow(cook).gaps
+
+
+def test_a_head_that_moves_with_the_message_in_it_is_a_copy(tmp_path: Path) -> None:
+    """pskb_expand_head() after the message came to lie in the linear area."""
+    flow = follow(_moved_head(tmp_path))
+
+    assert [CSUM, "pskb_expand_head", MEMCPY, "_copy_to_iter"] == named(flow)
+    assert [4] == [entry.copies for entry in flow.delivered]
+    assert () == flow.gaps + flow.disagreements
+
+
+def test_a_head_that_moved_unseen_leaves_a_gap(tmp_path: Path) -> None:
+    flow = follow(_moved_head(tmp_path, without=("pskb_expand_head",)))
+
+    assert ["pskb_expand_head was left out"] == [gap.why for gap in flow.gaps]
+
+
+def _moved_head(tmp_path: Path, without: tuple[str, ...] = ()) -> Cook:
+    cook = cooked.nic(tmp_path, without=without)
+    guest = cook.sender
+    xmit = next(e for e in guest.events if e["hook"] == "__dev_queue_xmit")
+    old, new = xmit["data"], DIRECT_MAP + 0x0700_0000
+    at = guest.events.index(xmit) + 1
+    moved = {
+        **xmit, "hook": "pskb_expand_head", "kind": At.RETURN, "tsc": xmit["tsc"] + 1,
+        "head": new - 18, "data": new, "shinfo": new + 1700, "src": old,
+        "src_phys": old - DIRECT_MAP, "dst": new, "dst_phys": new - DIRECT_MAP,
+        "size": 58, "ret": 58, "dev": "",
+    }  # fmt: skip
+    guest.events.insert(at, moved)
+    for event in guest.events[at + 1 :]:
+        if event["hook"] in ("virtio_net:start_xmit", OUTBUF):
+            event |= {"head": new - 18, "data": new, "shinfo": new + 1700}
+        if event["hook"] == OUTBUF:
+            event |= {"src": new - 12, "src_phys": new - 12 - DIRECT_MAP}
+    for gate in guest.queues["tx"]["gates"].values():
+        for row in gate["descriptors"]:
+            if row[2] == 70:
+                row[1] = f"0x{new - 12 - DIRECT_MAP:x}"
+    return cook
+
+
+TCP_CARRIERS = [
+    ("link", {}, "_copy_from_iter"),
+    ("link", {}, "skb_copy_bits"),
+    ("link", {"size": 4000}, "skb_copy_and_csum_bits"),
+    ("link", {}, MEMCPY),
+    ("link", {}, "_copy_to_iter"),
+    ("link", {"size": 100, "count": 3, "coalesce": True}, "skb_copy_bits"),
+    ("loopback", {}, "_copy_from_iter"),
+    ("loopback", {}, "_copy_to_iter"),
+]
+
+
+@pytest.mark.parametrize(("over", "options", "hook"), TCP_CARRIERS)
+def test_without_a_hook_that_carries_tcp_there_is_a_gap(
+    tmp_path: Path, over: str, options: dict[str, Any], hook: str
+) -> None:
+    flow = follow(cooked.tcp(tmp_path, over=over, without=(hook,), **options))
+
+    assert flow.gaps
+    assert any(f"{hook} was left out" in gap.why for gap in flow.gaps)
+
+
+@pytest.mark.parametrize("hook", cooked.SEND_HOOKS + cooked.RECV_HOOKS + cooked.SKB_HOOKS)
+@pytest.mark.parametrize(("over", "copies"), [("link", 4), ("loopback", 2)])
+@pytest.mark.parametrize("count", [1, 3])
+def test_without_any_hook_tcp_counts_stand_or_there_is_a_gap(
+    tmp_path: Path, over: str, copies: int, hook: str, count: int
+) -> None:
+    flow = follow(cooked.tcp(tmp_path, over=over, without=(hook,), count=count))
+
+    devices = (1, 1, 0) if over == "link" else (0, 0, 1)
+    found = [(e.copies, e.reads, e.writes, e.handovers) for e in flow.delivered]
+    assert flow.gaps or found == [(copies, *devices)] * count
+    assert () == flow.disagreements
+
+
+def test_a_clones_handover_is_each_messages_own(tmp_path: Path) -> None:
+    """An skb given out again tells nothing of the message it once held."""
+    hooks = ("__tcp_transmit_skb", "__dev_queue_xmit")
+    cook = cooked.tcp(tmp_path, over="loopback", count=2, without=hooks)
+    for event in cook.sender.events:  # both messages go in the same skb
+        if event["hook"] in ("loopback_xmit", "__netif_rx", "tcp_rcv_established"):
+            event["skb"] = 0xFF11_0000_0200_0000
+
+    flow = follow(cook)
+
+    assert [0, 1] == [m.message for m in flow.movements if m.kind is Kind.HANDOVER]
+    assert [1, 1] == [entry.handovers for entry in flow.delivered]
 
 
 # --- Hooks taken away -----------------------------------------------------------------------

@@ -105,6 +105,7 @@ def test_json_keeps_the_contract(tmp_path: Path) -> None:
     message = top["messages"][0]
     assert {
         "guest_cpu_copies": 3,
+        "least_guest_cpu_copies": 3,
         "device_reads": 1,
         "device_writes": 1,
         "handovers": 0,
@@ -321,3 +322,42 @@ def test_one_message_of_many_that_fails_is_named(tmp_path: Path) -> None:
     assert ["guest-cpu-copies of message 1 3, found 2"] == (
         ledger.check(found, spec.Expect(guest_cpu_copies=3))
     )
+
+
+# --- TCP ------------------------------------------------------------------------------------
+
+
+def test_over_loopback_tcp_hands_a_clone_over(tmp_path: Path) -> None:
+    (message,) = build(cooked.tcp(tmp_path, over="loopback")).messages
+
+    assert message.skb.same_object is False
+    assert message.skb.same_head is True
+    assert "__tcp_transmit_skb" == message.skb.sender[0].at
+
+
+def test_without_the_record_of_the_filled_skb_nobody_knows_of_a_clone(tmp_path: Path) -> None:
+    cook = cooked.tcp(tmp_path, over="loopback", without=("__tcp_transmit_skb",))
+    (message,) = build(cook).messages
+
+    assert message.complete
+    assert message.skb.same_object is None
+
+
+def test_where_bytes_differ_the_smallest_count_stands_too(tmp_path: Path) -> None:
+    (message,) = build(cooked.tcp(tmp_path, size=1449)).messages
+
+    totals = message.totals
+    assert (4, 3) == (totals.guest_cpu_copies, totals.least_guest_cpu_copies)
+
+
+@pytest.mark.parametrize("size", [1, 7])
+def test_too_short_to_be_searched_for_is_complete_by_socket_and_order(
+    tmp_path: Path, size: int
+) -> None:
+    cook = cooked.tcp(tmp_path, size=size, count=3)
+    cook.manifest["witnesses"] = {"census": "absent: too short"}
+
+    found = build(cook)
+
+    assert found.complete
+    assert "absent: too short" == found.witnesses["census"]

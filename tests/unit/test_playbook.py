@@ -243,7 +243,6 @@ RULES: list[tuple[str, str]] = [
     (GOOD + "link: {iommu: yes}\n", "4:15: 'iommu: yes' is not built yet"),
     (GOOD + "probes: {kind: bpf}\n", "4:16: 'kind: bpf' is not built yet"),
     (GOOD + "probes: {kind: both}\n", "4:16: 'kind: both' is not built yet"),
-    (GOOD.replace("link}", "link, protocol: tcp}"), "3:34: 'protocol: tcp' is not built yet"),
 ]
 
 
@@ -507,7 +506,7 @@ def test_what_was_expected_of_another_size_is_not_expected() -> None:
         ({"probes": "none", "comm": "x"}, "--comm: a comm cannot be picked"),
         ({"comm": "a b"}, "--comm: expected a comm"),
         ({"probes": "bpf"}, "--probes: 'kind: bpf' is not built yet"),
-        ({"protocol": "tcp"}, "--protocol: 'protocol: tcp' is not built yet"),
+        ({"protocol": "sctp"}, "--protocol: expected one of udp, tcp"),
         ({"protocol": "sctp"}, "--protocol: expected one of udp, tcp; found 'sctp'"),
         ({"kernel": "5.4"}, "--kernel: expected one of 6.12, 6.1; found '5.4'"),
         ({"kernel": "./bzImage"}, "--kernel: a kernel of your own is not built yet"),

@@ -65,3 +65,14 @@ def test_hidden_addresses_name_nothing(tmp_path: Path) -> None:
     path.write_text("0000000000000000 T _text\n0000000000000000 T other\n")
 
     assert Symbols(path).name(0xFFFFFFFF81000000) is None
+
+
+def test_text_loaded_after_the_capture_has_its_module_s_name(tmp_path: Path) -> None:
+    path = tmp_path / "symbols"
+    path.write_text("ffffffffc0000000 t cleanup_module\t[pvpanic_pci]\n")
+    base = 0xFFFFFFFFC0008000
+    later = Symbols(path, {base: "recv_trace"})
+
+    assert "[recv_trace]+0x10" == later.name(base + 0x10)
+    assert "cleanup_module+0x10 [pvpanic_pci]" == later.name(0xFFFFFFFFC0000010)
+    assert "cleanup_module+0x8010 [pvpanic_pci]" == Symbols(path).name(base + 0x10)

@@ -1,0 +1,282 @@
+"""Try a crash-prone module: build, clean guest, load, watch, verdict, clean guest again."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lab
+from lab import accelerator, crash, image, paths, postmortem, qemu, rundir, snapshot, topology
+from lab.deadline import Deadline, wait_until
+from lab.errors import (
+    DeadlineExceeded,
+    EvidenceError,
+    GuestError,
+    LabError,
+    ProbeBuildFailed,
+    ProbeRejected,
+    SnapshotError,
+)
+from lab.journal import Journal
+
+GUEST = "receiver"
+ATTACH_S = 10.0
+FOR_EVER_S = 365 * 86400.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bench:
+    """A lab whose receiver may be crashed, and what it is restored from."""
+
+    pair: topology.Lab
+    setup: topology.Setup
+    was_pristine: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """What came of one attempt."""
+
+    run: rundir.RunDir
+    found: postmortem.Postmortem
+    seconds: float
+
+
+@contextlib.contextmanager
+def bench(
+    lab_name: str,
+    *,
+    series: str,
+    journal: Journal,
+    extra: str = "",
+    locked: bool = False,
+    offline: bool = False,
+) -> Iterator[Bench]:
+    """Yield the lab that is up if its kernel is the one asked for, else a lab of our own.
+
+    `extra` are words for the kernel's command line; with any it is always one of our own.
+    """
+    built = image.ensure(series, journal=journal, locked=locked, offline=offline)
+    setup = topology.Setup(image=built, accelerator=accelerator.choose(built, journal=journal))
+    if not extra and lab_name in topology.names():
+        with topology.opened(lab_name) as pair:
+            state = pair.state
+            peers = [guest for name, guest in pair.guests.items() if name != GUEST]
+            if (
+                state is not None
+                and state.image == built.digest
+                and all(guest.alive for guest in peers)
+                and snapshot.load(state.snapshot) is not None
+            ):
+                setup = replace(setup, device=state.device, owner=state.owner)
+                yield Bench(pair=pair, setup=setup, was_pristine=state.pristine)
+                return
+        journal.say(f"lab '{lab_name}' has another image: using a pair of its own")
+    own = f"try-{os.getpid()}"
+    setup = replace(setup, owner=os.getpid(), extra=extra)
+    with topology.opened(own, create=True) as pair:
+        pair.bring_up(setup, journal=journal)
+        try:
+            yield Bench(pair=pair, setup=setup, was_pristine=True)
+        finally:
+            pair.bring_down()
+
+
+def run(
+    on: Bench,
+    path: Path,
+    trial: crash.Trial,
+    *,
+    journal: Journal,
+    command: str,
+    module: str | None = None,
+) -> Result:
+    """Try the module at `path` and return the verdict; the run directory is kept."""
+    start = time.monotonic()
+    digest = hashlib.sha256(f"{path}{time.time_ns()}".encode()).hexdigest()
+    run_dir = rundir.create(paths.runs(), f"try-{path.stem}", digest, guests=(GUEST,))
+    journal.to_file(run_dir.path / "journal.jsonl")
+    run_dir.write_manifest(_manifest(on, path, trial, command))
+    try:
+        try:
+            made = crash.prepare(path, on.setup.image, journal=journal, name=module)
+        except ProbeBuildFailed as error:
+            run_dir.write_text("build.log", f"{error}\n{error.log or ''}\n")
+            return _judge(run_dir, start)
+        _keep_module(made, run_dir)
+        _attempt(on, made, trial, run_dir=run_dir, journal=journal)
+    except LabError as error:
+        error.log = error.log or run_dir.path / "journal.jsonl"
+        error.add_note(f"run: {run_dir.path}")
+        raise
+    return _judge(run_dir, start)
+
+
+def _judge(run_dir: rundir.RunDir, start: float) -> Result:
+    found = postmortem.analyse(run_dir)
+    run_dir.write_json("postmortem.json", found.as_json())
+    run_dir.write_text("postmortem.txt", postmortem.render(found))
+    return Result(run=run_dir, found=found, seconds=time.monotonic() - start)
+
+
+def _attempt(
+    on: Bench,
+    made: crash.Module,
+    trial: crash.Trial,
+    *,
+    run_dir: rundir.RunDir,
+    journal: Journal,
+) -> None:
+    pair = on.pair
+    guest = pair.guests[GUEST]
+    state = pair.state
+    stored = None if state is None else snapshot.load(state.snapshot)
+    if state is None or stored is None:
+        raise SnapshotError(f"lab '{pair.name}' has no snapshot to restore {GUEST} from")
+    if not state.pristine or not guest.alive:
+        with journal.step("restore", guest=GUEST):
+            pair.restore_guest(GUEST, on.setup)
+    pair.touch()
+    try:
+        pair.attach(GUEST, deadline=Deadline(ATTACH_S))
+        crash.attempt(
+            guest,
+            made,
+            trial,
+            stored=stored,
+            image=on.setup.image,
+            folder=run_dir.guest(GUEST),
+            journal=journal,
+        )
+    finally:
+        _clean(on, journal)
+
+
+def _clean(on: Bench, journal: Journal) -> None:
+    """Put the crashed guest back; its peer goes on, unless this one cannot be restored."""
+    pair = on.pair
+    try:
+        with journal.step("restore", guest=GUEST):
+            pair.restore_guest(GUEST, on.setup)
+        if on.was_pristine:
+            pair.untouch()
+    except (GuestError, SnapshotError) as error:
+        journal.say(f"{GUEST} could not be restored alone ({error}): restoring the pair")
+        with contextlib.suppress(GuestError):
+            pair.bring_down()
+        pair.bring_up(on.setup, journal=journal)
+
+
+def _keep_module(made: crash.Module, run_dir: rundir.RunDir) -> None:
+    folder = run_dir.path / "module"
+    folder.mkdir()
+    shutil.copyfile(made.debug, folder / f"{made.name}.ko.debug")
+    if made.sources is not None:
+        shutil.copytree(made.sources, folder / "src")
+    (folder / f"{made.name}.dis").write_text(made.disassembly, encoding="utf-8")
+    if made.log:
+        run_dir.write_text("build.log", made.log)
+
+
+def _manifest(on: Bench, path: Path, trial: crash.Trial, command: str) -> dict[str, Any]:
+    setup = on.setup
+    return {
+        "playbook": f"try-{path.stem}",
+        "kind": "try",
+        "module": path.name,
+        "kernel": setup.image.release,
+        "accelerator": {"name": setup.accelerator.name, "why": setup.accelerator.why},
+        "cmdline": setup.extra,
+        "trial": {
+            "parameters": list(trial.parameters),
+            "command": trial.command,
+            "soak_s": trial.soak_s,
+            "deadline_s": trial.deadline_s,
+            "unload": trial.unload,
+            "kfence": trial.kfence,
+            "knobs": dict(trial.knobs),
+        },
+        "versions": {"skblab": lab.__version__, "qemu": qemu.installed().version},
+        "digests": {"image": setup.image.digest},
+        "command": command,
+        "guests": [GUEST],
+    }
+
+
+def failure(found: postmortem.Postmortem, verdict: str | None, at: str | None) -> LabError | None:
+    """Return the error that an attempt ends with, None where it went as it should.
+
+    Without an expectation only `loaded` is right.
+    """
+    if verdict is not None or at is not None:
+        wrong = postmortem.matches(found, verdict, at)
+        if not wrong:
+            return None
+        return GuestError(GUEST, f"expected {'; '.join(wrong)}", log=found.run)
+    word, why = found.verdict.word, found.verdict.why
+    place = f" at {found.at}" if found.at else ""
+    if word == "loaded":
+        return None
+    plain: dict[str, type[LabError]] = {
+        "build-failed": ProbeBuildFailed,
+        "refused": ProbeRejected,
+        "deadline": DeadlineExceeded,
+    }
+    if word in plain:
+        return plain[word](f"{found.module}: {why}{place}", log=found.run)
+    return GuestError(GUEST, f"{word}{place}", log=found.run, hint=f"--expect {word}")
+
+
+def watch(
+    on: Bench,
+    path: Path,
+    trial: crash.Trial,
+    *,
+    journal: Journal,
+    command: str,
+    module: str | None = None,
+) -> Iterator[Result]:
+    """Try the module now and at every change, until the caller has enough."""
+    while True:
+        before = _stamp(path)
+        yield run(on, path, trial, journal=journal, command=command, module=module)
+        _wait_changed(path, before)
+
+
+def _wait_changed(path: Path, before: object) -> None:
+    wait_until(
+        lambda: _stamp(path) not in (before, None),
+        what=f"{path} to change",
+        deadline=Deadline(FOR_EVER_S),
+        interval_s=0.05,
+    )
+
+
+def _stamp(path: Path) -> tuple[tuple[str, int, int], ...] | None:
+    """Return what changes when a source is saved; None while an editor is replacing it."""
+    files = sorted(path.rglob("*.[chS]")) + sorted(path.glob("Makefile")) if path.is_dir() else []
+    try:
+        facts = [(file, file.stat()) for file in files or [path]]
+    except FileNotFoundError:
+        return None
+    return tuple((str(file), stat.st_mtime_ns, stat.st_size) for file, stat in facts)
+
+
+def vmcore(run_dir: rundir.RunDir) -> tuple[Path, int, str]:
+    """Make a core of a run's kept RAM; return it, its bytes on disk, and the debug package."""
+    folder = run_dir.guest(GUEST)
+    ram = folder.file("ram")
+    if not ram.is_file():
+        raise EvidenceError(f"{run_dir.name} kept no RAM", hint="lab.try … --keep-ram")
+    target = folder.file("vmcore")
+    size = crash.write_core(ram, target)
+    manifest = run_dir.read_json("manifest.json")
+    release = manifest.get("kernel") if isinstance(manifest, dict) else None
+    return target, size, f"linux-image-{release}-dbg"

@@ -1,0 +1,305 @@
+"""The same walk without any probe: by what the emulator saw the guests' CPUs load and store.
+
+Copies found in the access logs are put into the form of records, so that one walk serves
+both accounts; the two flows are then held against each other, byte by byte.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+
+from lab import access, accesses
+from lab.accesses import Accesses, CopySeen
+from lab.correlate.identity import Identity
+from lab.correlate.inputs import SENDER, GuestInputs, Inputs
+from lab.correlate.types import Disagreement, Flow, Kind, Movement, PlaceKind
+from lab.record import Context, Flag, Hook, Record
+from lab.record import Kind as At
+
+WITNESS = "access-log"
+MOST_EVIDENCE = 8  # ids of one movement; a byte-wise copy of 64 KiB has more
+
+# Functions that only copy, for whoever calls them: the caller says what the copy was for.
+LEAVES = (
+    *("memcpy", "memmove", "rep_movs", "copy_user", "raw_copy"),
+    *("csum_partial_copy", "csum_and_copy_from_user", "csum_and_copy_to_user"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutsideGuest(GuestInputs):
+    """A guest as the access log knows it: copies in place of records, no hooks."""
+
+    seen: Accesses
+    identity: Identity
+
+    @cached_property
+    def records(self) -> tuple[Record, ...]:
+        """The copies of the log in the form of records, in order."""
+        copies = sorted(self.seen.copies, key=lambda copy: copy.first)
+        return tuple(_record(self, copy) for copy in copies)
+
+    @property
+    def hooks(self) -> tuple[Hook, ...]:
+        return ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outside:
+    """What the access logs of a run say; `lost` counts accesses nobody wrote down."""
+
+    inputs: Inputs
+    lost: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        return not any(self.lost.values())
+
+
+def look(inputs: Inputs) -> Outside | None:
+    """Read the access logs of a run; None unless every guest has one.
+
+    Raises `TraceCorrupt` for a log that is there and cannot be read.
+    """
+    guests: list[GuestInputs] = []
+    lost: dict[str, int] = {}
+    for guest in inputs.guests:
+        path = guest.folder.file("access.bin")
+        if not path.is_file():
+            return None
+        log = access.read(path, guest=guest.name)
+        seen = accesses.analyse(
+            log,
+            inputs.identity.messages,
+            symbols=guest.symbols,
+            present=_present(guest),
+            holds=_holds(guest, inputs.identity),
+        )
+        lost[f"{guest.name}/access.bin"] = log.lost + (0 if log.complete else int(log.lost == 0))
+        known = {one.name: getattr(guest, one.name) for one in fields(GuestInputs)}
+        known |= {"trace": None, "witness": WITNESS}
+        guests.append(OutsideGuest(**known, seen=seen, identity=inputs.identity))
+    return Outside(inputs=replace(inputs, guests=tuple(guests)), lost=lost)
+
+
+def _present(guest: GuestInputs) -> list[tuple[int, int]]:
+    # The sender makes its messages before the window opens.
+    work = guest.role(SENDER)
+    if work is None:
+        return []
+    buffer = work.ready.buffer
+    return [
+        (physical, physical + size)
+        for _, physical, size in buffer.extents(buffer.virtual, buffer.size)
+        if physical is not None
+    ]
+
+
+def _holds(guest: GuestInputs, identity: Identity) -> list[tuple[int, int, int, int]]:
+    # Which message bytes the sender's pages hold, where each message has a slot of its own.
+    work = guest.role(SENDER)
+    if work is None or identity.count > work.ready.slots:
+        return []
+    out = []
+    for index in range(identity.count):
+        offset = 0
+        for _, physical, size in work.ready.buffer.extents(work.ready.slot(index), identity.size):
+            if physical is not None:
+                out.append((physical, physical + size, index, offset))
+            offset += size
+    return out
+
+
+# --- Copies as records -----------------------------------------------------------------------
+
+
+def _record(guest: OutsideGuest, copy: CopySeen) -> Record:
+    user = copy.source_virtual if copy.from_user else copy.target_virtual
+    pages = copy.source if copy.from_user else copy.target
+    flags = Flag(0)
+    flags |= Flag.SRC_USER if copy.from_user else Flag(0)
+    flags |= Flag.DST_USER if copy.to_user else Flag(0)
+    pid = _owner(guest, pages) if flags else 0
+    text = guest.identity.bytes_of(copy.message)[copy.offset : copy.offset + copy.payload_size]
+    return Record(
+        source=f"{guest.name}/access.bin",
+        number=int(copy.evidence[0].rpartition("#")[2]),
+        module=WITNESS,
+        tsc=copy.tsc,
+        seq=copy.first,
+        cpu=0,
+        pid=pid,
+        tgid=pid,
+        hook=name_of(copy),
+        kind=At.CALLSITE,
+        context=Context(0),
+        comm="",
+        skb=0,
+        head=0,
+        data=0,
+        skb_len=0,
+        skb_data_len=0,
+        src=0 if copy.from_user else copy.source_virtual,
+        dst=0 if copy.to_user else copy.target_virtual,
+        src_phys=0 if copy.from_user else copy.source[0][0],
+        dst_phys=0 if copy.to_user else copy.target[0][0],
+        size=copy.size,
+        ret=0,
+        user=user if flags else 0,
+        sk=0,
+        caller=0,
+        dev="",
+        aux=copy.instructions[0],
+        shinfo=0,
+        flags=flags,
+        iter_type=0,
+        frags=0,
+        bytes=bytes(copy.payload_at) + text,
+    )
+
+
+def name_of(copy: CopySeen) -> str:
+    """Return what a copy is called: "caller>leaf" where a function only copies for others."""
+    if copy.function.startswith(LEAVES) or "memcpy" in copy.function:
+        for caller in copy.callers:
+            outer = caller.partition("+")[0]
+            if outer and not outer.startswith((*LEAVES, "0x", "user")):
+                return f"{outer}>{copy.function}"
+    return copy.function
+
+
+def _owner(guest: OutsideGuest, extents: Iterable[tuple[int, int]]) -> int:
+    """Return the pid of the workload whose buffer lies in these pages, 0 for nobody's."""
+    pages = {address >> 12 for address, _ in extents}
+    for work in guest.workloads:
+        buffer = work.ready.buffer
+        for _, physical, size in buffer.extents(buffer.virtual, buffer.size):
+            if physical is not None and any(
+                physical >> 12 <= page <= (physical + size - 1) >> 12 for page in pages
+            ):
+                return work.ready.pid
+    return 0
+
+
+# --- The two accounts held against each other ----------------------------------------------------
+
+
+def agree(inside: Flow, outside: Flow) -> tuple[Disagreement, ...]:
+    """Confirm each movement the other account has too; return what only one of them has.
+
+    Compared are copies by guest CPUs: for each byte of a message, from which physical
+    address to which.  What a device did is confirmed where the log shows that no CPU did.
+    """
+    mine, theirs = _by_message(inside), _by_message(outside)
+    found: list[Disagreement] = []
+    for movement in _copies(inside):
+        twins = _twins(movement, theirs)
+        if twins:
+            movement.confirmed_by.add(WITNESS)
+            ids = [one for twin in twins for one in twin.evidence]
+            movement.evidence += [one for one in ids if one not in movement.evidence][
+                :MOST_EVIDENCE
+            ]
+        elif _comparable(movement):
+            found.append(_lonely(movement, "a probe reports a copy that no CPU was seen to make: "))
+    found += [
+        _lonely(movement, "a copy was made that no probe reported: ")
+        for movement in _copies(outside)
+        if not _twins(movement, mine) and _comparable(movement)
+    ]
+    _confirm_devices(inside, outside)
+    return tuple(found)
+
+
+def _copies(flow: Flow) -> Iterator[Movement]:
+    return (movement for movement in flow.movements if movement.kind is Kind.COPY)
+
+
+def _bytes(movement: Movement, *, source: bool) -> Iterator[tuple[int, int]]:
+    place = movement.source if source else movement.target
+    offset = place.offset
+    for start, size in place.extents:
+        for at in range(size):
+            if movement.offset <= offset + at < movement.offset + movement.payload_size:
+                yield offset + at, start + at
+        offset += size
+
+
+def _key(movement: Movement) -> tuple[str, int]:
+    return movement.guest, movement.message
+
+
+def _by_message(flow: Flow) -> dict[tuple[str, int], list[Movement]]:
+    out: dict[tuple[str, int], list[Movement]] = defaultdict(list)
+    for movement in _copies(flow):
+        out[_key(movement)].append(movement)
+    return out
+
+
+def _same_bytes(left: Movement, right: Movement) -> bool:
+    return (
+        left.offset < right.offset + right.payload_size
+        and right.offset < left.offset + left.payload_size
+    )
+
+
+def _twins(movement: Movement, others: dict[tuple[str, int], list[Movement]]) -> list[Movement]:
+    """Return the other account's movements that together are this one; [] where they are not."""
+    wanted = _moved(movement)
+    twins = []
+    known: set[tuple[int, int, int]] = set()
+    for other in others[_key(movement)]:
+        if _same_bytes(movement, other):
+            moved = _moved(other) & wanted
+            if moved:
+                known |= moved
+                twins.append(other)
+    return twins if wanted and known == wanted else []
+
+
+def _moved(movement: Movement) -> set[tuple[int, int, int]]:
+    """Return (offset in the message, source, target) of each byte, addresses physical."""
+    source = dict(_bytes(movement, source=True))
+    target = dict(_bytes(movement, source=False))
+    return {(at, source[at], target[at]) for at in source.keys() & target.keys()}
+
+
+def _comparable(movement: Movement) -> bool:
+    return bool(movement.source.extents and movement.target.extents)
+
+
+def _lonely(movement: Movement, text: str) -> Disagreement:
+    where = f"{movement.function} of {movement.payload_size} bytes"
+    if movement.caller:
+        where += f", called from {movement.caller}"
+    from_, to = movement.source.physical, movement.target.physical
+    return Disagreement(
+        what="copy",
+        guest=movement.guest,
+        message=movement.message,
+        text=f"{text}{where}, from physical {from_:#x} to {to:#x}",
+        evidence=tuple(movement.evidence[:MOST_EVIDENCE]),
+    )
+
+
+def _confirm_devices(inside: Flow, outside: Flow) -> None:
+    """Confirm device writes where the other walk found no CPU that brought the bytes."""
+    stored = [
+        (movement.guest, start, start + size)
+        for movement in _copies(outside)
+        for start, size in movement.target.extents
+    ]
+    for movement in inside.movements:
+        place = movement.target
+        if movement.kind is not Kind.DMA_WRITE or place.kind is PlaceKind.WIRE:
+            continue
+        touched = any(
+            guest == place.guest and start < at + size and at < end
+            for guest, start, end in stored
+            for at, size in place.extents
+        )
+        if place.extents and not touched:
+            movement.confirmed_by.add(WITNESS)

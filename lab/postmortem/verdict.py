@@ -1,0 +1,171 @@
+"""One word for what a module did, from what was seen outside and what the kernel said."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lab.postmortem.log import Complaint, Entry, errno_said, unknown_symbols, version_magic
+
+VERDICTS = (
+    "loaded", "build-failed", "refused", "warn", "bug", "oops", "panic", "soft-lockup",
+    "hard-lockup", "hung-task", "rcu-stall", "kfence", "kasan", "slub", "corrupt", "flood",
+    "oom", "reset", "poweroff", "guest-lost", "deadline",
+)  # fmt: skip
+LOCKUPS = frozenset({"soft-lockup", "hung-task", "rcu-stall"})
+OOM_PANIC = re.compile(r"Out of memory|deadlocked on memory")
+ANNOUNCED = re.compile(r"^reboot: (?:Restarting system|machine restart)")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What happened, in which phase, why that is said, and the report that says it."""
+
+    word: str
+    phase: str
+    why: str
+    complaint: Complaint | None = None
+    also: tuple[str, ...] = ()
+
+
+def decide(seen: dict[str, Any], entries: Sequence[Entry], reports: Sequence[Complaint]) -> Verdict:
+    """Return the verdict of an attempt; `seen` is its observations.json."""
+    phases = seen.get("phases") or [{"name": "load"}]
+    phase = str(phases[-1].get("name", "load"))
+    believed, notes = _believed(seen, reports)
+    first = next((one for one in believed if one.kind != "warn"), None)
+    changed = _changed(seen)
+    also = [*notes, *(_also(believed, first)), *(changed if first is not None else [])]
+    if trouble := _log(seen).get("trouble"):
+        also.append(f"the kernel's log could not be read to its end: {trouble}")
+
+    word, why, complaint = _word(seen, entries, reports, believed, changed)
+    return Verdict(word, phase, why, complaint, tuple(also))
+
+
+def _word(
+    seen: dict[str, Any],
+    entries: Sequence[Entry],
+    reports: Sequence[Complaint],
+    believed: Sequence[Complaint],
+    changed: Sequence[str],
+) -> tuple[str, str, Complaint | None]:
+    """Return the word, why, and the report that says it: the machine's end before all else."""
+    first = next((one for one in believed if one.kind != "warn"), None)
+    if (frozen := seen.get("frozen")) is not None:
+        return "hard-lockup", _frozen(frozen), _of_nmi(reports) or first
+    if (end := seen.get("end")) is not None:
+        return *_ended(str(end), entries, reports), first
+    if first is not None:
+        return first.kind, first.title, first
+    phases = seen.get("phases") or [{}]
+    load, last = phases[0], phases[-1]
+    quiet: list[tuple[bool, str, str]] = [
+        (
+            load.get("name") == "load" and load.get("exit") not in (0, None),
+            "refused",
+            _refusal(str(load.get("said", "")), entries),
+        ),
+        (
+            bool(seen.get("flood")),
+            "flood",
+            f"{_log(seen).get('records')} log records, {seen.get('console_bytes')} bytes said",
+        ),
+        (bool(changed), "corrupt", changed[0] if changed else ""),
+        (
+            bool(seen.get("deadline")),
+            "deadline",
+            f"'{last.get('name')}' did not end after {last.get('seconds')} s",
+        ),
+    ]
+    for holds, word, why in quiet:
+        if holds:
+            return word, why, None
+    if believed:
+        return "warn", believed[0].title, believed[0]
+    return "loaded", "nothing complained, nothing changed", None
+
+
+def _log(seen: dict[str, Any]) -> dict[str, Any]:
+    log = seen.get("log")
+    return log if isinstance(log, dict) else {}
+
+
+def _believed(
+    seen: dict[str, Any], reports: Sequence[Complaint]
+) -> tuple[list[Complaint], list[str]]:
+    """Leave out lockups that a starved host made: they count wall time."""
+    lockups = seen.get("lockups", [])
+    sure = {str(one["text"]).strip() for one in lockups if one["believed"]}
+    doubted = {str(one["text"]).strip(): one["share"] for one in lockups}
+    doubted = {text: share for text, share in doubted.items() if text not in sure}
+    kept, notes = [], []
+    for one in reports:
+        if one.kind in LOCKUPS and one.title in doubted:
+            notes.append(
+                f"not believed, the guest had {doubted[one.title]:.0%} of a CPU: {one.title}"
+            )
+        else:
+            kept.append(one)
+    return kept, notes
+
+
+def _also(believed: Sequence[Complaint], first: Complaint | None) -> list[str]:
+    return [one.title for one in believed if one is not first][:8]
+
+
+def _changed(seen: dict[str, Any]) -> list[str]:
+    changed = seen.get("changed") or {}
+    text = (changed.get("text") or {}).get("listed", [])
+    files = (changed.get("files") or {}).get("listed", [])
+    return [
+        *(f"kernel text at {one['at']}: {one['old']} became {one['new']}" for one in text),
+        *(
+            f"page cache of {one['file']} at {one['at']}: {one['old']} became {one['new']}"
+            for one in files
+        ),
+    ]
+
+
+def _frozen(frozen: dict[str, Any]) -> str:
+    how = (
+        f"the guest's clock tick stands still while its vCPU burns {frozen['cpu_s']} s of CPU"
+        if frozen["how"] == "burns CPU"
+        else f"halted with interrupts off: no tick and no heartbeat for {frozen['seconds']} s"
+    )
+    nmi = str(frozen.get("nmi", "not sent"))
+    said = "an NMI came through" if nmi == "panicked" else f"an NMI: {nmi}"
+    return f"{how}; {said}"
+
+
+def _of_nmi(reports: Sequence[Complaint]) -> Complaint | None:
+    for one in reports:
+        if one.kind == "panic" and "NMI" in one.title:
+            return one
+    return None
+
+
+def _ended(end: str, entries: Sequence[Entry], reports: Sequence[Complaint]) -> tuple[str, str]:
+    panics = [one for one in reports if one.kind == "panic"]
+    if end == "panicked":
+        if any(OOM_PANIC.search(one.title) for one in panics):
+            return "oom", panics[0].title
+        return "panic", panics[0].title if panics else "the kernel declared a panic"
+    if end == "guest-reset":
+        if any(ANNOUNCED.match(entry.text) for entry in entries):
+            return "reset", "the kernel rebooted"
+        return "reset", "without a word of the kernel: a triple fault, or a reset by hand"
+    if end == "guest-shutdown":
+        return "poweroff", "the kernel turned the machine off"
+    return "guest-lost", f"QEMU ended: {end}"
+
+
+def _refusal(said: str, entries: Sequence[Entry]) -> str:
+    why = errno_said(said)
+    if missing := unknown_symbols(entries):
+        why += f": {', '.join(missing)}"
+    elif (magic := version_magic(entries)) is not None:
+        why += f": {magic}"
+    return why

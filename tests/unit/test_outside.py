@@ -1,0 +1,168 @@
+"""Two accounts of one run: they agree, or the one that lies is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab import access, correlate, ledger
+from lab.correlate import outside
+from lab.correlate.types import Kind, Movement
+from lab.rundir import RunDir
+from tests.unit import cooked
+
+Row = dict[str, Any]
+TEXT = 0xFFFF_FFFF_8150_0000
+
+
+def rows(run: RunDir, movement: Movement, call: int) -> list[Row]:
+    """Return the load and the store an emulator would have logged for a copy."""
+    text = correlate.load(run).identity.bytes_of(movement.message)
+    data = text[movement.offset : movement.offset + movement.payload_size]
+    common = {"bytes": data, "ip": TEXT + 16 * call, "call": call, "tsc": 1000 + call}
+    places = ((movement.source, False), (movement.target, True))
+    return [
+        {**common, "virt": place.virtual, "phys": place.physical, "store": store}
+        for place, store in places
+    ]
+
+
+def logged(run: RunDir) -> dict[str, list[Row]]:
+    """Return, per guest, the accesses of the copies that the probes of a run report."""
+    out: dict[str, list[Row]] = {guest.name: [] for guest in run.guests()}
+    for call, movement in enumerate(correlate.follow(run).movements, 1):
+        if movement.kind is Kind.COPY:
+            out[movement.guest] += rows(run, movement, call)
+    return out
+
+
+def write(run: RunDir, logs: dict[str, list[Row]], **header: Any) -> None:
+    for guest in run.guests():
+        guest.file("access.bin").write_bytes(access.encode_log(logs[guest.name], **header))
+
+
+@pytest.fixture(params=["nic", "loopback"])
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> RunDir:
+    cook = {"nic": cooked.nic, "loopback": cooked.loopback}[request.param](tmp_path)
+    return cook.serve()
+
+
+def test_both_accounts_confirm_every_copy(run: RunDir) -> None:
+    write(run, logged(run))
+
+    found = ledger.build(run)
+
+    assert found.complete
+    assert () == found.disagreements
+    assert "present" == found.witnesses["access-log"]
+    for message in found.messages:
+        for movement in message.movements:
+            if movement.kind == "copy":
+                assert "access-log" in movement.confirmed_by
+                assert any("access.bin#" in one for one in movement.evidence)
+
+
+def test_a_copy_the_log_lacks_is_a_probe_that_lies(run: RunDir) -> None:
+    logs = logged(run)
+    guest = next(name for name, entries in logs.items() if entries)
+    del logs[guest][:2]
+    write(run, logs)
+
+    found = ledger.build(run)
+
+    assert any("no CPU was seen to make" in one.text for one in found.disagreements)
+    assert not found.proven
+
+
+def test_a_copy_the_probes_lack_is_named(run: RunDir) -> None:
+    logs = logged(run)
+    last = correlate.follow(run).movements[-1]
+    extra = rows(run, last, 90)
+    extra[0] |= {"virt": extra[1]["virt"], "phys": extra[1]["phys"]}
+    extra[1] |= {"virt": cooked.DIRECT_MAP + 0x1234000, "phys": 0x1234000}
+    logs[last.guest] += extra
+    write(run, logs)
+
+    found = ledger.build(run)
+
+    texts = [one.text for one in found.disagreements if "no probe reported" in one.text]
+    assert texts
+    assert "0x1234000" in texts[0]
+    assert not found.proven
+
+
+def test_a_probe_that_reports_a_wrong_address_is_caught(run: RunDir) -> None:
+    logs = logged(run)
+    guest = next(name for name, entries in logs.items() if entries)
+    for row in logs[guest]:
+        if row["store"]:
+            row["virt"] += 0x10000
+            row["phys"] += 0x10000
+    write(run, logs)
+
+    assert ledger.build(run).disagreements
+
+
+def test_a_log_with_losses_confirms_nothing_and_is_said_to(run: RunDir) -> None:
+    write(run, {name: [] for name in logged(run)}, lost=3)
+
+    found = ledger.build(run)
+
+    assert found.complete
+    assert () == found.disagreements
+    assert any(count for name, count in found.lost.items() if name.endswith("access.bin"))
+
+
+def test_without_probes_the_log_alone_is_complete(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    run = cook.serve()
+    write(run, logged(run))
+    _without_probes(run)
+
+    found = ledger.build(run)
+
+    assert found.complete, [one.why for one in found.incomplete]
+    (message,) = found.messages
+    totals = message.totals
+    assert (3, 1, 1) == (totals.guest_cpu_copies, totals.device_reads, totals.device_writes)
+
+
+def test_without_probes_a_missing_copy_leaves_a_gap(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    run = cook.serve()
+    logs = logged(run)
+    del logs["receiver"][:2]
+    write(run, logs)
+    _without_probes(run)
+
+    assert not ledger.build(run).complete
+
+
+def test_without_probes_a_loss_is_incomplete(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    run = cook.serve()
+    write(run, logged(run), lost=1)
+    _without_probes(run)
+
+    found = ledger.build(run)
+
+    assert not found.complete
+    assert any("lost 1 accesses" in one.why for one in found.incomplete)
+
+
+def test_one_guest_without_a_log_is_no_witness(run: RunDir) -> None:
+    write(run, logged(run))
+    run.guests()[0].file("access.bin").unlink()
+
+    assert outside.look(correlate.load(run)) is None
+    assert ledger.build(run).witnesses["access-log"].startswith("absent")
+
+
+def _without_probes(run: RunDir) -> None:
+    manifest = dict(run.manifest().values)
+    manifest["probes"] = {"kind": "none", "without": []}
+    run.write_manifest(manifest)
+    for guest in run.guests():
+        guest.trace.unlink()

@@ -1,0 +1,124 @@
+"""One word for what was seen: each verdict, and what is next to it and is not it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.postmortem import verdict
+from lab.postmortem.log import complaints, read
+
+LOGS = Path(__file__).parent / "postmortem_logs"
+LOADED: dict[str, Any] = {"phases": [{"name": "load", "exit": 0}, {"name": "soak", "exit": None}]}
+FROZEN = {"how": "burns CPU", "cpu_s": 1.0, "seconds": 1.1, "nmi": "panicked"}
+FOREIGN = {"at": "0xffffffff81000000", "old": "90", "new": "cc"}
+
+
+def decide(seen: dict[str, Any], *texts: str, log: str | None = None) -> verdict.Verdict:
+    text = "".join(f"<4>[    1.000000] {line}\n" for line in texts)
+    if log is not None:
+        text = (LOGS / f"{log}.log").read_text(encoding="utf-8")
+    entries = read(text)
+    return verdict.decide({**LOADED, **seen}, entries, complaints(entries))
+
+
+@pytest.mark.parametrize(
+    ("seen", "texts", "word"),
+    [
+        ({}, (), "loaded"),
+        ({}, ("WARNING: CPU: 0 PID: 1 at a.c:1 f+0x1/0x2",), "warn"),
+        ({}, ("BUG: scheduling while atomic: x/1/0x2",), "bug"),
+        ({}, ("Oops: int3: 0000 [#1] SMP",), "oops"),
+        ({}, ("divide error: 0000 [#1] SMP",), "oops"),
+        ({}, ("general protection fault, probably for non-canonical address",), "oops"),
+        ({}, ("BUG: KASAN: slab-use-after-free in f+0x1/0x2",), "kasan"),
+        ({}, ("BUG: KFENCE: use-after-free read in f+0x1/0x2",), "kfence"),
+        ({}, ("BUG kmalloc-64 (Tainted: G  OE): Right Redzone overwritten",), "slub"),
+        ({}, ("watchdog: BUG: soft lockup - CPU#0 stuck for 2s! [x:1]",), "soft-lockup"),
+        ({}, ("INFO: task x:1 blocked for more than 2 seconds.",), "hung-task"),
+        ({}, ("rcu: INFO: rcu_preempt self-detected stall on CPU",), "rcu-stall"),
+        ({}, ("x invoked oom-killer: gfp_mask=0x0",), "oom"),
+        ({}, ("Kernel panic - not syncing: as asked",), "panic"),
+        ({"end": "panicked"}, ("Kernel panic - not syncing: as asked",), "panic"),
+        ({"end": "panicked"}, (), "panic"),
+        ({"end": "panicked"}, ("Kernel panic - not syncing: Out of memory: x",), "oom"),
+        ({"end": "guest-reset"}, ("reboot: Restarting system",), "reset"),
+        ({"end": "guest-reset"}, (), "reset"),
+        ({"end": "guest-shutdown"}, (), "poweroff"),
+        ({"end": "lost"}, (), "guest-lost"),
+        ({"frozen": FROZEN, "end": "panicked"}, (), "hard-lockup"),
+        ({"flood": True}, (), "flood"),
+        ({"deadline": True}, (), "deadline"),
+        ({"changed": {"text": {"listed": [FOREIGN]}}}, (), "corrupt"),
+        ({"changed": {"files": {"listed": [{**FOREIGN, "file": "bin/x"}]}}}, (), "corrupt"),
+        ({"phases": [{"name": "load", "exit": 1, "said": "a: No such device"}]}, (), "refused"),
+    ],
+)
+def test_each_verdict(seen: dict[str, Any], texts: tuple[str, ...], word: str) -> None:
+    assert word == decide(seen, *texts).word
+    assert word in verdict.VERDICTS
+
+
+def test_the_end_of_the_machine_counts_before_what_led_to_it() -> None:
+    found = decide({"end": "panicked"}, log="worksheet_bug1")
+
+    assert "panic" == found.word
+    assert found.complaint is not None
+    assert "oops" == found.complaint.kind
+
+
+def test_a_warning_does_not_hide_what_followed_it() -> None:
+    found = decide({}, "WARNING: CPU: 0 PID: 1 at a.c:1 f", "Oops: 0000 [#1] SMP")
+
+    assert "oops" == found.word
+    assert any("WARNING" in also for also in found.also)
+
+
+def test_a_triple_fault_and_a_reboot_are_told_apart() -> None:
+    assert "triple fault" in decide({"end": "guest-reset"}).why
+    assert "triple" not in decide({"end": "guest-reset"}, "reboot: Restarting system").why
+
+
+def test_a_lockup_of_a_starved_guest_is_not_believed() -> None:
+    text = "watchdog: BUG: soft lockup - CPU#0 stuck for 2s! [x:1]"
+    doubt = {"text": text, "share": 0.1, "believed": False, "seq": 1}
+
+    found = decide({"lockups": [doubt]}, text)
+
+    assert "loaded" == found.word
+    assert "not believed" in found.also[0]
+    assert "soft-lockup" == decide({"lockups": [{**doubt, "believed": True}]}, text).word
+
+
+def test_a_refusal_names_what_was_missing() -> None:
+    phases = [{"name": "load", "exit": 1, "said": "insmod: x: Unknown symbol in module"}]
+
+    found = decide({"phases": phases}, "x: Unknown symbol nothing (err -2)")
+
+    assert "Unknown symbol in module: nothing" == found.why
+
+
+def test_a_module_of_another_kernel_says_so() -> None:
+    phases = [{"name": "load", "exit": 1, "said": "insmod: x: Invalid module format"}]
+
+    found = decide({"phases": phases}, "x: version magic '6.1 SMP' should be '6.12 SMP'")
+
+    assert "refused" == found.word
+    assert "should be '6.12 SMP'" in found.why
+
+
+def test_a_killed_insmod_is_the_oops_and_no_refusal() -> None:
+    phases = [{"name": "load", "exit": -9, "said": "Killed"}]
+
+    assert "oops" == decide({"phases": phases}, "Oops: 0000 [#1] SMP").word
+
+
+def test_a_log_that_was_written_over_is_said() -> None:
+    assert "could not be read" in decide({"log": {"trouble": "not mapped"}}).also[0]
+
+
+@pytest.mark.parametrize("seen", [{}, {"phases": []}, {"log": None}, {"changed": None}])
+def test_an_observation_with_holes_is_no_crash_of_ours(seen: dict[str, Any]) -> None:
+    assert "loaded" == verdict.decide(seen, [], []).word
