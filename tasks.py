@@ -114,13 +114,26 @@ def ssh(_: Context, guest: str, lab: str = "") -> None:
 @task(
     name="exec",
     positional=["guest", "command"],
-    help={"guest": GUEST, "command": "for the guest's shell", "lab": LAB, "deadline": "seconds"},
+    help={
+        "guest": GUEST,
+        "command": "for the guest's shell",
+        "lab": LAB,
+        "deadline": "seconds",
+        "json": JSON,
+    },
 )
-def execute(_: Context, guest: str, command: str, lab: str = "", deadline: float = 30.0) -> None:
+def execute(
+    _: Context,
+    guest: str,
+    command: str,
+    lab: str = "",
+    deadline: float = 30.0,
+    json: bool = False,
+) -> None:
     """Run a command in a guest and print what it prints."""
     from lab import commands
 
-    with commands.told() as console:
+    with commands.told(json=json) as console:
         commands.execute(console, lab, guest, command, seconds=deadline)
 
 
@@ -314,6 +327,15 @@ def report(_: Context, run: str, json: bool = False) -> None:
         commands.recompute(out, run)
 
 
+@task(help={"json": JSON})
+def runs(_: Context, json: bool = False) -> None:
+    """List the runs there are, oldest first, and what each came to."""
+    from lab import commands
+
+    with commands.told(json=json) as out:
+        commands.runs(out)
+
+
 @task(positional=["run"], help={"run": RUN, "grep": "only lines with this text"})
 def lines(_: Context, run: str, grep: str = "") -> None:
     """Print the worksheet's log lines of a run, from its records."""
@@ -460,7 +482,7 @@ LAB_TASKS = (
     up, down, status, reset, ps, gc, ssh, execute, put, get, console, gdb,
     doctor, image, build, check,
     run, run_nic, run_loopback, sweep,
-    report, lines, accesses, bench,
+    report, runs, lines, accesses, bench,
     try_, watch, crashes, vmcore,
 )  # fmt: skip
 ns = Collection(test, Collection("lab", *LAB_TASKS))

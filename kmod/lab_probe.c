@@ -6,6 +6,7 @@
  * or ftrace below it.  So it takes no lock, prints nothing, allocates nothing,
  * and reads memory only where the read may fail.
  */
+#include <linux/ftrace.h>
 #include <linux/kallsyms.h>
 #include <linux/kprobes.h>
 #include <linux/module.h>
@@ -25,6 +26,7 @@ struct lab_point {
 	u16 index;
 	atomic_t inside;	/* entered and not yet returned */
 	u64 missed_before;	/* what the kernel had counted when recording began */
+	u64 traced;		/* start of the function, where `tracer` sees it entered */
 	struct kprobe kp;
 	struct kretprobe rp;
 };
@@ -33,6 +35,22 @@ static struct lab_point points[POINTS];
 static u32 point_count;
 static char only_comm[TASK_COMM_LEN];
 static bool on;
+
+#define FENTRY_WITHIN	16	/* bytes: the call of fentry follows endbr64 at most */
+
+static void traced(unsigned long ip, unsigned long parent, struct ftrace_ops *ops,
+		   struct ftrace_regs *fregs);
+
+/*
+ * What can be is seen at its entry by ftrace itself, not by a kprobe: the kernel skips a
+ * kprobe that hits while another one's handler runs on that CPU, and an interrupt that
+ * slips in there may send or receive a whole queue of packets.  Nobody skips this.  One
+ * for all functions, because unregistering waits for all tasks (synchronize_rcu_tasks()).
+ */
+static struct ftrace_ops tracer = {
+	.func = traced,
+	.flags = FTRACE_OPS_FL_SAVE_REGS | FTRACE_OPS_FL_RECURSION,
+};
 
 static nokprobe_inline bool wanted(struct lab_point *point)
 {
@@ -125,6 +143,32 @@ static int entered(struct kprobe *kp, struct pt_regs *regs)
 }
 NOKPROBE_SYMBOL(entered);
 
+/* Calls nothing that `tracer` traces, so it needs no protection from itself. */
+static void traced(unsigned long ip, unsigned long parent, struct ftrace_ops *ops,
+		   struct ftrace_regs *fregs)
+{
+	struct pt_regs *regs = ftrace_get_regs(fregs);
+	struct lab_args args;
+	u32 i;
+
+	if (!regs)
+		return;
+	hold_interrupts();
+	for (i = 0; i < point_count; i++) {
+		struct lab_point *point = &points[i];
+
+		if (!point->traced || ip - point->traced >= FENTRY_WITHIN)
+			continue;
+		if (!wanted(point))
+			return;
+		take_registers(&args, regs);
+		args.caller = parent;
+		record(point, &args, regs);
+		return;
+	}
+}
+NOKPROBE_SYMBOL(traced);
+
 /* Non-zero: this call's return is not of interest. */
 static int calling(struct kretprobe_instance *ri, struct pt_regs *regs)
 {
@@ -213,32 +257,6 @@ static struct lab_point *new_point(const struct lab_spec *spec, u16 index)
 	return point;
 }
 
-/* At `address`, or at the symbol's first instruction. */
-static int attach(const struct lab_spec *spec, u16 index, void *address)
-{
-	struct lab_point *point = new_point(spec, index);
-	int error;
-
-	if (!point)
-		return -ENOSPC;
-	if (spec->kind == LAB_RETURN) {
-		point->rp.kp.symbol_name = spec->symbol;
-		point->rp.entry_handler = calling;
-		point->rp.handler = returned;
-		point->rp.data_size = sizeof(struct lab_args);
-		point->rp.maxactive = spec->maxactive;
-		error = register_kretprobe(&point->rp);
-	} else {
-		point->kp.symbol_name = address ? NULL : spec->symbol;
-		point->kp.addr = address;
-		point->kp.pre_handler = entered;
-		error = register_kprobe(&point->kp);
-	}
-	if (error)
-		point_count--;
-	return error;
-}
-
 /* Where a function lies, without its being touched: the probe is never armed. */
 static int locate(const char *symbol, u64 *start, u64 *size)
 {
@@ -263,6 +281,49 @@ static int locate(const char *symbol, u64 *start, u64 *size)
 	*start = (u64)kp.addr - offset;
 	*size = length;
 	return 0;
+}
+
+/* -errno where ftrace cannot see the function: then a kprobe does. */
+static int trace(struct lab_point *point)
+{
+	u64 start, size;
+	int error;
+
+	error = locate(point->spec->symbol, &start, &size);
+	if (error)
+		return error;
+	error = ftrace_set_filter_ip(&tracer, start, 0, 0);
+	if (!error)
+		point->traced = start;
+	return error;
+}
+
+/* At `address`, or at the symbol's first instruction. */
+static int attach(const struct lab_spec *spec, u16 index, void *address)
+{
+	struct lab_point *point = new_point(spec, index);
+	int error;
+
+	if (!point)
+		return -ENOSPC;
+	if (spec->kind == LAB_RETURN) {
+		point->rp.kp.symbol_name = spec->symbol;
+		point->rp.entry_handler = calling;
+		point->rp.handler = returned;
+		point->rp.data_size = sizeof(struct lab_args);
+		point->rp.maxactive = spec->maxactive;
+		error = register_kretprobe(&point->rp);
+	} else if (spec->kind == LAB_ENTRY && !trace(point)) {
+		error = 0;
+	} else {
+		point->kp.symbol_name = address ? NULL : spec->symbol;
+		point->kp.addr = address;
+		point->kp.pre_handler = entered;
+		error = register_kprobe(&point->kp);
+	}
+	if (error)
+		point_count--;
+	return error;
 }
 
 /*
@@ -348,9 +409,22 @@ static u64 missed_so_far(const struct lab_point *point)
 	return point->kp.nmissed + point->rp.kp.nmissed + point->rp.nmissed;
 }
 
+/* With an empty filter it would see every function there is. */
+static int start_tracer(void)
+{
+	u32 i;
+
+	for (i = 0; i < point_count && !points[i].traced; i++)
+		;
+	if (i == point_count)
+		return 0;
+	return register_ftrace_function(&tracer);
+}
+
 int lab_probe_start(const struct lab_spec *specs, u32 count, const char *without,
 		    const char *comm)
 {
+	int error;
 	u32 i;
 
 	if (count > LAB_RING_HOOKS)
@@ -364,6 +438,9 @@ int lab_probe_start(const struct lab_spec *specs, u32 count, const char *without
 		if (specs[i].kind != LAB_CALLSITE)
 			attach_hook(&specs[i], i, without);
 	lab_ring->hook_count = count;
+	error = start_tracer();
+	if (error)
+		return error;
 	for (i = 0; i < point_count; i++)
 		points[i].missed_before = missed_so_far(&points[i]);
 	smp_store_release(&on, true);	/* all at once, not one by one as they register */
@@ -374,7 +451,7 @@ void lab_probe_stop(void)
 {
 	static struct kretprobe *rps[POINTS];
 	static struct kprobe *kps[POINTS];
-	int kp_count = 0, rp_count = 0;
+	int kp_count = 0, rp_count = 0, traced_count = 0;
 	u32 i;
 
 	if (!lab_ring || lab_ring->finished)
@@ -389,11 +466,15 @@ void lab_probe_stop(void)
 				       atomic_read(&point->inside);
 		if (point->spec->kind == LAB_RETURN)
 			rps[rp_count++] = &point->rp;
+		else if (point->traced)
+			traced_count++;
 		else
 			kps[kp_count++] = &point->kp;
 	}
 	/* In two batches, each waiting once for handlers to be done. */
 	unregister_kprobes(kps, kp_count);
 	unregister_kretprobes(rps, rp_count);
+	if (traced_count)
+		unregister_ftrace_function(&tracer);
 	lab_ring->finished = 1;
 }

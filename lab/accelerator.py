@@ -20,6 +20,7 @@ from lab.journal import Journal
 
 DEVICE = Path("/dev/kvm")
 MARKER = b"skblab: init"
+KEPT = 8
 TRIAL_S = 15.0  # a KVM boot to the marker takes under 2 s; nested KVM was seen at 10
 
 
@@ -42,7 +43,7 @@ def choose(image: Image, *, journal: Journal) -> Accelerator:
     if reason is None:
         reason = _remembered(image)
         if reason is None:
-            with journal.step("try KVM with the lab's own kernel"):
+            with journal.step("see whether KVM carries the kernel"):
                 reason = _trial(image)
             _remember(image, reason)
     if reason == "":
@@ -83,15 +84,23 @@ def _circumstances(image: Image) -> dict[str, str]:
 def _remembered(image: Image) -> str | None:
     try:
         stored = json.loads(_memory().read_text(encoding="utf-8"))
-        if stored["circumstances"] == _circumstances(image):
-            return str(stored["reason"])
-    except (OSError, ValueError, KeyError):
+        entry = stored["verdicts"][image.digest]
+        if entry["circumstances"] == _circumstances(image):
+            return str(entry["reason"])
+    except (OSError, ValueError, KeyError, TypeError):
         pass
     return None
 
 
 def _remember(image: Image, reason: str) -> None:
-    text = json.dumps({"circumstances": _circumstances(image), "reason": reason})
+    try:
+        verdicts = dict(json.loads(_memory().read_text(encoding="utf-8"))["verdicts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        verdicts = {}
+    verdicts.pop(image.digest, None)
+    verdicts[image.digest] = {"circumstances": _circumstances(image), "reason": reason}
+    # One per image, the newest few: a developer goes back and forth between kernels.
+    text = json.dumps({"verdicts": dict(list(verdicts.items())[-KEPT:])})
     part = _memory().with_suffix(f".{os.getpid()}")
     part.write_text(text, encoding="utf-8")
     part.replace(_memory())
@@ -154,12 +163,3 @@ def _trial(image: Image) -> str:
 def describe(accelerator: Accelerator) -> str:
     """Return the one line a person gets."""
     return f"accelerator: {accelerator.name} ({accelerator.why})"
-
-
-def remembered_verdict() -> dict[str, str]:
-    """Return the stored verdict for `lab.doctor --json`, {} where there is none."""
-    try:
-        stored = json.loads(_memory().read_text(encoding="utf-8"))
-        return {str(key): str(value) for key, value in stored.items()}
-    except (OSError, ValueError):
-        return {}

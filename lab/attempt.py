@@ -73,12 +73,12 @@ def bench(
                 state is not None
                 and state.image == built.digest
                 and all(guest.alive for guest in peers)
-                and snapshot.load(state.snapshot) is not None
+                and _stored(state) is not None
             ):
                 setup = replace(setup, device=state.device, owner=state.owner)
                 yield Bench(pair=pair, setup=setup, was_pristine=state.pristine)
                 return
-        journal.say(f"lab '{lab_name}' has another image: using a pair of its own")
+        journal.say(f"lab '{lab_name}' is not what is asked for: using a pair of its own")
     own = f"try-{os.getpid()}"
     setup = replace(setup, owner=os.getpid(), extra=extra)
     with topology.opened(own, create=True) as pair:
@@ -87,6 +87,13 @@ def bench(
             yield Bench(pair=pair, setup=setup, was_pristine=True)
         finally:
             pair.bring_down()
+
+
+def _stored(state: topology.LabState) -> snapshot.Snapshot | None:
+    """Return what a lab was restored from, None where that is gone, evicted or garbled."""
+    with contextlib.suppress(SnapshotError):
+        return snapshot.load(state.snapshot)
+    return None
 
 
 def run(
@@ -137,7 +144,7 @@ def _attempt(
     pair = on.pair
     guest = pair.guests[GUEST]
     state = pair.state
-    stored = None if state is None else snapshot.load(state.snapshot)
+    stored = None if state is None else _stored(state)
     if state is None or stored is None:
         raise SnapshotError(f"lab '{pair.name}' has no snapshot to restore {GUEST} from")
     if not state.pristine or not guest.alive:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -110,7 +111,8 @@ def build_modules(
     relative = [str(path.relative_to(source)) for path in texts]
     key = _digest(texts, extra=[*relative, target.release, str(target.headers), _version(compiler)])
     home = (cache if cache is not None else paths.cache()) / "kmod" / key[:16]
-    if not home.is_dir():
+    if not _intact(home):
+        shutil.rmtree(home, ignore_errors=True)
         with journal.step(f"build modules for {target.release}"), _Fresh(home) as work:
             # In a copy, so that a checkout stays clean and two builds do not meet.
             tree = work / "src"
@@ -134,6 +136,7 @@ def build_modules(
                     what=path.name,
                 )
             shutil.rmtree(tree)
+            _seal(work)
     return {path.stem: path for path in sorted(home.glob("*.ko"))}
 
 
@@ -145,7 +148,8 @@ def build_witness(api: int, *, journal: Journal) -> Path:
     key = _digest(texts, extra=[str(api), _version(compiler), *WITNESS_FLAGS])
     home = paths.cache() / "witness" / key[:16]
     plugin = home / "access.so"
-    if not plugin.is_file():
+    if not _intact(home):
+        shutil.rmtree(home, ignore_errors=True)
         with journal.step("build the witness"), _Fresh(home) as work:
             _run(
                 [
@@ -155,7 +159,32 @@ def build_witness(api: int, *, journal: Journal) -> Path:
                 cwd=work,
                 what="witness/",
             )
+            _seal(work)
     return plugin
+
+
+SEAL = "sha256.json"
+
+
+def _seal(folder: Path) -> None:
+    """Write down what was built, so that a bit that flips later is noticed."""
+    digests = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    (folder / SEAL).write_text(json.dumps(digests), encoding="utf-8")
+
+
+def _intact(folder: Path) -> bool:
+    """Say whether a folder still holds what was built into it."""
+    try:
+        digests = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        return bool(digests) and all(
+            _sha256(folder / name) == digest for name, digest in digests.items()
+        )
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 WITNESS_FLAGS = (

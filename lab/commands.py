@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json as jsonlib
+import logging
 import os
 import re
 import signal
@@ -21,7 +23,19 @@ from invoke.exceptions import Exit
 
 from lab import paths
 from lab.deadline import Deadline
-from lab.errors import BUG, INTERRUPTED, CommandFailed, LabError, LedgerIncomplete, PlaybookError
+from lab.errors import (
+    BUG,
+    INTERRUPTED,
+    CommandFailed,
+    GuestError,
+    GuestLost,
+    HostError,
+    Interrupted,
+    LabError,
+    LedgerIncomplete,
+    PlaybookError,
+    hinted,
+)
 from lab.journal import Journal
 
 if TYPE_CHECKING:
@@ -29,18 +43,26 @@ if TYPE_CHECKING:
     from lab.guest import Guest
 
 REACH_S = 10.0
+MOST_TOLD = 5
+BUG_TEXT = "this is a bug of skblab; please report it with the lines above"
+HOST_FAULTS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG, errno.EIO),
+}
 PIPE_CLOSED = 141  # what a shell gives for SIGPIPE
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Console:
     """Where results go (stdout) and where people are told things (stderr)."""
 
     json: bool
     journal: Journal
+    printed: bool = False
 
     def result(self, text: str, value: object) -> None:
         """Print the result: `text` for people, `value` as JSON for programs."""
+        self.printed = True
         print(jsonlib.dumps(value, indent=1, sort_keys=True) if self.json else text, flush=True)
 
 
@@ -65,27 +87,57 @@ class Options:
 def told(*, json: bool = False, verbose: bool = False) -> Iterator[Console]:
     """Turn errors into three lines and an exit code; the only place that does."""
     # A cancelled CI job is a Ctrl-C: it cleans up too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupted)
+    logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # what it says is in our errors
+    console = Console(json=json, journal=Journal(verbose=verbose))
     try:
-        yield Console(json=json, journal=Journal(verbose=verbose))
+        yield console
     except LabError as error:
-        lines = [*error.lines(), *(f"  {note}" for note in getattr(error, "__notes__", []))]
-        if json:
-            print(jsonlib.dumps(_as_json(error)), flush=True)
-        raise Exit("\n".join(lines), code=error.exit_code) from error
-    except KeyboardInterrupt as error:
-        raise Exit("interrupted; everything of ours was cleaned up", code=INTERRUPTED) from error
+        raise _told(error, console) from error
+    except (Interrupted, KeyboardInterrupt) as error:
+        raise Exit("interrupted", code=INTERRUPTED) from error
     except BrokenPipeError as error:
         # The reader of our stdout had enough (`| head`): not worth a word.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise Exit(code=PIPE_CLOSED) from error
     except Exit:
         raise
+    except OSError as error:
+        if error.errno not in HOST_FAULTS:
+            traceback.print_exc()
+            raise Exit(BUG_TEXT, code=BUG) from error
+        raise _told(_of_host(error), console) from error
     except Exception as error:
         traceback.print_exc()
-        raise Exit(
-            "this is a bug of skblab; please report it with the lines above", code=BUG
-        ) from error
+        raise Exit(BUG_TEXT, code=BUG) from error
+
+
+def _told(error: LabError, console: Console) -> Exit:
+    """Return how the process ends: for people three lines, for programs one JSON document."""
+    lines = [*error.lines(), *(f"  {note}" for note in getattr(error, "__notes__", []))]
+    if console.json and not console.printed:
+        console.result("", _as_json(error))
+    return Exit("\n".join(lines), code=error.exit_code)
+
+
+def _interrupted(*_: object) -> None:
+    """Raise `Interrupted` once; a second Ctrl-C must not cut the cleanup short.
+
+    Everything in the cleanup has a deadline, so that it ends by itself.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise Interrupted
+
+
+def _of_host(error: OSError) -> HostError:
+    where = f" ({error.filename})" if error.filename else ""
+    return HostError(
+        f"{error.strerror or error}{where}",
+        log=error.filename,
+        hint="free space, or LAB_RUNS, LAB_CACHE, LAB_RUNTIME or LAB_RAM=/another/folder",
+    )
 
 
 def _as_json(error: LabError) -> dict[str, Any]:
@@ -119,19 +171,28 @@ def up(
     built = image.ensure(kernel, journal=console.journal, locked=locked, offline=offline)
     speed = accelerator.choose(built, journal=console.journal)
     with topology.opened(name, create=True) as pair:
-        if pair.up and pair.state is not None and not fresh:
-            state, how = pair.state, "was already up"
-            if state.image != built.digest:
-                how = f"was already up, with kernel {state.kernel} and an older image"
+        setup = topology.standard(built, speed, journal=console.journal)
+        why = _not_as_asked(pair, setup, fresh=fresh)
+        if why is None:
+            state, how = pair.require_state(), "was already up"
         else:
             if pair.state is not None or any(guest.alive for guest in pair.guests.values()):
+                console.journal.say(f"lab '{name}' is brought up anew: {why}")
                 pair.bring_down()
-            setup = topology.standard(built, speed, journal=console.journal)
             state = pair.bring_up(setup, journal=console.journal, fresh=fresh)
             how = f"{state.how} in {time.monotonic() - start:.1f} s"
         told_drift(console, built.drifted)
         text = f"lab '{name}' {how}: {built.release}, {accelerator.describe(speed)}"
         console.result(text, {"lab": name, "how": how, **_state_json(pair, state)})
+
+
+def _not_as_asked(pair: topology.Lab, setup: topology.Setup, *, fresh: bool) -> str | None:
+    """Say why a lab cannot stay as it is; None where it can."""
+    from lab import experiment
+
+    if fresh:
+        return "--fresh"
+    return experiment.unlike(pair, setup) or pair.ails(deadline=Deadline(REACH_S))
 
 
 def told_drift(console: Console, drifted: Sequence[str]) -> None:
@@ -157,8 +218,9 @@ def status(console: Console, lab: str) -> None:
 
     name = lab_name(lab)
     with topology.opened(name) as pair:
-        state = pair.require_up()
-        value = {"lab": name, "up": True, **_state_json(pair, state)}
+        state = pair.require_state()
+        ails = pair.ails(deadline=Deadline(REACH_S))
+        value = {"lab": name, "up": ails is None, "ails": ails, **_state_json(pair, state)}
     since = time.time() - state.since
     used = "untouched" if state.pristine else "used"
     head = f"lab '{name}' is up: kernel {state.kernel}, {state.device}, {state.how}"
@@ -167,7 +229,11 @@ def status(console: Console, lab: str) -> None:
         f"accelerator: {state.accelerator} ({state.accelerator_why})",
         *(_guest_line(pair.guests[guest], facts) for guest, facts in state.guests.items()),
     ]
+    if ails is not None:
+        rows[0] = f"lab '{name}' is broken: {ails}"
     console.result("\n".join(rows), value)
+    if ails is not None:
+        raise Exit(f"  try: invoke lab.reset --lab {name}", code=GuestError.exit_code)
 
 
 def _guest_line(guest: Guest, facts: topology.GuestState) -> str:
@@ -261,48 +327,87 @@ def _in_guest(lab: str, guest: str) -> Iterator[Guest]:
     name = lab_name(lab)
     with topology.opened(name) as pair:
         pair.require_up()
-        if guest not in pair.guests:
-            raise PlaybookError(f"there is no guest '{guest}'", hint=" or ".join(pair.guests))
+        machine = _known(pair, guest)
         pair.touch()
-        pair.attach(guest, deadline=Deadline(REACH_S))
-        yield pair.guests[guest]
+        with hinted(log=machine.folder.console, hint=f"invoke lab.console {guest}"):
+            pair.attach(guest, deadline=Deadline(REACH_S))
+            yield machine
 
 
 def ssh(console: Console, lab: str, guest: str) -> None:
-    with _in_guest(lab, guest) as machine:
-        code = machine.require_shell().interact()
+    from lab import process, topology
+    from lab.ssh import Shell
+
+    if not sys.stdin.isatty():
+        raise PlaybookError(
+            "lab.ssh is for a terminal, and stdin is none", hint=f"invoke lab.exec {guest} COMMAND"
+        )
+    name = lab_name(lab)
+    with topology.opened(name) as pair:
+        state = pair.require_up()
+        facts = state.guests[_known(pair, guest).name]
+        pair.touch()
+        lock = pair.guests[guest].folder.lock
+
+    def check() -> None:
+        if not process.is_locked(lock):
+            raise GuestLost(guest, "QEMU ended", hint="invoke lab.up")
+
+    # Without holding the lab: a shell may stay open for hours beside other commands.
+    shell = Shell(guest, port=facts.port, hostkey=facts.hostkey, check=check)
+    try:
+        code = shell.interact()
+    finally:
+        shell.close()
+    del console
     if code:
         raise Exit(code=code)
-    del console
+
+
+def _known(pair: topology.Lab, guest: str) -> Guest:
+    if guest not in pair.guests:
+        raise PlaybookError(f"there is no guest '{guest}'", hint=" or ".join(pair.guests))
+    return pair.guests[guest]
 
 
 def execute(console: Console, lab: str, guest: str, command: str, *, seconds: float) -> None:
     with _in_guest(lab, guest) as machine:
-        done = machine.require_shell().run(command, deadline=Deadline(seconds), ok=False)
-    sys.stdout.write(done.stdout)
-    sys.stderr.write(done.stderr)
+        done = machine.require_shell().run(
+            command, deadline=Deadline(seconds), ok=False, show=not console.json
+        )
+    if console.json:
+        value = {"stdout": done.stdout, "stderr": done.stderr, "exit_code": done.exit_code}
+        console.result("", value)
     if done.exit_code:
-        raise CommandFailed(guest, command, done.exit_code, done.stderr or done.stdout)
-    del console
+        raise CommandFailed(guest, command, done.exit_code, "see above")
 
 
 def put(console: Console, lab: str, guest: str, local: str, remote: str) -> None:
     source = Path(local)
     if not source.is_file():
-        raise PlaybookError(f"there is no file {source}")
+        what = "is a folder" if source.is_dir() else "does not exist"
+        raise PlaybookError(f"{source} {what}", hint="lab.put takes one file")
     with _in_guest(lab, guest) as machine:
         machine.require_shell().put(source, remote, deadline=Deadline(120))
     console.result(f"{guest}:{remote}", {"guest": guest, "remote": remote})
 
 
 def get(console: Console, lab: str, guest: str, remote: str, local: str) -> None:
-    with _in_guest(lab, guest) as machine:
-        machine.require_shell().get(remote, Path(local), deadline=Deadline(120))
+    target = Path(local)
+    if target.is_dir() or not target.parent.is_dir():
+        raise PlaybookError(f"{target} is no name for a file here", hint="name a file")
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        with _in_guest(lab, guest) as machine:
+            machine.require_shell().get(remote, part, deadline=Deadline(120))
+        part.replace(target)  # what was there stays until all of the new one is
+    finally:
+        part.unlink(missing_ok=True)
     console.result(local, {"guest": guest, "local": local})
 
 
 def show_console(console: Console, lab: str, guest: str, *, lines: int) -> None:
-    from lab import topology
+    from lab import process, topology
 
     pair = topology.Lab(lab_name(lab))
     if guest not in pair.guests:
@@ -310,8 +415,11 @@ def show_console(console: Console, lab: str, guest: str, *, lines: int) -> None:
     log = pair.guests[guest].folder.console
     if not log.exists():
         pair.require_up()
-    text = log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
-    console.result("\n".join(text), text)
+    said = process.read_given(log, most=1 << 20).decode("utf-8", "replace")
+    # Firmware clears the screen and turns off wrapping: of use to nobody's terminal here.
+    text = re.sub(r"\x1b(\[[0-9;?=]*[A-Za-z]|[^\[])", "", said).splitlines()[-lines:]
+    shown = "\n".join(text).strip()
+    console.result(shown or "nothing was said since the restore", text)
 
 
 def gdb(console: Console, lab: str, guest: str) -> None:
@@ -466,7 +574,9 @@ def _tell_outcome(console: Console, outcome: experiment.Outcome) -> None:
         print(_coloured((path / "report.txt").read_text(encoding="utf-8")).rstrip())
         print(path, flush=True)
     trouble = [] if outcome.ledger.complete else ["the ledger is incomplete"]
-    trouble += [f"expected {failure}" for failure in outcome.failures]
+    trouble += [f"expected {failure}" for failure in outcome.failures[:MOST_TOLD]]
+    if len(outcome.failures) > MOST_TOLD:
+        trouble.append(f"and {len(outcome.failures) - MOST_TOLD} more expectations failed")
     if outcome.ledger.disagreements:
         trouble.append("witnesses disagree")
     if trouble:
@@ -482,6 +592,20 @@ def _coloured(text: str) -> str:
     first, _, rest = text.partition("\n")
     colour = "32" if first.startswith("COMPLETE") else "31"
     return f"\x1b[1;{colour}m{first}\x1b[0m\n{rest}"
+
+
+def runs(console: Console) -> None:
+    rows: list[dict[str, Any]] = []
+    for path in sorted(paths.runs().glob("*")):
+        if path.is_symlink() or not (path / "manifest.json").is_file():
+            continue
+        complete = None
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            complete = jsonlib.loads((path / "ledger.json").read_text()).get("complete")
+        rows.append({"run": str(path), "complete": complete})
+    words = {True: "COMPLETE", False: "INCOMPLETE", None: "no ledger"}
+    text = "\n".join(f"{words[row['complete']]:<11} {row['run']}" for row in rows)
+    console.result(text or f"no run in {paths.runs()}", rows)
 
 
 def lines(console: Console, run: str, grep: str) -> None:

@@ -39,6 +39,13 @@ BUG = 70
 INTERRUPTED = 130
 
 
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM.
+
+    Not a KeyboardInterrupt: Invoke takes those for itself while a remote command runs.
+    """
+
+
 class LabError(Exception):
     """Root of the tree; `log` is where the details are, `hint` what to try."""
 

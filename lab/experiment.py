@@ -23,6 +23,7 @@ from lab import (
     message,
     paths,
     probe,
+    process,
     qemu,
     report,
     rundir,
@@ -33,7 +34,7 @@ from lab import (
     workload,
 )
 from lab.deadline import Deadline
-from lab.errors import LabError
+from lab.errors import HostError, LabError, LabNotUp
 from lab.guest import Guest
 from lab.journal import Journal
 
@@ -43,6 +44,7 @@ MODULES: dict[str, dict[str, tuple[str, ...]]] = {
     "link": {"sender": ("send_trace",), "receiver": ("recv_trace",)},
 }
 CLOCK_SAMPLES = 5
+REACH_S = 10.0
 SWITCH_S = 10.0  # the access log is armed in 0.05 s
 
 
@@ -107,6 +109,7 @@ class Stand:
     setup: topology.Setup
     modules: dict[str, Path]
     how: str  # it came to be as it is
+    restored: bool  # its memory is the snapshot's, as a nonce proves
     pushed: dict[str, set[str]] = field(default_factory=dict)  # guest -> modules it has
     ethtool: dict[str, str] = field(default_factory=dict)
     symbols: dict[str, Path] = field(default_factory=dict)
@@ -133,8 +136,8 @@ def stand(
     reset: bool = True,
 ) -> Iterator[Stand]:
     """Yield a pair that is ready for one run after the other."""
-    with _ready_pair(lab_name, setup, journal=journal, reset=reset) as (pair, how):
-        yield Stand(pair=pair, setup=setup, modules=modules, how=how)
+    with _ready_pair(lab_name, setup, journal=journal, reset=reset) as (pair, how, restored):
+        yield Stand(pair=pair, setup=setup, modules=modules, how=how, restored=restored)
 
 
 def run(
@@ -149,6 +152,7 @@ def run(
 ) -> Outcome:
     """Take one measurement and analyse it; the run directory is kept however it ends."""
     setup, modules = setup_for(asked, journal=journal, locked=locked, offline=offline)
+    topology.refuse_busy(lab_name)  # before there is a run directory with nothing in it
     run_dir = new_run(asked, setup, paths.runs())
     journal.to_file(run_dir.path / "journal.jsonl")
     try:
@@ -214,38 +218,65 @@ def _taking_part(asked: spec.Playbook) -> list[str]:
 @contextlib.contextmanager
 def _ready_pair(
     name: str, setup: topology.Setup, *, journal: Journal, reset: bool
-) -> Iterator[tuple[topology.Lab, str]]:
-    """Yield a pair whose memory is the snapshot's, and how that was brought about.
+) -> Iterator[tuple[topology.Lab, str, bool]]:
+    """Yield a pair, how it came to be as it is, and whether its memory is the snapshot's.
 
     The lab that is up is used if it is what the playbook asks for; else the run brings
-    up a pair of its own and takes it down.
+    up a pair of its own and takes it down.  Without `reset` only the lab will do.
     """
     if name in topology.names():
         with topology.opened(name) as pair:
-            state = pair.state
-            if (
-                state is not None
-                and pair.up
-                and (state.image, state.device, state.accelerator)
-                == (setup.image.digest, setup.device, setup.accelerator.name)
-            ):
-                how = f"lab '{name}' as it stands"
-                if reset and not state.pristine:
-                    pair.bring_down()
-                    state = pair.bring_up(setup, journal=journal)
-                if reset:
-                    how = f"lab '{name}' {state.how} to its snapshot"
-                yield pair, how
+            other = unlike(pair, setup)
+            if other is None:
+                yield pair, *_readied(pair, setup, journal=journal, reset=reset)
                 return
-        journal.say(f"lab '{name}' is not what the playbook asks for: using a pair of its own")
+        if not reset:
+            raise HostError(
+                f"lab '{name}' {other}, and --no-reset asks for the lab as it stands",
+                hint="invoke lab.up --fresh, or leave --no-reset out",
+            )
+        journal.say(f"lab '{name}' {other}: using a pair of its own")
+    elif not reset:
+        raise LabNotUp(f"lab '{name}' is not up, and --no-reset asks for it", hint="invoke lab.up")
     own = f"run-{os.getpid()}"
     with topology.opened(own, create=True) as pair:
         state = pair.bring_up(replace(setup, owner=os.getpid()), journal=journal)
         try:
-            yield pair, f"a pair of its own, {state.how}"
+            yield pair, f"a pair of its own, {state.how}", True
         finally:
             with journal.step("take the pair down"):
                 pair.bring_down()
+
+
+def unlike(pair: topology.Lab, setup: topology.Setup) -> str | None:
+    """Say in what a lab differs from what is asked for; None where it does not."""
+    state = pair.state
+    if state is None:
+        return "is not up"
+    if state.kernel != setup.image.series:
+        return f"has kernel {state.kernel}, not {setup.image.series}"
+    if state.image != setup.image.digest:
+        return "has an older image"
+    if (state.device, state.accelerator) != (setup.device, setup.accelerator.name):
+        return f"has {state.device} under {state.accelerator}"
+    return None
+
+
+def _readied(
+    pair: topology.Lab, setup: topology.Setup, *, journal: Journal, reset: bool
+) -> tuple[str, bool]:
+    """Put a lab back to its snapshot if anything was done in it, unless that is not wanted."""
+    state = pair.require_state()
+    if not reset:
+        pair.attach(deadline=Deadline(REACH_S))
+        return f"lab '{pair.name}' as it stands", False
+    ails = pair.ails(deadline=Deadline(REACH_S))
+    if ails is not None:
+        journal.say(f"lab '{pair.name}' is reset: {ails}")
+    if ails is not None or not state.pristine:
+        pair.bring_down()
+        state = pair.bring_up(setup, journal=journal)
+    return f"lab '{pair.name}' {state.how} to its snapshot", True
 
 
 def _manifest(
@@ -280,7 +311,7 @@ def _manifest(
             "playbook": hashlib.sha256(asked.source).hexdigest(),
         },
         "command": command,
-        "reset": {"how": how, "proven": "nonce" if "restored" in how else "fresh boot"},
+        "reset": {"how": how, "proven": "nonce" if taken.stand.restored else "not asked for"},
         "guests": [guest.name for guest in taken.guests],
         "deadline_s": asked.deadline_s,
         # As the command line left it: `lab.report` asks the same again.
@@ -506,15 +537,13 @@ def _keep_logs(taken: _Measurement) -> None:
         folder = taken.run.guest(guest.name).path
         for source, name in ((guest.folder.console, "console.log"), (guest.folder.log, "qemu.log")):
             with contextlib.suppress(OSError):
-                shutil.copyfile(source, folder / name)
+                (folder / name).write_bytes(process.read_given(source))
         argv = guest.argv or _running_argv(guest)
         (folder / "argv").write_text("\n".join(argv) + "\n", encoding="utf-8")
 
 
 def _running_argv(guest: Guest) -> list[str]:
-    from lab.process import holders
-
-    for pid in holders(guest.folder.lock):
+    for pid in process.holders(guest.folder.lock):
         with contextlib.suppress(OSError):
             raw = Path(f"/proc/{pid}/cmdline").read_bytes()
             return [word.decode("utf-8", "replace") for word in raw.rstrip(b"\0").split(b"\0")]

@@ -145,9 +145,11 @@ class Guest:
     def _plugin_argument(self) -> str | None:
         if self.plugin is None:
             return None
-        return access.plugin_argument(
-            self.folder.own / PLUGIN, log=self.access_log, ram=self.folder.ram
-        )
+        return access.plugin_argument(self._own_plugin, log=self.access_log, ram=self.folder.ram)
+
+    @property
+    def _own_plugin(self) -> Path:
+        return self.folder.base / f"{self.name}.{PLUGIN}"
 
     @property
     def access_log(self) -> Path:
@@ -167,10 +169,10 @@ class Guest:
             os.close(fd)
         process.give(self.folder.ram, mode=0o600)
         if self.plugin is not None:
-            own = self.folder.own / PLUGIN
-            own.unlink(missing_ok=True)
-            shutil.copyfile(self.plugin, own)
-            process.give(own, mode=0o500)
+            # In our folder, not QEMU's: it runs this file and need not be able to change it.
+            self._own_plugin.unlink(missing_ok=True)
+            shutil.copyfile(self.plugin, self._own_plugin)
+            self._own_plugin.chmod(0o755)
             access.Control.create(self.access_log).close()
             process.give(self.access_log, mode=0o600)
 
@@ -256,9 +258,9 @@ class Guest:
         killed = process.stop(self.folder.lock, grace_s=1.0)
         if self.child is not None:
             process.reap(self.child.pid)
-        for large in (self.folder.ram, self.access_log):
-            large.unlink(missing_ok=True)
-        for name in ("qmp", "agent", PLUGIN):
+        for ours in (self.folder.ram, self.access_log, self._own_plugin):
+            ours.unlink(missing_ok=True)
+        for name in ("qmp", "agent"):
             (self.folder.own / name).unlink(missing_ok=True)
         (self.folder.base / "link" / self.name).unlink(missing_ok=True)
         return killed
@@ -395,9 +397,7 @@ def ignore_shared(monitor: Monitor) -> None:
 def tail(path: Path, lines: int) -> str:
     """Return the last lines of a log on one line, "" where there is none."""
     try:
-        with path.open("rb") as log:
-            log.seek(max(0, path.stat().st_size - 8192))
-            text = log.read().decode("utf-8", "replace")
+        text = process.read_given(path, most=8192).decode("utf-8", "replace")
     except OSError:
         return ""
     kept = [line.strip() for line in text.splitlines() if line.strip()]
@@ -407,7 +407,7 @@ def tail(path: Path, lines: int) -> str:
 def panic_line(path: Path) -> str | None:
     """Return the line of a console log in which the kernel gave up, if it did."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = process.read_given(path).decode("utf-8", "replace")
     except OSError:
         return None
     marks = ("Kernel panic", "BUG:", "Oops:", "general protection fault")

@@ -55,8 +55,17 @@ def ram() -> Path:
 
 
 def runs() -> Path:
-    """Return the folder of run directories, `runs/` of the current folder."""
-    return Path(os.environ.get("LAB_RUNS") or "runs")
+    """Return the folder of run directories.
+
+    That is `runs/` of the checkout, wherever one stands in it, or of the current folder
+    for an installed skblab.
+    """
+    if chosen := os.environ.get("LAB_RUNS"):
+        return Path(chosen)
+    top = data()
+    if not (top / "tasks.py").is_file():
+        return Path("runs")
+    return Path(os.path.relpath(top / "runs"))
 
 
 def private(path: Path, *, mode: int = 0o700) -> Path:

@@ -7,11 +7,13 @@ is answered by the kernel and never by a process id that may have been reused.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import pwd
 import shutil
 import signal
+import stat
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,6 +53,20 @@ def give(path: Path, *, mode: int) -> Path:
     if (who := unprivileged()) is not None:
         os.chown(path, *who)
     return path
+
+
+def read_given(path: Path, *, most: int = FILE_LIMIT_BYTES) -> bytes:
+    """Return what a child wrote into a folder we gave it; OSError unless it is a plain file.
+
+    The child may have laid a link there to a file that only we may read.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as file:
+        facts = os.fstat(fd)
+        if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1:
+            raise OSError(errno.ELOOP, "not a plain file of its own", str(path))
+        file.seek(max(0, facts.st_size - most))
+        return file.read(most)
 
 
 def tool(name: str, *, package: str) -> str:
@@ -154,9 +170,17 @@ def holders(lock: Path) -> list[int]:
 
 
 def reap(pid: int) -> None:
-    """Take the exit status of a child of ours, so that it does not stay a zombie."""
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
+    """Take the exit status of a child of ours, so that it does not stay a zombie.
+
+    Its lock is let go a moment before it ends, so it is waited for.
+    """
+    with contextlib.suppress(ChildProcessError, DeadlineExceeded):
+        wait_until(
+            lambda: os.waitpid(pid, os.WNOHANG) != (0, 0),
+            what=f"process {pid} to end",
+            deadline=Deadline(2.0),
+            interval_s=0.002,
+        )
 
 
 def stop(lock: Path, *, grace_s: float = 3.0) -> bool:

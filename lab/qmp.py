@@ -21,6 +21,11 @@ from lab.deadline import Deadline, wait_until
 from lab.errors import DeadlineExceeded, GuestError, GuestLost
 
 T = TypeVar("T")
+ENDED = {
+    "guest-panicked": "panicked",
+    "shutdown": "shut down",
+    "internal-error": "stopped: QEMU has an internal error",
+}
 FATAL = {"GUEST_PANICKED": "panicked", "SHUTDOWN": "shut down", "RESET": "was reset"}
 
 
@@ -66,6 +71,9 @@ class Monitor:
             return True
 
         wait_until(attempt, what=f"QMP of {self.guest}", deadline=deadline, interval_s=0.005)
+        # What happened before we came is told by no event.
+        status = self._wait(self._client.execute("query-status"), deadline)
+        self.fate = ENDED.get(str(status["status"]))  # type: ignore[index]
         self._tasks = [
             asyncio.run_coroutine_threadsafe(work, self._loop)
             for work in (self._listen(), self._watch())

@@ -21,7 +21,7 @@ from lab import paths
 from lab.errors import NoSpace, SnapshotError
 from lab.memory import extents
 
-FORMAT = 1
+FORMAT = 2
 PAGE = 4096
 PIECE = 1024 * 1024
 BUDGET_BYTES = 4 * 1024**3  # of all snapshots together; the oldest go first
@@ -69,13 +69,15 @@ def load(name: str) -> Snapshot | None:
     meta = folder() / name / "meta.json"
     try:
         stored: dict[str, Any] = json.loads(meta.read_text(encoding="utf-8"))
+        text = json.dumps(stored["guests"], sort_keys=True)
+        _compare(meta, hashlib.sha256(text.encode()).hexdigest(), stored["sha256"])
         guests = {
             guest: Frozen(**{**facts, "runs": tuple((at, n) for at, n in facts["runs"])})
             for guest, facts in stored["guests"].items()
         }
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SnapshotError(f"snapshot {name} is garbled: {error}", log=meta) from error
     meta.touch()  # oldest out first: this one was used just now
     return Snapshot(folder=meta.parent, guests=guests)
@@ -91,7 +93,10 @@ def begin(name: str) -> Path:
 
 def commit(part: Path, name: str, guests: Mapping[str, Frozen]) -> Snapshot:
     """Make the folder `part` the snapshot `name` and evict old ones beyond the budget."""
-    meta = {"guests": {guest: asdict(frozen) for guest, frozen in guests.items()}}
+    facts = {guest: asdict(frozen) for guest, frozen in guests.items()}
+    # Where each page goes is as much part of the memory as what is in it.
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    meta = {"guests": facts, "sha256": digest}
     (part / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
     final = folder() / name
     shutil.rmtree(final, ignore_errors=True)

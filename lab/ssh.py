@@ -10,18 +10,22 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from invoke.exceptions import UnexpectedExit
+
 from lab import paths
-from lab.deadline import Deadline
+from lab.deadline import Deadline, wait_until
 from lab.errors import CommandFailed, GuestLost, LabError
 
 if TYPE_CHECKING:
     from fabric import Connection
+    from fabric.runners import Remote
     from paramiko import PKey
 
 TICK_S = 0.05
@@ -71,14 +75,43 @@ class Shell:
         self._connection: Connection | None = None
         self._socket: socket.socket | None = None
 
-    def run(self, command: str, *, deadline: Deadline, ok: bool = True) -> Output:
-        """Run `command` in the guest's shell; non-zero is `CommandFailed` unless `ok` is False."""
+    def run(
+        self, command: str, *, deadline: Deadline, ok: bool = True, show: bool = False
+    ) -> Output:
+        """Run `command` in the guest's shell; non-zero is `CommandFailed` unless `ok` is False.
+
+        With `show` what it prints is printed here as it comes.  It has no stdin.
+        """
         with self._guarded(command, deadline) as connection:
-            done = connection.run(command, hide=True, in_stream=False, warn=True, pty=False)
+            # Asynchronous, and waited for here: Invoke's own wait keeps Ctrl-C for itself and
+            # joins its threads before anybody else hears of it.
+            promise = connection.run(
+                f"exec </dev/null; {command}",
+                asynchronous=True,
+                warn=True,
+                pty=False,
+                out_stream=sys.stdout if show else None,
+                err_stream=sys.stderr if show else None,
+            )
+            self._wait_finished(promise.runner, deadline)
+            done = promise.join()
         output = Output(stdout=done.stdout, stderr=done.stderr, exit_code=done.exited)
         if ok and done.exited != 0:
             raise CommandFailed(self.guest, command, done.exited, done.stderr or done.stdout)
         return output
+
+    def _wait_finished(self, runner: Remote, deadline: Deadline) -> None:
+        try:
+            wait_until(
+                # A thread that died of a cut connection means that there is nothing to come.
+                lambda: runner.process_is_finished or runner.has_dead_threads or None,
+                what=f"a command in {self.guest}",
+                deadline=deadline,
+                interval_s=0.005,
+            )
+        except BaseException:
+            self._drop()
+            raise
 
     def put(self, local: Path, remote: str, *, deadline: Deadline) -> None:
         """Copy a file into the guest."""
@@ -93,8 +126,10 @@ class Shell:
     def interact(self) -> int:
         """Open a terminal in the guest for a person; return its exit code."""
         with self._guarded("shell", Deadline(30 * 24 * 3600.0)) as connection:
-            done = connection.shell()
-        return int(done.exited)
+            try:
+                return int(connection.shell().exited)
+            except UnexpectedExit as error:  # the last command's, on leaving
+                return int(error.result.exited)
 
     def close(self) -> None:
         """Hang up."""

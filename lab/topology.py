@@ -34,7 +34,9 @@ from lab.journal import Journal
 T = TypeVar("T")
 # What a boot may mend; a missing tool or a full disk it does not.
 RESTORE_FAILURES = (SnapshotError, GuestError, DeadlineExceeded, FileNotFoundError)
+MARK = ".skblab"  # in a RAM folder: whose it is
 BOOT_S = 60.0  # TCG boots the pair in about 6 s on two cores; a loaded CI host is slower
+SOCKET_PATH = 107  # bytes a UNIX socket's path can have
 RESTORE_S = 15.0
 DEFAULT = "default"
 
@@ -119,13 +121,32 @@ class Lab:
         """Whether both guests run and the state says how to reach them."""
         return self.state is not None and all(guest.alive for guest in self.guests.values())
 
-    def require_up(self) -> LabState:
-        """Return the state of a lab that is up; `LabNotUp`, or the error of a dead guest."""
+    def require_state(self) -> LabState:
+        """Return what is known of a lab that was brought up, dead or alive."""
         if self.state is None:
             raise LabNotUp(f"lab '{self.name}' is not up", hint="invoke lab.up")
+        return self.state
+
+    def ails(self, *, deadline: Deadline) -> str | None:
+        """Return what is wrong with a guest, as QEMU says it; None where both run."""
+
+        def ask(guest: Guest) -> None:
+            if guest.alive and guest.monitor is None:
+                guest.attach(deadline=deadline)
+            guest.check()
+
+        try:
+            self._both(ask)
+        except (GuestError, DeadlineExceeded) as error:
+            return str(error)
+        return None
+
+    def require_up(self) -> LabState:
+        """Return the state of a lab that is up; `LabNotUp`, or the error of a dead guest."""
+        state = self.require_state()
         for guest in self.guests.values():
             guest.check()
-        return self.state
+        return state
 
     # -- up ------------------------------------------------------------------------
 
@@ -140,7 +161,7 @@ class Lab:
             guest.plugin = setup.plugin
         name = self._key(setup)
         try:
-            stored = None if fresh else snapshot.load(name)
+            stored = None if fresh else _stored(name, journal)
             if stored is not None:
                 try:
                     with journal.step("restore the pair"):
@@ -198,10 +219,8 @@ class Lab:
         return snapshot.key(facts)
 
     def prepare(self) -> None:
-        ram = paths.ram()
-        ram.mkdir(mode=0o711, parents=True, exist_ok=True)
-        folder = ram / self.name
-        folder.mkdir(mode=0o711, exist_ok=True)
+        folder = paths.private(paths.private(paths.ram(), mode=0o711) / self.name, mode=0o711)
+        (folder / MARK).write_text(f"{self.base}\n", encoding="utf-8")
         snapshot.require_space(
             folder,
             len(self.guests) * ((MEMORY_MIB << 20) + access.SIZE),
@@ -401,6 +420,16 @@ class Lab:
         return [name for name, killed in self._both(end).items() if killed]
 
 
+def _stored(name: str, journal: Journal) -> snapshot.Snapshot | None:
+    """Return a snapshot; one that is garbled is told of, thrown away and booted around."""
+    try:
+        return snapshot.load(name)
+    except SnapshotError as error:
+        journal.say(f"booting anew: {error}")
+        snapshot.discard(name)
+        return None
+
+
 def _stop(guest: Guest) -> None:
     monitor = guest.require_monitor()
     ignore_shared(monitor)
@@ -438,8 +467,11 @@ def opened(name: str, *, create: bool = False) -> Iterator[Lab]:
     """Hold lab `name` against other commands; our lines to its guests end with the block."""
     base = paths.runtime()
     if create:
-        base.mkdir(mode=0o711, parents=True, exist_ok=True)
-        (base / name).mkdir(mode=0o711, exist_ok=True)
+        if len(str(base / name / "receiver" / "agent")) > SOCKET_PATH:
+            raise HostError(
+                f"{base} is too long a path for sockets", hint="LAB_RUNTIME=/a/short/folder"
+            )
+        paths.private(paths.private(base, mode=0o711) / name, mode=0o711)
     folder = base / name
     if not folder.is_dir():
         raise LabNotUp(f"lab '{name}' is not up", hint="invoke lab.up")
@@ -448,11 +480,7 @@ def opened(name: str, *, create: bool = False) -> Iterator[Lab]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise LabBusy(
-                f"another command is working on lab '{name}'",
-                log=folder,
-                hint="wait for it, or name another lab: LAB_NAME=other",
-            ) from error
+            raise _busy(name) from error
         lab = Lab(name)
         try:
             yield lab
@@ -462,6 +490,22 @@ def opened(name: str, *, create: bool = False) -> Iterator[Lab]:
                 shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(fd)
+
+
+def refuse_busy(name: str) -> None:
+    """Raise `LabBusy` when another command holds lab `name`."""
+    if process.is_locked(paths.runtime() / name / "lab.lock"):
+        raise _busy(name)
+
+
+def _busy(name: str) -> LabBusy:
+    lock = paths.runtime() / name / "lab.lock"
+    pids = " ".join(str(pid) for pid in process.holders(lock))
+    return LabBusy(
+        f"another command (process {pids or 'unknown'}) is working on lab '{name}'",
+        log=lock,
+        hint="wait for it, or name another lab: LAB_NAME=other",
+    )
 
 
 def names() -> list[str]:
@@ -486,17 +530,34 @@ def collect_garbage() -> list[str]:
             with contextlib.suppress(UncleanStop):
                 lab.bring_down()
             removed.append(f"lab {name}")
-    known = set(names())
-    if paths.ram().is_dir():
-        for folder in paths.ram().iterdir():
-            if folder.name not in known:
-                shutil.rmtree(folder, ignore_errors=True)
-                removed.append(f"RAM of {folder.name}")
+    removed += _stray_ram()
     if snapshot.folder().is_dir():
         for part in snapshot.folder().glob("*.part"):
             if not Path(f"/proc/{part.name.split('.')[-2]}").exists():
                 shutil.rmtree(part, ignore_errors=True)
                 removed.append(f"half snapshot {part.name}")
+    return removed
+
+
+def _stray_ram() -> list[str]:
+    """Remove RAM folders whose lab is gone.
+
+    Only what a lab made, as its mark says, is looked at: LAB_RAM may be anybody's folder.
+    The mark names the lab's runtime folder, so that a lab of another one is left alone.
+    """
+    removed: list[str] = []
+    for mark in paths.ram().glob(f"*/{MARK}"):
+        folder = mark.parent
+        if folder.is_symlink() or mark.is_symlink() or mark.stat().st_uid != os.geteuid():
+            continue
+        base = Path(mark.read_text(encoding="utf-8").strip())
+        locks = [base / "lab.lock", *(base / f"{me.name}.lock" for me in PAIR)]
+        if base.is_dir() and (
+            any(process.is_locked(lock) for lock in locks) or (base / "state.json").exists()
+        ):
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
+        removed.append(f"RAM of {folder.name}")
     return removed
 
 

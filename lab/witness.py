@@ -5,13 +5,14 @@ Nothing here asks the guest anything.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab import access
+from lab import access, process
 from lab.deadline import Deadline
 from lab.errors import GuestError
 from lab.guest import Guest
@@ -240,6 +241,6 @@ class Capture:
 
     def keep(self, target: Path) -> None:
         """Move the capture to where the run keeps it."""
-        if self.path.exists():
-            target.write_bytes(self.path.read_bytes())
+        with contextlib.suppress(FileNotFoundError):
+            target.write_bytes(process.read_given(self.path))
             self.path.unlink()

@@ -225,7 +225,7 @@ class Receive:
         evidence = [record.id, f"{self.guest.name}/wire.pcap#{arrival.frame.index}"]
         message = arrival.carried.parts[0].message
         if found is None:
-            if arrival.frame.index < self.rings.capacity("rx"):
+            if arrival.frame.index < self.rings.posted("rx"):
                 self.board.disagree(
                     "descriptor",
                     self.guest.name,

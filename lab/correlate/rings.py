@@ -40,11 +40,19 @@ class RingWitness:
     def present(self) -> bool:
         return self.rings is not None and bool(self.rings.queues)
 
-    def capacity(self, kind: str) -> int:
-        """Return how many descriptors the smallest queue of a kind has."""
+    def posted(self, kind: str) -> int:
+        """Return how many buffers the device had, at the first gate, before it took any more.
+
+        A driver fills a queue up again only when it runs low: they are seldom as many as
+        the queue has room for.
+        """
         if self.rings is None:
             return 0
-        return min((queue.size for queue in self.rings.kind(kind)), default=0)
+        first = [next(iter(queue.gates), None) for queue in self.rings.kind(kind)]
+        return min(
+            ((gate.avail_idx - gate.used_idx) % INDEXES for gate in first if gate is not None),
+            default=0,
+        )
 
     def covering(self, kind: str, physical: int, size: int) -> Found | None:
         """Return a descriptor that covers a range, one shown as used rather than another."""

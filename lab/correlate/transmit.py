@@ -190,6 +190,8 @@ class Transmit:
         fresh = [part for part in parts if part.place.id not in self.skbs.spent]
         if not fresh or self.guest.frames is None:
             return  # residue of what was sent before, under another packet's descriptor
+        if not any(record.skb for record in chain.records):
+            return  # no skb, so not a NIC's: freed pages serve other devices next
         self.board.disagree(
             "frame",
             self.guest.name,

@@ -132,9 +132,7 @@ def _known(guest: Guest, stored: snapshot.Snapshot) -> _Known:
     except (OSError, ValueError):
         with guest.memory() as memory:
             facts = kernel.facts(kernel.find(memory), SYMBOLS)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps(facts), encoding="utf-8")
-        part.replace(path)
+        compare.keep(path, facts)
     return _Known(at=int(facts["vmcoreinfo"]), symbols=kernel.symbols_of(facts))
 
 

@@ -6,6 +6,7 @@ programs it booted with: a module that writes there is noticed though nothing co
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -207,7 +208,13 @@ def _file_pages(
             if (known := wanted.get(page)) is not None:
                 found.setdefault(known, []).append(place)
     result = [(name, number, places) for (name, number), places in sorted(found.items())]
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps(result), encoding="utf-8")
-    part.replace(path)
+    keep(path, result)
     return result
+
+
+def keep(path: Path, value: object) -> None:
+    """Remember something beside a snapshot, unless that was evicted meanwhile."""
+    part = path.with_suffix(f".{os.getpid()}.part")
+    with contextlib.suppress(OSError):
+        part.write_text(json.dumps(value), encoding="utf-8")
+        part.replace(path)

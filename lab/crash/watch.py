@@ -206,6 +206,8 @@ class Watcher:
 
     def _look_at_clock(self, sample: Sample) -> None:
         """Notice a tick that stands still while the vCPU runs: interrupts are off for good."""
+        if self.seen.frozen is not None:
+            return
         jiffies = int.from_bytes(self.memory.read(self._jiffies_at, 8), "little")
         if jiffies != self.seen.jiffies or self._moved is None:
             self.seen.jiffies = jiffies

@@ -97,9 +97,15 @@ def _payload(text: str) -> bytes:
 
 
 def _hook(text: str) -> str:
-    if text not in HOOKS:
-        raise Fault(f"unknown hook {shown(text)}{did_you_mean(text, HOOKS)}")
-    return text
+    if text in HOOKS:
+        return text
+    # As a report names it, without the module.
+    full = [hook for hook in HOOKS if hook.partition(":")[2] == text]
+    if len(full) == 1:
+        return full[0]
+    guess = did_you_mean(text, HOOKS)
+    known = guess or f"; there are {', '.join(sorted(HOOKS))}"
+    raise Fault(f"unknown hook {shown(text)}{known}")
 
 
 def _hooks(text: str) -> tuple[str, ...]:

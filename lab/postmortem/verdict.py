@@ -14,6 +14,8 @@ VERDICTS = (
     "hard-lockup", "hung-task", "rcu-stall", "kfence", "kasan", "slub", "corrupt", "flood",
     "oom", "reset", "poweroff", "guest-lost", "deadline",
 )  # fmt: skip
+NUMBERS = re.compile(r"0x[0-9a-f]+|[0-9a-f]{8,}|\d+")
+MOST_ALSO = 8
 LOCKUPS = frozenset({"soft-lockup", "hung-task", "rcu-stall"})
 OOM_PANIC = re.compile(r"Out of memory|deadlocked on memory")
 ANNOUNCED = re.compile(r"^reboot: (?:Restarting system|machine restart)")
@@ -113,7 +115,15 @@ def _believed(
 
 
 def _also(believed: Sequence[Complaint], first: Complaint | None) -> list[str]:
-    return [one.title for one in believed if one is not first][:8]
+    """Return the other complaints, those that differ in numbers alone together."""
+    found: dict[str, list[str]] = {}
+    for one in believed:
+        if one is not first:
+            found.setdefault(NUMBERS.sub("N", one.title), []).append(one.title)
+    return [
+        titles[0] if len(titles) == 1 else f"{titles[0]} ({len(titles)} times)"
+        for titles in found.values()
+    ][:MOST_ALSO]
 
 
 def _changed(seen: dict[str, Any]) -> list[str]:

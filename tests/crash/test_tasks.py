@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lab import attempt, paths, process, topology
+from lab import paths, process, topology
 from lab.deadline import Deadline, wait_until
 from tests.crash.conftest import NAME
 from tests.guest.conftest import Done
@@ -79,7 +79,8 @@ def test_a_failed_build_shows_the_compilers_words_and_is_5(up: Invoke, tmp_path:
     done = up("lab.try", str(tmp_path / "broken.c"))
 
     assert 5 == done.code
-    assert "broken.c:1:22: error: 'nothing' undeclared" in done.out
+    assert "broken.c:1:22: error: " in done.out  # quotes are those of the user's locale
+    assert "nothing" in done.out
 
 
 def test_json_is_the_post_mortem_and_nothing_else(up: Invoke) -> None:
@@ -192,7 +193,6 @@ def test_sigkill_in_mid_experiment_and_gc_leave_a_clean_host(runs: Path, tmp_pat
     )
     assert not (paths.runtime() / own).exists()
     assert not (paths.ram() / own).exists()
-    assert attempt.GUEST == "receiver"
 
 
 def _journals(runs: Path) -> list[Path]:

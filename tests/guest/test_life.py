@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from lab import paths, snapshot, topology
-from tests.guest.conftest import LAB, Invoke, qemus, wait_gone
+from lab.deadline import Deadline, wait_until
+from tests.guest.conftest import INVOKE, LAB, TOP, Invoke, qemus, wait_gone
 
 
 def test_up_status_exec_down_leaves_nothing(invoke: Invoke) -> None:
@@ -136,6 +137,7 @@ def test_gc_removes_what_a_killed_owner_left(up: Invoke) -> None:
     half.mkdir(parents=True)
     stray = paths.ram() / f"{LAB}-stray"
     stray.mkdir()
+    (stray / topology.MARK).write_text("/nowhere\n")
     removed = up("lab.gc", "--json").value["removed"]
     assert f"lab {name}" in removed
     assert f"RAM of {stray.name}" in removed
@@ -226,3 +228,81 @@ def test_a_missing_qemu_names_its_package(invoke: Invoke, tmp_path: Path) -> Non
     done = invoke("lab.up", lab=f"{LAB}-none", PATH=str(tools))
     assert 3 == done.code, done.err
     assert "qemu-system-x86" in done.err
+
+
+def test_a_panicked_guest_is_known_to_every_command(up: Invoke) -> None:
+    up("lab.exec", "receiver", "echo c > /proc/sysrq-trigger")
+    start = time.monotonic()
+    assert 4 == up("lab.status").code
+    assert "GuestPanicked" in up("lab.exec", "receiver", "true").err
+    assert 4 == up("lab.run-nic", "--no-reset").code
+    assert time.monotonic() - start < 10
+    anew = up("lab.up")
+    assert 0 == anew.code
+    assert "brought up anew" in anew.err
+    assert 0 == up("lab.status").code
+
+
+def test_a_second_ctrl_c_does_not_cut_the_cleanup_short(tmp_path: Path) -> None:
+    name = f"{LAB}-twice"
+    process = subprocess.Popen(
+        [str(INVOKE), "lab.up", "--fresh"],
+        cwd=TOP,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "LAB_NAME": name},
+    )
+    wait_until(lambda: qemus(name), what="QEMU", deadline=Deadline(60))
+    for _ in range(3):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.03)  # as fast as a person presses it
+    _, err = process.communicate(timeout=60)
+    assert 130 == process.returncode, err
+    assert not qemus(name)
+    assert not (paths.runtime() / name).exists()
+    assert not (paths.ram() / name).exists()
+
+
+def test_ctrl_c_ends_an_exec_at_once(up: Invoke) -> None:
+    process = subprocess.Popen(
+        [str(INVOKE), "lab.exec", "sender", "echo begun; sleep 60", "--deadline", "90"],
+        cwd=TOP,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "LAB_NAME": LAB},
+    )
+    assert process.stdout is not None
+    assert "begun\n" == process.stdout.readline()
+    start = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert 130 == process.returncode
+    assert time.monotonic() - start < 5
+
+
+def test_a_failed_get_leaves_the_local_file_alone(up: Invoke, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.write_text("precious")
+    assert 4 == up("lab.get", "sender", "/no/such", str(kept)).code
+    assert "precious" == kept.read_text()
+    assert [kept] == list(tmp_path.iterdir())
+    assert 2 == up("lab.get", "sender", "/etc/hosts", str(tmp_path)).code
+
+
+def test_a_garbled_snapshot_is_booted_around(up: Invoke) -> None:
+    name = up("lab.status", "--json").value["snapshot"]
+    up("lab.down")
+    meta = snapshot.folder() / name / "meta.json"
+    os.truncate(meta, meta.stat().st_size // 2)
+    done = up("lab.up", "--json")
+    assert 0 == done.code, done.err
+    assert "booted" in done.value["how"]
+    assert "garbled" in done.err
+
+
+def test_a_full_disk_is_the_host_s_fault(up: Invoke) -> None:
+    done = up("lab.run-loopback", LAB_RUNS="/proc/nowhere")
+    assert 3 == done.code, done.err
+    assert "try:" in done.err

@@ -823,3 +823,33 @@ def test_rings_that_were_not_read_say_nothing() -> None:
     assert not rings.present
     assert rings.covering("tx", 0, 1) is None
     assert [] == rings.sent() == rings.filled()
+
+
+# --- What a burst brings --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("posted", "found"), [(0, []), (4, ["descriptor"])])
+def test_only_buffers_posted_before_the_run_must_be_in_the_ring(
+    tmp_path: Path, posted: int, found: list[str]
+) -> None:
+    """The driver posts new ones meanwhile, which no gate may show."""
+    cook = cooked.nic(tmp_path)
+    for gate in cook.receiver.queues["rx"]["gates"].values():
+        for row in gate["descriptors"]:
+            row[1] = "0x7000000"
+    armed = cook.receiver.queues["rx"]["gates"]["armed"]
+    armed["avail_idx"] = armed["used_idx"] + posted
+
+    assert found == disagreements(follow(cook))
+
+
+@pytest.mark.parametrize(("skb", "found"), [(0, []), (0xFF11_0000_0200_0000, ["frame"])])
+def test_pages_that_serve_another_device_next_are_no_frame_that_was_lost(
+    tmp_path: Path, skb: int, found: list[str]
+) -> None:
+    cook = cooked.tcp(tmp_path)
+    cook.sender.hook(
+        OUTBUF, skb=skb, src=DIRECT_MAP + cooked.PAGES, src_phys=cooked.PAGES, size=32768
+    )
+
+    assert found == disagreements(follow(cook))

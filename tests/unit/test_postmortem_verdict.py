@@ -122,3 +122,11 @@ def test_a_log_that_was_written_over_is_said() -> None:
 @pytest.mark.parametrize("seen", [{}, {"phases": []}, {"log": None}, {"changed": None}])
 def test_an_observation_with_holes_is_no_crash_of_ours(seen: dict[str, Any]) -> None:
     assert "loaded" == verdict.decide(seen, [], []).word
+
+
+def test_the_same_complaint_over_and_over_is_one_line() -> None:
+    texts = [f"WARNING: CPU: 0 PID: {pid} at a.c:1 f" for pid in range(30)]
+
+    found = decide({}, "Oops: 0000 [#1] SMP", *texts)
+
+    assert ("WARNING: CPU: 0 PID: 0 at a.c:1 f (30 times)",) == found.also

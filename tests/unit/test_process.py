@@ -94,3 +94,16 @@ def test_a_missing_tool_names_its_package() -> None:
     with pytest.raises(ToolMissing) as caught:
         process.tool("no-such-tool", package="some-package")
     assert "some-package" in str(caught.value.hint)
+
+
+def test_a_link_in_a_folder_we_gave_away_is_not_followed(tmp_path: Path) -> None:
+    secret, link, twin = tmp_path / "secret", tmp_path / "link", tmp_path / "twin"
+    secret.write_text("only ours")
+    link.symlink_to(secret)
+    twin.hardlink_to(secret)
+    for path in (link, twin):
+        with pytest.raises(OSError, match=r"(symbolic link|plain file)"):
+            process.read_given(path)
+    twin.unlink()
+    assert b"only ours" == process.read_given(secret)
+    assert b"ours" == process.read_given(secret, most=4)

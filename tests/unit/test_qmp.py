@@ -22,8 +22,13 @@ Answer = Callable[[dict[str, Any]], dict[str, Any] | None]
 class FakeQemu:
     """Speaks QMP on a socket; an answer of None hangs up, {} stays silent."""
 
-    def __init__(self, path: Path, answer: Answer) -> None:
+    def __init__(self, path: Path, answer: Answer, *, status: str = "running") -> None:
         self.answer = answer
+        # What every client asks first.
+        self.greeted: dict[str, dict[str, Any]] = {
+            "qmp_capabilities": {"return": {}},
+            "query-status": {"return": {"status": status, "running": status == "running"}},
+        }
         self.line: socket.socket | None = None
         self.server = socket.socket(socket.AF_UNIX)
         self.server.bind(str(path))
@@ -41,8 +46,7 @@ class FakeQemu:
                 while rest.strip():
                     command, end = json.JSONDecoder().raw_decode(rest)
                     rest = rest[end:].lstrip()
-                    known = command["execute"] == "qmp_capabilities"
-                    said = {"return": {}} if known else self.answer(command)
+                    said = self.greeted.pop(command["execute"], None) or self.answer(command)
                     if said is None:
                         self.line.shutdown(socket.SHUT_RDWR)
                         return
@@ -128,6 +132,23 @@ def test_a_hang_up_between_commands_is_known(
     fake.line.shutdown(socket.SHUT_RDWR)
     fate = wait_until(lambda: monitor.fate, what="the hang-up", deadline=Deadline(5))
     assert "lost" == fate
+
+
+@pytest.mark.parametrize(
+    ("status", "fate"),
+    [("running", None), ("guest-panicked", "panicked"), ("shutdown", "shut down")],
+)
+def test_what_happened_before_we_came_is_known(
+    tmp_path: Path, status: str, fate: str | None
+) -> None:
+    fake = FakeQemu(tmp_path / "qmp", lambda _: {"return": {}}, status=status)
+    monitor = Monitor("sender", tmp_path / "qmp")
+    try:
+        monitor.connect(deadline=Deadline(5), alive=lambda: True)
+        assert fate == monitor.fate
+    finally:
+        monitor.close()
+        fake.close()
 
 
 def test_a_qemu_that_never_listens_is_lost_at_once(tmp_path: Path) -> None:

@@ -132,3 +132,15 @@ def test_too_little_space_is_said_before_it_hurts(tmp_path: Path) -> None:
 def test_the_key_depends_on_every_fact() -> None:
     assert snapshot.key({"a": 1}) == snapshot.key({"a": 1})
     assert snapshot.key({"a": 1}) != snapshot.key({"a": 2})
+
+
+def test_a_page_moved_in_the_meta_data_is_noticed(tmp_path: Path, ram: Path) -> None:
+    """The RAM's digest says what the pages hold; where they go is in meta.json."""
+    part = snapshot.begin("moved")
+    snapshot.commit(part, "moved", {"sender": frozen(ram, part / "sender.ram")})
+    meta = snapshot.folder() / "moved" / "meta.json"
+    text = meta.read_text()
+    meta.write_text(text.replace("12288", "16384"))
+    assert text != meta.read_text()
+    with pytest.raises(SnapshotError, match="corrupt"):
+        snapshot.load("moved")
