@@ -198,8 +198,9 @@ def take(
     run_dir.write_manifest(manifest)
     try:
         _measure(taken, ready.modules, manifest)
-    finally:
+    except BaseException:
         _keep_logs(taken)
+        raise
 
 
 def analyse(run_dir: rundir.RunDir, expect: spec.Expect, *, journal: Journal) -> Outcome:
@@ -359,6 +360,12 @@ def _measure(taken: _Measurement, modules: dict[str, Path], manifest: dict[str, 
     with journal.step("read out traces"):
         _both(taken, lambda guest: _read_out(taken, probes.get(guest.name), guest))
     _write_witnesses(taken, sides, manifest)
+    _keep_logs(taken)
+    manifest["files"] = {
+        str(path.relative_to(taken.run.path)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for guest in taken.guests
+        for path in sorted(taken.run.guest(guest.name).path.iterdir())
+    }
     taken.run.write_manifest(manifest)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 from lab.correlate.board import Board, label
@@ -22,12 +22,19 @@ from lab.correlate.types import (
 from lab.message import BLOCK_SIZE
 from lab.rundir import Hit
 
+START_XMIT = "virtio_net:start_xmit"
+
+DIRECT_MAP_SIZE = 1 << 36  # bytes looked at: 64 GiB, vmalloc lies terabytes further up
+MOST_TOLD = 4
+
 
 def finish(board: Board) -> None:
     """Check every invariant; what fails becomes a gap or a disagreement."""
     for message in range(board.inputs.identity.count):
         board.start(message)
     _verify_places(board)
+    for guest in board.inputs.guests:
+        _check_addresses(guest, board)
     _check_delivery(board)
     _check_order(board)
     _check_out_of_user(board)
@@ -160,6 +167,34 @@ def _uncovered(hit: Hit, extents: Index[tuple[int, Place]], identity: Identity) 
     return [(first, last) for first, last in rest if last - first >= least]
 
 
+def _check_addresses(guest: GuestInputs, board: Board) -> None:
+    """Expect one distance between virtual and physical addresses all over the direct map."""
+    pairs = [
+        (virtual, physical, record)
+        for record in guest.records
+        for virtual, physical in ((record.src, record.src_phys), (record.dst, record.dst_phys))
+        if virtual and physical
+    ]
+    if not pairs:
+        return
+    distances = Counter(virtual - physical for virtual, physical, _ in pairs)
+    start = distances.most_common(1)[0][0]
+    wrong = [
+        (virtual, physical, record)
+        for virtual, physical, record in pairs
+        if start <= virtual < start + DIRECT_MAP_SIZE and virtual - physical != start
+    ]
+    for virtual, physical, record in wrong[:MOST_TOLD]:
+        board.disagree(
+            "address",
+            guest.name,
+            None,
+            f"{record.hook} has virtual {virtual:#x} with physical {physical:#x}, where the "
+            f"direct map has {virtual - start:#x}",
+            [record.id],
+        )
+
+
 # --- Delivery -------------------------------------------------------------------------------
 
 
@@ -199,11 +234,22 @@ def _why_undelivered(board: Board, before: Place) -> str:
     if before.kind is PlaceKind.USER:
         return blame(guest, "out of user memory")
     if guest is not None and guest is board.sender and not board.inputs.loopback:
-        return _no_capture(guest) or "no frame carries them"
+        return _no_capture(guest) or _queued_only(board, guest, before) or "no frame carries them"
     work = None if receiver is None else receiver.role(RECEIVER)
     if work is not None and work.timed_out:
         return "the receiver's wait for it ended first"
     return blame(guest, "into user memory")
+
+
+def _queued_only(board: Board, guest: GuestInputs, before: Place) -> str:
+    # A loss of the message, not of the trace: the driver's hook was there and missed nothing.
+    hook = guest.hook(START_XMIT)
+    seen = {seen.at for seen in board.sightings if seen.message == before.message}
+    if hook is None or not hook.attached or hook.missed or START_XMIT in seen:
+        return ""
+    if "__dev_queue_xmit" not in seen:
+        return ""
+    return "the message was queued to the device and its driver was never given it"
 
 
 def _no_capture(guest: GuestInputs | None) -> str:

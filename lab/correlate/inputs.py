@@ -10,12 +10,14 @@ from lab import record as records
 from lab.capture import Frame
 from lab.clock import ClockMap
 from lab.correlate.identity import Identity
+from lab.errors import TraceCorrupt
 from lab.record import Hook, Record, Trace
 from lab.rundir import Census, GuestDir, Manifest, Rings, RunDir, Workload
 from lab.symbols import Symbols
 
 SENDER, RECEIVER = "sender", "receiver"  # roles of the workload
 ENOENT = 2
+MOST_MESSAGES = 100_000  # ten times what a playbook may ask for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +75,21 @@ class Inputs:
 def load(run: RunDir) -> Inputs:
     """Read a run; raise `TraceCorrupt` for a file that is there and not readable."""
     manifest = run.manifest()
-    identity = Identity(
-        seed=manifest.seed,
-        payload=manifest.payload,
-        size=manifest.size,
-        count=manifest.count,
-    )
+    try:
+        identity = Identity(
+            seed=manifest.seed,
+            payload=manifest.payload,
+            size=manifest.size,
+            count=min(manifest.count, MOST_MESSAGES + 1),
+        )
+    except ValueError as error:
+        raise TraceCorrupt(f"{run.path / 'manifest.json'}: {error}", log=run.path) from error
+    if identity.count > MOST_MESSAGES:
+        raise TraceCorrupt(
+            f"{run.path / 'manifest.json'}: count: expected at most {MOST_MESSAGES},"
+            f" found {manifest.count}",
+            log=run.path,
+        )
     guests = tuple(_guest(folder) for folder in run.guests())
     return Inputs(manifest=manifest, identity=identity, guests=guests)
 

@@ -103,10 +103,7 @@ def attempt(
                 watcher.linger()
                 seen = watcher.finish()
         with journal.step("collect", guest=guest.name):
-            changed = {
-                "text": compare.text(core, stored, guest.name, known.symbols),
-                "files": compare.files(memory, stored, guest.name, image),
-            }
+            changed = _changed(core, stored, guest.name, known, image)
             _collect(guest, memory, {**seen.as_json(), "changed": changed}, seen, folder)
         if trial.keep_ram:
             with journal.step("keep RAM", guest=guest.name):
@@ -226,6 +223,19 @@ def _soak(watcher: Watcher, name: str, seconds: float) -> bool:
 
 
 # -- afterwards ------------------------------------------------------------------------
+
+
+def _changed(
+    core: kernel.Kernel, stored: snapshot.Snapshot, guest: str, known: _Known, image: Image
+) -> dict[str, Any]:
+    """Compare what should never change; a snapshot may be evicted under us."""
+    try:
+        return {
+            "text": compare.text(core, stored, guest, known.symbols),
+            "files": compare.files(core.memory, stored, guest, image),
+        }
+    except OSError as error:
+        return {"absent": f"the snapshot is gone: {error.strerror}"}
 
 
 def _collect(

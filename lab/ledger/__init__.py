@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 
 from lab import correlate, spec
@@ -111,7 +112,7 @@ def check(ledger: Ledger, expect: spec.Expect) -> list[str]:
             failed.append(f"{name} {_word(expected)}, found {_word(found)}")
 
     compare("complete", expect.complete, ledger.complete)
-    compare("unexplained", expect.unexplained, len(ledger.unexplained))
+    compare("unexplained", expect.unexplained, len(ledger.unexplained) if ledger.searched else None)
     for message in ledger.messages:
         of = f" of message {message.id}" if len(ledger.messages) > 1 else ""
         totals = message.totals
@@ -199,12 +200,32 @@ def _silent(guest: GuestInputs, witness: str) -> bool:
 
 
 def _faults(inputs: Inputs, flow: Flow) -> Iterator[Incomplete]:
+    yield from _file_faults(inputs)
     yield from _workload_faults(inputs)
     yield from _trace_faults(inputs)
     for gap in flow.gaps:
         yield Incomplete(
             guest=gap.guest, message=gap.message, between=gap.between, bytes=gap.bytes, why=gap.why
         )
+
+
+def _file_faults(inputs: Inputs) -> Iterator[Incomplete]:
+    """Expect every file to be there as the run wrote it, and every witness to have its own."""
+    files = inputs.manifest.values.get("files")
+    folders = {guest.name: guest.folder.path for guest in inputs.guests}
+    for name, digest in sorted(files.items()) if isinstance(files, dict) else ():
+        guest, _, file = name.partition("/")
+        if guest not in folders or "/" in file:
+            continue
+        path = folders[guest] / file
+        if not path.is_file():
+            yield _fault(name.partition("/")[0], f"{name} is gone since the run")
+        elif hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            yield _fault(name.partition("/")[0], f"{name} was changed since the run")
+    for witness, told in inputs.manifest.witnesses:
+        lacking = [guest.name for guest in inputs.guests if _silent(guest, witness)]
+        if told == "present" and lacking:
+            yield _fault(lacking[0], f"{witness} was a witness of the run and its file is gone")
 
 
 def _fault(guest: str, why: str, *, message: int | None = None, size: int = 0) -> Incomplete:

@@ -170,6 +170,11 @@ class Ledger:
         """Complete, and no two witnesses disagree: anything else is exit code 6."""
         return self.complete and not self.disagreements
 
+    @property
+    def searched(self) -> bool:
+        """Whether RAM was searched: only then does "nothing unexplained" say anything."""
+        return self.witnesses.get("census") == "present"
+
     def to_json(self) -> str:
         """Return ledger.json, the same text for the same run, byte for byte."""
         return json.dumps(_shown(asdict(self)), indent=2, ensure_ascii=False) + "\n"

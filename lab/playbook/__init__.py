@@ -15,6 +15,7 @@ from typing import Any
 
 from lab import paths
 from lab.errors import PlaybookError
+from lab.message import SEARCHABLE_SIZE
 from lab.playbook.reading import FILE_LIMIT, Problem, Reading
 from lab.playbook.values import (
     NOT_YET,
@@ -137,6 +138,11 @@ def _still_expected(before: Playbook, after: Playbook) -> Expect:
             after.expect, same_object=None, same_head=None, skb_len_at_xmit=None
         )
         after = dataclasses.replace(after, expect=blind)
+    if after.workload.size < SEARCHABLE_SIZE:
+        # Nothing so short is searched for, so nothing can be said of what is found.
+        after = dataclasses.replace(
+            after, expect=dataclasses.replace(after.expect, unexplained=None)
+        )
     if before.workload.protocol != after.workload.protocol:
         return Expect(complete=after.expect.complete, unexplained=after.expect.unexplained)
     if before.workload.size == after.workload.size:

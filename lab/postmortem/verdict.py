@@ -40,6 +40,8 @@ def decide(seen: dict[str, Any], entries: Sequence[Entry], reports: Sequence[Com
     first = next((one for one in believed if one.kind != "warn"), None)
     changed = _changed(seen)
     also = [*notes, *(_also(believed, first)), *(changed if first is not None else [])]
+    if absent := (seen.get("changed") or {}).get("absent"):
+        also.append(f"kernel text and page cache were not compared: {absent}")
     if trouble := _log(seen).get("trouble"):
         also.append(f"the kernel's log could not be read to its end: {trouble}")
 

@@ -37,7 +37,7 @@ def render(ledger: Ledger, run: RunDir) -> str:
     out = [*_verdict(ledger), *_conditions(ledger, manifest), *_trouble(ledger)]
     for message in ledger.messages[:SHOWN_MESSAGES]:
         out += ["", *_copies(message)]
-        out += ["", *_addresses(message, _messages(manifest))]
+        out += ["", *_addresses(message, _messages(manifest), searched=ledger.searched)]
         out += ["", *_skbs(message)]
         if message.over == "link":
             out += ["", *_frame(message, run)]
@@ -206,10 +206,14 @@ def _what(movement: Movement) -> str:
         case "dma-write":
             return f"{movement.function} writes"
         case "handover":
-            return f"handover ({function_name(movement)})"
+            return f"handover ({function_name(movement)}){_derived(movement)}"
         case _:
-            derived = " (derived)" if movement.certainty == "derived" else ""
-            return function_name(movement) + derived
+            return function_name(movement) + _derived(movement)
+
+
+def _derived(movement: Movement) -> str:
+    """Say where no record shows the movement itself; of a device none ever does."""
+    return " (derived)" if movement.certainty == "derived" else ""
 
 
 def _end(place: Place, offset: int) -> str:
@@ -218,7 +222,18 @@ def _end(place: Place, offset: int) -> str:
     return f"{PLACES[place.place]} 0x{place.at(offset):x}"
 
 
-def _addresses(message: Message, messages: Messages) -> list[str]:
+def _virtual(place: Place) -> str:
+    return f"0x{place.virtual:x}" if place.virtual else "not known"
+
+
+def _unverified(place: Place, *, searched: bool) -> str:
+    """Say why no content is shown: nobody looked, or the memory was used again by then."""
+    if not searched:
+        return "not searched"
+    return "not found" if place.place == "user" else "used again since"
+
+
+def _addresses(message: Message, messages: Messages, *, searched: bool) -> list[str]:
     rows = []
     data = messages.bytes(message.id)
     for number, place in enumerate(message.places[:SHOWN_ROWS]):
@@ -228,12 +243,12 @@ def _addresses(message: Message, messages: Messages) -> list[str]:
         rows.append(
             (
                 where,
-                "no address" if wire else f"0x{place.virtual:x}",
+                "no address" if wire else _virtual(place),
                 place.region or "-",
                 "no address" if wire else physical,
                 content(data[place.offset : place.offset + min(place.size, 16)])
                 if place.content_verified
-                else "not found",
+                else _unverified(place, searched=searched),
                 _verified(place),
             )
         )
@@ -343,9 +358,10 @@ def _totals(ledger: Ledger) -> list[str]:
     proven = "" if most.complete else " (those that are proven; more went unseen)"
     places = [place for message in ledger.messages for place in message.places]
     verified = sum(place.content_verified for place in places)
+    stray = f"{some(len(ledger.unexplained), 'unexplained run')} of message bytes in RAM"
     return paragraph(
         f"Totals: {_counts(most)}{proven}; {verified} of {some(len(places), 'place')} verified "
-        f"by content; {some(len(ledger.unexplained), 'unexplained run')} of message bytes in RAM; "
+        f"by content; {stray if ledger.searched else 'RAM was not searched for more'}; "
         f"{some(sum(ledger.lost.values()), 'record')} lost."
     )
 

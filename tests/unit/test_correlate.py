@@ -853,3 +853,25 @@ def test_pages_that_serve_another_device_next_are_no_frame_that_was_lost(
     )
 
     assert found == disagreements(follow(cook))
+
+
+@pytest.mark.parametrize(
+    ("missed", "why"),
+    [
+        (0, "the message was queued to the device and its driver was never given it"),
+        (1, "no frame carries them"),
+    ],
+)
+def test_a_message_the_sender_dropped_is_told_from_a_record_it_lost(
+    tmp_path: Path, missed: int, why: str
+) -> None:
+    cook = cooked.nic(tmp_path)
+    later = ("virtio_net:start_xmit", OUTBUF)
+    cook.sender.events = [e for e in cook.sender.events if e["hook"] not in later]
+    for guest in (cook.sender, cook.receiver):
+        guest.frames.pop()
+    cook.receiver.events.clear()
+    cook.sender.queues["tx"]["gates"].pop("sent")
+    cook.missed["virtio_net:start_xmit"] = missed
+
+    assert [why] == [gap.why for gap in follow(cook).gaps]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from lab import ledger, spec
+from lab import ledger, report, spec
 from lab.errors import TraceCorrupt
 from lab.ledger import Ledger
 from lab.message import digest
+from lab.spec import Expect
 from tests.unit import cooked
 from tests.unit.cooked import Cook
 
@@ -361,3 +363,65 @@ def test_too_short_to_be_searched_for_is_complete_by_socket_and_order(
 
     assert found.complete
     assert "absent: too short" == found.witnesses["census"]
+
+
+def test_a_file_changed_since_the_run_is_named(tmp_path: Path) -> None:
+    run = cooked.nic(tmp_path).serve()
+    path = run.guest("receiver").file("rings.json")
+    manifest = dict(run.manifest().values)
+    manifest["files"] = {"receiver/rings.json": hashlib.sha256(path.read_bytes()).hexdigest()}
+    run.write_manifest(manifest)
+    assert ledger.build(run).complete
+
+    path.write_text(path.read_text() + "\n")
+
+    assert "receiver/rings.json was changed since the run" in why(ledger.build(run))
+    path.unlink()
+    assert "receiver/rings.json is gone since the run" in why(ledger.build(run))
+
+
+def test_a_witness_whose_file_is_gone_is_named(tmp_path: Path) -> None:
+    run = cooked.nic(tmp_path).serve()
+    manifest = dict(run.manifest().values)
+    manifest["witnesses"] = {"census": "present"}
+    run.write_manifest(manifest)
+    assert ledger.build(run).complete
+
+    run.guest("sender").file("census.json").unlink()
+
+    found = ledger.build(run)
+    assert not found.complete
+    assert "census was a witness of the run" in why(found)
+
+
+def test_nothing_unexplained_is_not_said_where_nobody_looked(tmp_path: Path) -> None:
+    run = cooked.nic(tmp_path, size=4).serve()
+    for guest in run.guests():
+        guest.write_json("census.json", {"needles": "absent: too short", "gates": []})
+
+    found = ledger.build(run)
+
+    assert not found.searched
+    assert ["unexplained 0, found unknown"] == ledger.check(found, Expect(unexplained=0))
+    assert "RAM was not searched" in report.render(found, run)
+
+
+def test_a_virtual_address_that_is_not_the_physical_one_s_is_a_disagreement(
+    tmp_path: Path,
+) -> None:
+    cook = cooked.nic(tmp_path)
+    event = next(one for one in cook.guests["receiver"].events if one.get("dst"))
+    event["dst"] += 4096
+
+    found = build(cook)
+
+    assert any("direct map" in one.text for one in found.disagreements)
+    assert not found.proven
+
+
+def test_a_manifest_nobody_wrote_is_corrupt_and_no_crash(tmp_path: Path) -> None:
+    for change in ({"size": 0}, {"count": 0}, {"count": 1 << 24}, {"seed": None}):
+        run = cooked.nic(tmp_path / str(len(str(change)))).serve()
+        run.write_manifest({**run.manifest().values, **change})
+        with pytest.raises(TraceCorrupt):
+            ledger.build(run)

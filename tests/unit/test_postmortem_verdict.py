@@ -115,6 +115,10 @@ def test_a_killed_insmod_is_the_oops_and_no_refusal() -> None:
     assert "oops" == decide({"phases": phases}, "Oops: 0000 [#1] SMP").word
 
 
+def test_what_was_not_compared_is_said() -> None:
+    assert "not compared: gone" in decide({"changed": {"absent": "gone"}}).also[0]
+
+
 def test_a_log_that_was_written_over_is_said() -> None:
     assert "could not be read" in decide({"log": {"trouble": "not mapped"}}).also[0]
 

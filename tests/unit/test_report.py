@@ -119,7 +119,7 @@ def test_an_unverified_place_shows_no_content(tmp_path: Path) -> None:
 
     text = render(cook.serve())
 
-    assert re.search(r"^sender skb linear .* not found +no$", text, re.MULTILINE)
+    assert re.search(r"^sender skb linear .* not searched +no$", text, re.MULTILINE)
     assert "4 of 6 places verified" in text
 
 
