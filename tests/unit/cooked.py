@@ -11,6 +11,7 @@ import json
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -660,7 +661,7 @@ def _page(at: int) -> int:
 
 def _chunks(first: int, last: int) -> list[tuple[int, int]]:
     cuts = [first, *range((first // CHUNK + 1) * CHUNK, last, CHUNK), last]
-    return [(a, b) for a, b in zip(cuts, cuts[1:], strict=False) if a < b]
+    return [(a, b) for a, b in pairwise(cuts) if a < b]
 
 
 def _segment(cook: Cook, first: int, last: int) -> bytes:
@@ -705,7 +706,7 @@ def tcp(
     cuts = [0, total] if together else [size * n for n in range(count + 1)]
     arrived: list[tuple[int, int, int, Event]] = []
     written = 0
-    for number, (first, last) in enumerate(zip(cuts, cuts[1:], strict=False)):
+    for number, (first, last) in enumerate(pairwise(cuts)):
         while written < last:
             written = _write_message(cook, written)
         arrived += _transmit(cook, number, first, last)
@@ -742,9 +743,9 @@ def _transmit(cook: Cook, number: int, first: int, last: int) -> list[tuple[int,
     """Send one skb; returns (first, last, physical address, skb) of each that arrived."""
     guest, size = cook.sender, last - first
     head = DIRECT_MAP + 0x0100_0000 + number * 0x4000
-    mine = {"head": head, "shinfo": head + 512}
-    original = {"skb": DIRECT_MAP + 0x0200_0000 + number * 512, **mine}
-    clone = {"skb": original["skb"] + 232, **mine}
+    mine: Event = {"head": head, "shinfo": head + 512}
+    original: Event = {"skb": DIRECT_MAP + 0x0200_0000 + number * 512, **mine}
+    clone: Event = {"skb": original["skb"] + 232, **mine}
     for index, (a, b) in enumerate(_chunks(first, last)):
         guest.hook(
             "__tcp_transmit_skb", **original, data=head + ROOM, skb_len=size, skb_data_len=size,
@@ -752,7 +753,7 @@ def _transmit(cook: Cook, number: int, first: int, last: int) -> list[tuple[int,
             bytes=_shown(cook, a, b), sk=DIRECT_MAP + 0x500_0000,
         )  # fmt: skip
     begin = _segment(cook, first, min(last, first + MSS))[:TCP_HEADERS]
-    out = {"skb_len": TCP_HEADERS + size, "skb_data_len": size, "bytes": begin[:64]}
+    out: Event = {"skb_len": TCP_HEADERS + size, "skb_data_len": size, "bytes": begin[:64]}
     out |= {"data": head + ROOM - TCP_HEADERS, "dev": "lo" if cook.over == "loopback" else "lab0"}
     guest.hook("__dev_queue_xmit", **clone, **out)
     if cook.over == "loopback":

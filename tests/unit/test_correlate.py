@@ -14,7 +14,6 @@ from lab.correlate.holdings import PHYSICAL, Extent, Held, Holdings
 from lab.correlate.rings import RingWitness
 from lab.correlate.spans import Index, missing
 from lab.correlate.types import Place
-from lab.record import Flag
 from lab.record import Kind as At
 from tests.unit import cooked
 from tests.unit.cooked import DIRECT_MAP, Cook
