@@ -36,22 +36,6 @@ static u32 point_count;
 static char only_comm[TASK_COMM_LEN];
 static bool on;
 
-#define FENTRY_WITHIN	16	/* bytes: the call of fentry follows endbr64 at most */
-
-static void traced(unsigned long ip, unsigned long parent, struct ftrace_ops *ops,
-		   struct ftrace_regs *fregs);
-
-/*
- * What can be is seen at its entry by ftrace itself, not by a kprobe: the kernel skips a
- * kprobe that hits while another one's handler runs on that CPU, and an interrupt that
- * slips in there may send or receive a whole queue of packets.  Nobody skips this.  One
- * for all functions, because unregistering waits for all tasks (synchronize_rcu_tasks()).
- */
-static struct ftrace_ops tracer = {
-	.func = traced,
-	.flags = FTRACE_OPS_FL_SAVE_REGS | FTRACE_OPS_FL_RECURSION,
-};
-
 static nokprobe_inline bool wanted(struct lab_point *point)
 {
 	if (!READ_ONCE(on))
@@ -142,32 +126,6 @@ static int entered(struct kprobe *kp, struct pt_regs *regs)
 	return 0;
 }
 NOKPROBE_SYMBOL(entered);
-
-/* Calls nothing that `tracer` traces, so it needs no protection from itself. */
-static void traced(unsigned long ip, unsigned long parent, struct ftrace_ops *ops,
-		   struct ftrace_regs *fregs)
-{
-	struct pt_regs *regs = ftrace_get_regs(fregs);
-	struct lab_args args;
-	u32 i;
-
-	if (!regs)
-		return;
-	hold_interrupts();
-	for (i = 0; i < point_count; i++) {
-		struct lab_point *point = &points[i];
-
-		if (!point->traced || ip - point->traced >= FENTRY_WITHIN)
-			continue;
-		if (!wanted(point))
-			return;
-		take_registers(&args, regs);
-		args.caller = parent;
-		record(point, &args, regs);
-		return;
-	}
-}
-NOKPROBE_SYMBOL(traced);
 
 /* Non-zero: this call's return is not of interest. */
 static int calling(struct kretprobe_instance *ri, struct pt_regs *regs)
@@ -283,6 +241,51 @@ static int locate(const char *symbol, u64 *start, u64 *size)
 	return 0;
 }
 
+#ifdef CONFIG_DYNAMIC_FTRACE_WITH_REGS
+
+#define FENTRY_WITHIN	16	/* bytes: the call of fentry follows endbr64 at most */
+
+static void traced(unsigned long ip, unsigned long parent, struct ftrace_ops *ops,
+		   struct ftrace_regs *fregs);
+
+/*
+ * What can be is seen at its entry by ftrace itself, not by a kprobe: the kernel skips a
+ * kprobe that hits while another one's handler runs on that CPU, and an interrupt that
+ * slips in there may send or receive a whole queue of packets.  Nobody skips this.  One
+ * for all functions, because unregistering waits for all tasks (synchronize_rcu_tasks()).
+ */
+static struct ftrace_ops tracer = {
+	.func = traced,
+	.flags = FTRACE_OPS_FL_SAVE_REGS | FTRACE_OPS_FL_RECURSION,
+};
+static bool tracing;
+
+/* Calls nothing that `tracer` traces, so it needs no protection from itself. */
+static void traced(unsigned long ip, unsigned long parent, struct ftrace_ops *ops,
+		   struct ftrace_regs *fregs)
+{
+	struct pt_regs *regs = ftrace_get_regs(fregs);
+	struct lab_args args;
+	u32 i;
+
+	if (!regs)
+		return;
+	hold_interrupts();
+	for (i = 0; i < point_count; i++) {
+		struct lab_point *point = &points[i];
+
+		if (!point->traced || ip - point->traced >= FENTRY_WITHIN)
+			continue;
+		if (!wanted(point))
+			return;
+		take_registers(&args, regs);
+		args.caller = parent;
+		record(point, &args, regs);
+		return;
+	}
+}
+NOKPROBE_SYMBOL(traced);
+
 /* -errno where ftrace cannot see the function: then a kprobe does. */
 static int trace(struct lab_point *point)
 {
@@ -297,6 +300,47 @@ static int trace(struct lab_point *point)
 		point->traced = start;
 	return error;
 }
+
+/* With an empty filter it would see every function there is. */
+static int start_tracer(void)
+{
+	int error;
+	u32 i;
+
+	for (i = 0; i < point_count && !points[i].traced; i++)
+		;
+	if (i == point_count)
+		return 0;
+	error = register_ftrace_function(&tracer);
+	tracing = !error;
+	return error;
+}
+
+static void stop_tracer(void)
+{
+	if (tracing)
+		unregister_ftrace_function(&tracer);
+	tracing = false;
+	ftrace_free_filter(&tracer);
+}
+
+#else
+
+static int trace(struct lab_point *point)
+{
+	return -ENODEV;
+}
+
+static int start_tracer(void)
+{
+	return 0;
+}
+
+static void stop_tracer(void)
+{
+}
+
+#endif
 
 /* At `address`, or at the symbol's first instruction. */
 static int attach(const struct lab_spec *spec, u16 index, void *address)
@@ -409,18 +453,6 @@ static u64 missed_so_far(const struct lab_point *point)
 	return point->kp.nmissed + point->rp.kp.nmissed + point->rp.nmissed;
 }
 
-/* With an empty filter it would see every function there is. */
-static int start_tracer(void)
-{
-	u32 i;
-
-	for (i = 0; i < point_count && !points[i].traced; i++)
-		;
-	if (i == point_count)
-		return 0;
-	return register_ftrace_function(&tracer);
-}
-
 int lab_probe_start(const struct lab_spec *specs, u32 count, const char *without,
 		    const char *comm)
 {
@@ -439,8 +471,10 @@ int lab_probe_start(const struct lab_spec *specs, u32 count, const char *without
 			attach_hook(&specs[i], i, without);
 	lab_ring->hook_count = count;
 	error = start_tracer();
-	if (error)
+	if (error) {
+		lab_probe_stop();
 		return error;
+	}
 	for (i = 0; i < point_count; i++)
 		points[i].missed_before = missed_so_far(&points[i]);
 	smp_store_release(&on, true);	/* all at once, not one by one as they register */
@@ -451,7 +485,7 @@ void lab_probe_stop(void)
 {
 	static struct kretprobe *rps[POINTS];
 	static struct kprobe *kps[POINTS];
-	int kp_count = 0, rp_count = 0, traced_count = 0;
+	int kp_count = 0, rp_count = 0;
 	u32 i;
 
 	if (!lab_ring || lab_ring->finished)
@@ -466,15 +500,12 @@ void lab_probe_stop(void)
 				       atomic_read(&point->inside);
 		if (point->spec->kind == LAB_RETURN)
 			rps[rp_count++] = &point->rp;
-		else if (point->traced)
-			traced_count++;
-		else
+		else if (!point->traced)
 			kps[kp_count++] = &point->kp;
 	}
 	/* In two batches, each waiting once for handlers to be done. */
 	unregister_kprobes(kps, kp_count);
 	unregister_kretprobes(rps, rp_count);
-	if (traced_count)
-		unregister_ftrace_function(&tracer);
+	stop_tracer();
 	lab_ring->finished = 1;
 }
