@@ -428,7 +428,9 @@ def offloads(text: str) -> dict[str, str]:
 def _symbols(taken: _Measurement, guest: Guest) -> None:
     """Keep the guest's symbols; asked of it once per snapshot, since a restore keeps them."""
     state = taken.pair.require_up()
-    kept = snapshot.folder() / state.snapshot / f"{guest.name}.symbols"
+    # By the nonce: a snapshot that was made anew has the same name and other addresses.
+    mark = state.guests[guest.name].nonce[:16]
+    kept = snapshot.folder() / state.snapshot / f"{guest.name}.{mark}.symbols"
     target = taken.run.guest(guest.name).symbols
     before = taken.stand.symbols.setdefault(guest.name, target)
     if before is not target:

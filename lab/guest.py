@@ -327,6 +327,9 @@ class Guest:
         """Feed the device state to a QEMU that waits for it; the guest is stopped then."""
         monitor = self.require_monitor()
         ignore_shared(monitor)
+        # After a migration QEMU announces every NIC on its link, for half a second: frames
+        # that nobody in the lab sent.
+        monitor.execute("migrate-set-parameters", {"announce-rounds": 0})
         with stored.file(self.name, "state").open("rb") as source:
             monitor.give_fd("state", source.fileno())
             monitor.execute("migrate-incoming", {"uri": "fd:state"})

@@ -2,7 +2,7 @@
 
 A snapshot is a folder `cache()/snapshots/<key>/` with, per guest, `<name>.ram` (the
 non-zero parts of its RAM, one after the other), `<name>.state` (QEMU's device state) and
-`<name>.symbols` (its /proc/kallsyms), and `meta.json`, written last.  The key is a digest
+`<name>.<nonce>.symbols` (its /proc/kallsyms), and `meta.json`, written last.  The key is a digest
 of everything that must be equal for a restore to make sense.
 """
 
@@ -49,7 +49,7 @@ class Snapshot:
     guests: dict[str, Frozen]
 
     def file(self, guest: str, kind: str) -> Path:
-        """Return the path of a guest's "ram", "state" or "symbols"."""
+        """Return the path of a guest's "ram" or "state"."""
         return self.folder / f"{guest}.{kind}"
 
 

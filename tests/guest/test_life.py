@@ -9,6 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import dpkt
 import pytest
 
 from lab import paths, snapshot, topology
@@ -306,3 +307,14 @@ def test_a_full_disk_is_the_host_s_fault(up: Invoke) -> None:
     done = up("lab.run-loopback", LAB_RUNS="/proc/nowhere")
     assert 3 == done.code, done.err
     assert "try:" in done.err
+
+
+def test_nothing_but_the_run_is_on_the_link(up: Invoke) -> None:
+    """QEMU announces restored NICs for half a second unless told not to."""
+    for _ in range(2):
+        up("lab.reset")
+        done = up("lab.run-nic")
+        assert 0 == done.code, done.out + done.err
+        for guest in ("sender", "receiver"):
+            with (done.run / guest / "wire.pcap").open("rb") as file:
+                assert 1 == len(list(dpkt.pcap.Reader(file)))
