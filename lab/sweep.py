@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import json
 import textwrap
 import time
 from collections import Counter
@@ -42,6 +41,7 @@ class Facts:
     calls: tuple[tuple[str, int], ...]  # function that copied message bytes, calls
     filled: str  # the kind of memory the sender's first copy filled
     taken: tuple[str, ...]  # how the receiving driver took frames in
+    buffers: tuple[int, ...]  # bytes of the RX buffers they came in, as the descriptors say
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,9 +105,7 @@ def cells(asked: spec.Playbook) -> list[spec.Playbook]:
                                 asked.workload, over=over, protocol=protocol, size=size
                             )
                             out.append(
-                                dataclasses.replace(
-                                    asked, kernel=kernel, link=link, workload=work
-                                )
+                                dataclasses.replace(asked, kernel=kernel, link=link, workload=work)
                             )
     return out
 
@@ -145,9 +143,15 @@ def run(
         for number, result in station.measure(mine, wanted):
             results[number] = result
             _tell(journal, len(results), len(wanted), result)
-    found = Sweep(folder=folder, results=tuple(results[n] for n in range(len(wanted))))
-    (folder / "index.json").write_text(json.dumps(to_json(asked, found), indent=1) + "\n")
-    (folder / "table.txt").write_text(render(found))
+            _keep(asked, folder, results)  # what was measured stays, however the sweep ends
+    return _keep(asked, folder, results)
+
+
+def _keep(asked: spec.Playbook, folder: Path, results: dict[int, Result]) -> Sweep:
+    found = Sweep(folder=folder, results=tuple(results[n] for n in sorted(results)))
+    out = rundir.RunDir(folder)
+    out.write_json("index.json", to_json(asked, found))
+    out.write_text("table.txt", render(found))
     return found
 
 
@@ -220,7 +224,7 @@ class _Station:
             release=release,
             run=run_dir.name,
             seconds=time.monotonic() - start,
-            facts=facts(outcome.ledger),
+            facts=facts(outcome.ledger, run_dir),
         )
 
 
@@ -250,7 +254,7 @@ def _tell(journal: Journal, done: int, count: int, result: Result) -> None:
 # --- What the records say -------------------------------------------------------------------
 
 
-def facts(ledger: Ledger) -> Facts:
+def facts(ledger: Ledger, run_dir: rundir.RunDir) -> Facts:
     """Gather what moved a run's messages; every number is one of the ledger."""
     totals = [message.totals for message in ledger.messages]
     calls: Counter[str] = Counter()
@@ -276,6 +280,7 @@ def facts(ledger: Ledger) -> Facts:
         calls=tuple(calls.items()),
         filled=_filled(first),
         taken=_taken(first),
+        buffers=_buffers(first, run_dir),
     )
 
 
@@ -307,6 +312,25 @@ def _taken(message: Message) -> tuple[str, ...]:
     return tuple(dict.fromkeys(ways))
 
 
+def _buffers(message: Message, run_dir: rundir.RunDir) -> tuple[int, ...]:
+    """Return the lengths of the descriptors that the device's writes rest on."""
+    lengths: set[int] = set()
+    known: dict[str, rundir.Rings] = {}
+    for movement in message.movements:
+        for evidence in movement.evidence if movement.kind == "dma-write" else ():
+            file, _, at = evidence.partition("#")
+            if not file.endswith("/rings.json"):
+                continue
+            gate, kind, number = at.split("/")
+            if movement.guest not in known:
+                known[movement.guest] = run_dir.guest(movement.guest).rings()
+            for queue in known[movement.guest].kind(kind):
+                for one in queue.gates:
+                    if one.name == gate:
+                        lengths |= {d.length for d in one.descriptors if d.id == int(number)}
+    return tuple(sorted(lengths))
+
+
 def changes(results: Sequence[Result]) -> Iterator[str]:
     """Yield where, along the sizes of a path, something other than the size changes."""
     proven = [one for one in results if one.state == PROVEN and one.facts is not None]
@@ -326,7 +350,11 @@ def _difference(old: Facts | None, new: Facts | None) -> str:
     words = [f"{name} copies" for name, _ in new.calls if name not in was]
     words += [f"{name} no longer copies" for name, _ in old.calls if name not in now]
     if old.taken != new.taken and new.taken:
-        words.append(f"the receiving driver makes {' and '.join(new.taken)}")
+        room = " and ".join(str(size) for size in new.buffers)
+        words.append(
+            f"the receiving driver makes {' and '.join(new.taken)}"
+            + (f", of {room} bytes" if room else "")
+        )
     if old.filled != new.filled:
         words.append(f"the sender's bytes lie in {new.filled}")
     if (old.frames > 1) != (new.frames > 1):

@@ -874,3 +874,18 @@ def test_a_message_the_sender_dropped_is_told_from_a_record_it_lost(
     cook.missed["virtio_net:start_xmit"] = missed
 
     assert [why] == [gap.why for gap in follow(cook).gaps]
+
+
+@pytest.mark.parametrize(("rest", "found"), [(11, []), (16, ["content"])])
+def test_a_rest_too_short_for_a_census_is_no_disagreement(
+    tmp_path: Path, rest: int, found: list[str]
+) -> None:
+    """A user buffer that runs over into its last page by a few bytes."""
+    size = cooked.PAGE - 0xA80 + rest  # from 0xa80 in its first page on
+    cook = cooked.nic(tmp_path, size=size)
+    for gate in cook.receiver.gates:
+        gate["hits"] = [
+            hit for hit in gate["hits"] if int(hit["physical"], 16) != 0x0B00_0000 + 3 * cooked.PAGE
+        ]
+
+    assert found == disagreements(follow(cook))

@@ -489,6 +489,13 @@ def test_what_was_expected_of_another_size_is_not_expected() -> None:
     assert (True, 0) == (large.complete, large.unexplained)
 
 
+@pytest.mark.parametrize("name", ["loopback", "nic"])
+def test_of_another_protocol_only_a_complete_ledger_is_expected(name: str) -> None:
+    found = override(playbook.load(name), protocol="tcp").expect
+
+    assert Expect(complete=True, unexplained=0) == found
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

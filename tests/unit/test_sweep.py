@@ -115,7 +115,8 @@ def test_faults_of_a_sweep_are_told_where_they_stand(tmp_path: Path, line: str, 
 
 
 def facts(cook: Cook) -> sweep.Facts:
-    return sweep.facts(ledger.build(cook.serve()))
+    run = cook.serve()
+    return sweep.facts(ledger.build(run), run)
 
 
 def test_every_number_is_the_ledgers(tmp_path: Path) -> None:
@@ -147,6 +148,17 @@ def test_how_the_driver_took_a_frame_in_is_read_from_its_skb(
     tmp_path: Path, size: int, taken: tuple[str, ...]
 ) -> None:
     assert taken == facts(cooked.nic(tmp_path, size=size)).taken
+
+
+def test_the_size_of_the_buffers_is_the_descriptors(tmp_path: Path) -> None:
+    """Every 21st mergeable buffer is larger, and then the driver does otherwise."""
+    cook = cooked.nic(tmp_path, size=1163)
+    for gate in cook.receiver.queues["rx"]["gates"].values():
+        for row in gate["descriptors"]:
+            row[2] = 2048
+
+    assert (2048,) == facts(cook).buffers
+    assert () == facts(cooked.loopback(tmp_path / "lo")).buffers
 
 
 def result(tmp_path: Path, size: int, **changes: Any) -> sweep.Result:
