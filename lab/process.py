@@ -160,10 +160,11 @@ def holders(lock: Path) -> list[int]:
         pid = int(folder.parent.name)
         if pid == os.getpid():
             continue
-        try:
-            names = [str(entry.readlink()) for entry in folder.iterdir()]
-        except OSError:  # gone in the meantime, or another user's
-            continue
+        names: list[str] = []
+        with contextlib.suppress(OSError):  # the process is gone meanwhile, or another user's
+            for entry in folder.iterdir():
+                with contextlib.suppress(OSError):  # this file was closed meanwhile
+                    names.append(str(entry.readlink()))
         if wanted in names:
             found.append(pid)
     return found

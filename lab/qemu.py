@@ -15,6 +15,9 @@ from lab.process import tool
 
 BINARY = "qemu-system-x86_64"
 PACKAGE = "qemu-system-x86"
+# No announcing after a restore; without this, and with no rounds of it asked for, QEMU 7.2
+# dies when the guest resets the device.
+QUIET = ",guest_announce=off"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,11 +111,12 @@ def command_line(config: GuestConfig, *, binary: str = BINARY) -> list[str]:
         "-netdev",
         "user,id=ssh,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:0-:22",
         "-device",
-        f"virtio-net-pci,id=ssh0,netdev=ssh,mac={c.ssh_mac},addr=04.0,romfile=",
+        f"virtio-net-pci,id=ssh0,netdev=ssh,mac={c.ssh_mac},addr=04.0,romfile={QUIET}",
         "-netdev",
         f"dgram,id=link,{_end('local', c.link_local)},{_end('remote', c.link_remote)}",
         "-device",
-        f"{c.link_device},id=lab0,netdev=link,mac={c.link_mac},addr=05.0,romfile=",
+        f"{c.link_device},id=lab0,netdev=link,mac={c.link_mac},addr=05.0,romfile="
+        + (QUIET if c.link_device.startswith("virtio") else ""),
     ]
     if c.plugin is not None:
         argv += ["-plugin", c.plugin]

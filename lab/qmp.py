@@ -21,6 +21,7 @@ from lab.deadline import Deadline, wait_until
 from lab.errors import DeadlineExceeded, GuestError, GuestLost
 
 T = TypeVar("T")
+LAST_WORDS_S = 0.1
 ENDED = {
     "guest-panicked": "panicked",
     "shutdown": "shut down",
@@ -141,6 +142,8 @@ class Monitor:
     async def _watch(self) -> None:
         while self._client.runstate is Runstate.RUNNING:
             await self._client.runstate_changed()
+        # QEMU's last words may still be on their way to `_listen`: they say more than "lost".
+        await asyncio.sleep(LAST_WORDS_S)
         if not self._leaving:
             self.fate = self.fate or "lost"
 

@@ -23,6 +23,8 @@ from lab.guest import Guest
 from lab.memory import GuestMemory
 
 TICK_S = 0.01
+LAST_WORDS = ("GUEST_PANICKED", "SHUTDOWN", "RESET")
+LAST_WORDS_S = 0.5
 BEAT_MS = 100
 # Something after which watching on is of no use; how bad it was is decided later.
 FATAL = re.compile(
@@ -233,6 +235,14 @@ class Watcher:
     def _end(self) -> str:
         """Return what QEMU said became of the guest: its own reason where it gave one."""
         monitor = self.guest.require_monitor()
+        with contextlib.suppress(DeadlineExceeded):
+            # The process may be gone a moment before its last event was read.
+            wait_until(
+                lambda: any(event.get("event") in LAST_WORDS for event in monitor.events),
+                what="QEMU's last words",
+                deadline=Deadline(LAST_WORDS_S),
+                interval_s=TICK_S,
+            )
         for event in monitor.events:
             if event.get("event") == "GUEST_PANICKED":
                 return "panicked"
