@@ -1,4 +1,4 @@
-"""skblab's tasks: parse, call, print. The work is in lab/commands.py."""
+"""skblab's tasks: parse, call, print. The work is in lab/commands/."""
 
 from __future__ import annotations
 
@@ -51,64 +51,64 @@ def up(
     verbose: bool = False,
 ) -> None:
     """Bring the pair of guests up: from its snapshot, booted the first time."""
-    from lab import commands
+    from lab.commands import life, told
 
-    with commands.told(json=json, verbose=verbose) as console:
-        commands.up(console, lab, kernel=kernel, fresh=fresh, locked=locked, offline=offline)
+    with told(json=json, verbose=verbose) as console:
+        life.up(console, lab, kernel=kernel, fresh=fresh, locked=locked, offline=offline)
 
 
 @task(help={"lab": LAB, "verbose": VERBOSE})
 def down(_: Context, lab: str = "", verbose: bool = False) -> None:
     """Take the pair down; leaves no process, socket or RAM file."""
-    from lab import commands
+    from lab.commands import life, told
 
-    with commands.told(verbose=verbose) as console:
-        commands.down(console, lab)
+    with told(verbose=verbose) as console:
+        life.down(console, lab)
 
 
 @task(help={"lab": LAB, "json": JSON})
 def status(_: Context, lab: str = "", json: bool = False) -> None:
     """Say what the lab is, whether its guests live and how to reach them."""
-    from lab import commands
+    from lab.commands import life, told
 
-    with commands.told(json=json) as console:
-        commands.status(console, lab)
+    with told(json=json) as console:
+        life.status(console, lab)
 
 
 @task(help={"lab": LAB, "json": JSON, "verbose": VERBOSE})
 def reset(_: Context, lab: str = "", json: bool = False, verbose: bool = False) -> None:
     """Put both guests back to the snapshot."""
-    from lab import commands
+    from lab.commands import life, told
 
-    with commands.told(json=json, verbose=verbose) as console:
-        commands.reset(console, lab)
+    with told(json=json, verbose=verbose) as console:
+        life.reset(console, lab)
 
 
 @task(help={"json": JSON})
 def ps(_: Context, json: bool = False) -> None:
     """List the labs of this user on this host."""
-    from lab import commands
+    from lab.commands import life, told
 
-    with commands.told(json=json) as console:
-        commands.ps(console)
+    with told(json=json) as console:
+        life.ps(console)
 
 
 @task(help={"json": JSON})
 def gc(_: Context, json: bool = False) -> None:
     """Remove what killed owners left: guests, RAM files, half snapshots."""
-    from lab import commands
+    from lab.commands import life, told
 
-    with commands.told(json=json) as console:
-        commands.gc(console)
+    with told(json=json) as console:
+        life.gc(console)
 
 
 @task(positional=["guest"], help={"guest": GUEST, "lab": LAB})
 def ssh(_: Context, guest: str, lab: str = "") -> None:
     """Open a shell in a guest."""
-    from lab import commands
+    from lab.commands import inside, told
 
-    with commands.told() as console:
-        commands.ssh(console, lab, guest)
+    with told() as console:
+        inside.ssh(console, lab, guest)
 
 
 @task(
@@ -131,46 +131,46 @@ def execute(
     json: bool = False,
 ) -> None:
     """Run a command in a guest and print what it prints."""
-    from lab import commands
+    from lab.commands import inside, told
 
-    with commands.told(json=json) as console:
-        commands.execute(console, lab, guest, command, seconds=deadline)
+    with told(json=json) as console:
+        inside.execute(console, lab, guest, command, seconds=deadline)
 
 
 @task(positional=["guest", "local", "remote"], help={"guest": GUEST, "lab": LAB})
 def put(_: Context, guest: str, local: str, remote: str, lab: str = "") -> None:
     """Copy a file into a guest."""
-    from lab import commands
+    from lab.commands import inside, told
 
-    with commands.told() as console:
-        commands.put(console, lab, guest, local, remote)
+    with told() as console:
+        inside.put(console, lab, guest, local, remote)
 
 
 @task(positional=["guest", "remote", "local"], help={"guest": GUEST, "lab": LAB})
 def get(_: Context, guest: str, remote: str, local: str, lab: str = "") -> None:
     """Copy a file out of a guest."""
-    from lab import commands
+    from lab.commands import inside, told
 
-    with commands.told() as console:
-        commands.get(console, lab, guest, remote, local)
+    with told() as console:
+        inside.get(console, lab, guest, remote, local)
 
 
 @task(positional=["guest"], help={"guest": GUEST, "lab": LAB, "lines": "how many of the last"})
 def console(_: Context, guest: str, lab: str = "", lines: int = 40) -> None:
     """Print the last lines of a guest's console."""
-    from lab import commands
+    from lab.commands import inside, told
 
-    with commands.told() as out:
-        commands.show_console(out, lab, guest, lines=lines)
+    with told() as out:
+        inside.show_console(out, lab, guest, lines=lines)
 
 
 @task(positional=["guest"], help={"guest": GUEST, "lab": LAB})
 def gdb(_: Context, guest: str, lab: str = "") -> None:
     """Open QEMU's debugger port of a guest and say how to connect gdb."""
-    from lab import commands
+    from lab.commands import inside, told
 
-    with commands.told() as out:
-        commands.gdb(out, lab, guest)
+    with told() as out:
+        inside.gdb(out, lab, guest)
 
 
 @task(help={"json": JSON, "verbose": VERBOSE, **SOURCE})
@@ -183,10 +183,10 @@ def doctor(
     verbose: bool = False,
 ) -> None:
     """Prove what this host can do, and say how to mend what it cannot."""
-    from lab import commands
+    from lab.commands import host, told
 
-    with commands.told(json=json, verbose=verbose) as out:
-        commands.doctor(out, kernel=kernel, locked=locked, offline=offline)
+    with told(json=json, verbose=verbose) as out:
+        host.doctor(out, kernel=kernel, locked=locked, offline=offline)
 
 
 @task(help={"verify": "hash the cached image again", "lock": "pin anew", "json": JSON, **SOURCE})
@@ -201,10 +201,10 @@ def image(
     verbose: bool = False,
 ) -> None:
     """Build the guest image; with --lock pin its packages to what the mirror serves now."""
-    from lab import commands
+    from lab.commands import host, told
 
-    with commands.told(json=json, verbose=verbose) as out:
-        commands.image(out, kernel=kernel, lock=lock, verify=verify, locked=locked, offline=offline)
+    with told(json=json, verbose=verbose) as out:
+        host.image(out, kernel=kernel, lock=lock, verify=verify, locked=locked, offline=offline)
 
 
 @task(help={"json": JSON, "verbose": VERBOSE, **SOURCE})
@@ -217,19 +217,19 @@ def build(
     verbose: bool = False,
 ) -> None:
     """Build image and probe modules, and print where they are."""
-    from lab import commands
+    from lab.commands import host, told
 
-    with commands.told(json=json, verbose=verbose) as out:
-        commands.build(out, kernel=kernel, locked=locked, offline=offline)
+    with told(json=json, verbose=verbose) as out:
+        host.build(out, kernel=kernel, locked=locked, offline=offline)
 
 
 @task(iterable=["playbook"], help={"playbook": "file or name, repeatable (default: all)"})
 def check(_: Context, playbook: list[str], json: bool = False) -> None:
     """Validate playbooks without running them."""
-    from lab import commands
+    from lab.commands import host, told
 
-    with commands.told(json=json) as out:
-        commands.check(out, playbook)
+    with told(json=json) as out:
+        host.check(out, playbook)
 
 
 def _measuring(name: str, doc: str, *, of: str = "") -> Task[Callable[..., None]]:
@@ -253,9 +253,9 @@ def _measuring(name: str, doc: str, *, of: str = "") -> Task[Callable[..., None]
         json: bool = False,
         verbose: bool = False,
     ) -> None:
-        from lab import commands
+        from lab.commands import measure, told
 
-        asked = commands.Options(
+        asked = measure.Options(
             size=size,
             count=count,
             protocol=protocol,
@@ -268,8 +268,8 @@ def _measuring(name: str, doc: str, *, of: str = "") -> Task[Callable[..., None]
             locked=locked,
             offline=offline,
         )
-        with commands.told(json=json, verbose=verbose) as out:
-            commands.run(out, lab, playbook, asked)
+        with told(json=json, verbose=verbose) as out:
+            measure.run(out, lab, playbook, asked)
 
     signature = inspect.signature(run)
     parameters = dict(signature.parameters)
@@ -311,38 +311,38 @@ def sweep(
     verbose: bool = False,
 ) -> None:
     """Measure every cell of a playbook's sweep and print one table."""
-    from lab import commands
+    from lab.commands import measure, told
 
-    asked = commands.Options(locked=locked, offline=offline)
-    with commands.told(json=json, verbose=verbose) as out:
-        commands.sweep(out, lab, playbook, asked)
+    asked = measure.Options(locked=locked, offline=offline)
+    with told(json=json, verbose=verbose) as out:
+        measure.sweep(out, lab, playbook, asked)
 
 
 @task(positional=["run"], help={"run": RUN, "json": JSON})
 def report(_: Context, run: str, json: bool = False) -> None:
     """Recompute ledger and report of a run from its directory alone."""
-    from lab import commands
+    from lab.commands import measure, told
 
-    with commands.told(json=json) as out:
-        commands.recompute(out, run)
+    with told(json=json) as out:
+        measure.recompute(out, run)
 
 
 @task(help={"json": JSON})
 def runs(_: Context, json: bool = False) -> None:
     """List the runs there are, oldest first, and what each came to."""
-    from lab import commands
+    from lab.commands import read, told
 
-    with commands.told(json=json) as out:
-        commands.runs(out)
+    with told(json=json) as out:
+        read.runs(out)
 
 
 @task(positional=["run"], help={"run": RUN, "grep": "only lines with this text"})
 def lines(_: Context, run: str, grep: str = "") -> None:
     """Print the worksheet's log lines of a run, from its records."""
-    from lab import commands
+    from lab.commands import read, told
 
-    with commands.told() as out:
-        commands.lines(out, run, grep)
+    with told() as out:
+        read.lines(out, run, grep)
 
 
 TRYING = {
@@ -387,9 +387,9 @@ def _trying(name: str, doc: str, *, once: bool) -> Task[Callable[..., None]]:
         json: bool = False,
         verbose: bool = False,
     ) -> None:
-        from lab import commands
+        from lab.commands import crash, told
 
-        asked = commands.TryOptions(
+        asked = crash.TryOptions(
             run=run,
             send=send,
             soak=soak,
@@ -406,8 +406,8 @@ def _trying(name: str, doc: str, *, once: bool) -> Task[Callable[..., None]]:
             locked=locked,
             offline=offline,
         )
-        with commands.told(json=json, verbose=verbose) as out:
-            (commands.try_module if once else commands.watch_module)(out, lab, path, asked)
+        with told(json=json, verbose=verbose) as out:
+            (crash.try_module if once else crash.watch_module)(out, lab, path, asked)
 
     help_ = {
         **TRYING,
@@ -427,19 +427,19 @@ watch = _trying("watch", "Build and try a module anew every time it is saved.", 
 @task(help={"json": JSON})
 def crashes(_: Context, json: bool = False) -> None:
     """List the crashes of all runs, equal ones together, with counts."""
-    from lab import commands
+    from lab.commands import crash, told
 
-    with commands.told(json=json) as out:
-        commands.crashes(out)
+    with told(json=json) as out:
+        crash.crashes(out)
 
 
 @task(positional=["run"], help={"run": RUN, "json": JSON})
 def vmcore(_: Context, run: str, json: bool = False) -> None:
     """Make a core that drgn opens from the RAM of a run tried with --keep-ram."""
-    from lab import commands
+    from lab.commands import crash, told
 
-    with commands.told(json=json) as out:
-        commands.vmcore(out, run)
+    with told(json=json) as out:
+        crash.vmcore(out, run)
 
 
 @task(
@@ -448,19 +448,19 @@ def vmcore(_: Context, run: str, json: bool = False) -> None:
 )
 def accesses(_: Context, run: str, place: str = "", json: bool = False) -> None:
     """Print who loaded and stored a place's bytes, as the emulator saw it."""
-    from lab import commands
+    from lab.commands import read, told
 
-    with commands.told(json=json) as out:
-        commands.accesses(out, run, place)
+    with told(json=json) as out:
+        read.accesses(out, run, place)
 
 
 @task(help={"json": JSON, "rounds": "how many of each", "verbose": VERBOSE})
 def bench(_: Context, rounds: int = 5, json: bool = False, verbose: bool = False) -> None:
     """Measure boot, restore and the whole commands, with the machine's description."""
-    from lab import commands
+    from lab.commands import host, told
 
-    with commands.told(json=json, verbose=verbose) as out:
-        commands.bench(out, rounds=rounds)
+    with told(json=json, verbose=verbose) as out:
+        host.bench(out, rounds=rounds)
 
 
 @task(
@@ -472,10 +472,10 @@ def bench(_: Context, rounds: int = 5, json: bool = False, verbose: bool = False
 )
 def test(_: Context, long: bool = False, quick: bool = False, select: str = "") -> None:
     """Run everything that proves skblab: style, types, C, unit and guest tests."""
-    from lab import commands
+    from lab.commands import host, told
 
-    with commands.told() as out:
-        commands.test(out, long=long, quick=quick, select=select)
+    with told() as out:
+        host.test(out, long=long, quick=quick, select=select)
 
 
 LAB_TASKS = (

@@ -84,7 +84,7 @@ def _compile(compiler: str, source: Path, name: str, output: Path) -> None:
         str(output),
         f"{name}.c",
     ]
-    _run(argv, cwd=source, what=f"guest/{name}.c")
+    run(argv, cwd=source, what=f"guest/{name}.c")
     output.chmod(0o755)
 
 
@@ -124,13 +124,13 @@ def build_modules(
             argv += [f"KCFLAGS=-fdebug-prefix-map={tree}=. -Werror"]
             # BTF of our own modules is of no use to anybody and would need pahole.
             argv += ["CONFIG_DEBUG_INFO_BTF_MODULES=", "modules"]
-            _run(argv, cwd=tree, what="kmod/", jobs=True)
+            run(argv, cwd=tree, what="kmod/", jobs=True)
             objects = sorted(tree.rglob("*.ko"))
             if not objects:
                 raise ProbeBuildFailed("kmod/Makefile made no module (.ko)")
             for path in objects:
                 shutil.copyfile(path, work / f"{path.stem}.ko.debug")
-                _run(
+                run(
                     [strip, "--strip-debug", "-o", str(work / path.name), str(path)],
                     cwd=tree,
                     what=path.name,
@@ -151,7 +151,7 @@ def build_witness(api: int, *, journal: Journal) -> Path:
     if not _intact(home):
         shutil.rmtree(home, ignore_errors=True)
         with journal.step("build the witness"), _Fresh(home) as work:
-            _run(
+            run(
                 [
                     *(compiler, *WITNESS_FLAGS, f"-DLAB_PLUGIN_API={api}"),
                     *("-o", str(work / plugin.name), str(source / "access.c")),
@@ -206,7 +206,8 @@ def _kernel_compiler(headers: Path) -> str:
     return shutil.which(wanted) or _tool("gcc", package="gcc")
 
 
-def _run(argv: Sequence[str], *, cwd: Path, what: str, jobs: bool = False) -> None:
+def run(argv: Sequence[str], *, cwd: Path, what: str, jobs: bool = False) -> str:
+    """Run a compiler or make and return what it said; `ProbeBuildFailed` has it in `.log`."""
     environ = {key: value for key, value in os.environ.items() if key not in _UNWANTED}
     environ |= {"LC_ALL": "C", "SOURCE_DATE_EPOCH": "0", "KBUILD_BUILD_TIMESTAMP": "1970-01-01"}
     if jobs:
@@ -224,11 +225,12 @@ def _run(argv: Sequence[str], *, cwd: Path, what: str, jobs: bool = False) -> No
         )
     except subprocess.TimeoutExpired as error:
         raise ProbeBuildFailed(f"{what}: not built after {error.timeout:.0f} s") from error
+    output = done.stdout.decode("utf-8", "replace")
     if done.returncode != 0:
-        output = done.stdout.decode("utf-8", "replace")
         raise ProbeBuildFailed(
             f"{what}: the compiler refused, exit code {done.returncode}", log=output.strip()
         )
+    return output
 
 
 # A make above us would hand its own flags and variables down.

@@ -22,6 +22,7 @@ from lab.memory import GuestMemory
 from lab.qmp import Monitor
 
 MEMORY_MIB = 512
+HOME = "/root"  # in the guest
 PLUGIN = "access.so"
 CONSOLE_TAIL = 12  # lines shown when a guest is lost
 
@@ -85,7 +86,6 @@ def cmdline(me: Identity, peer: Identity) -> str:
             "quiet",
             "loglevel=4",
             "panic=0",
-            "nokaslr" if os.environ.get("LAB_NOKASLR") else "kaslr",
             "net.ifnames=0",
             "random.trust_cpu=on",
             f"lab.name={me.name}",
@@ -271,7 +271,7 @@ class Guest:
         """Make a booted guest ready to be used or frozen; return (nonce, host key)."""
         agent = self.require_agent()
         agent.put(
-            "/root/.ssh/authorized_keys",
+            f"{HOME}/.ssh/authorized_keys",
             ssh.public_key().encode() + b"\n",
             mode=0o600,
             deadline=deadline,

@@ -136,7 +136,7 @@ class Lab:
             guest.check()
 
         try:
-            self._both(ask)
+            self.both(ask)
         except (GuestError, DeadlineExceeded) as error:
             return str(error)
         return None
@@ -254,7 +254,7 @@ class Lab:
             port = guest.ssh_port(deadline=deadline)
             return GuestState(port=port, hostkey=hostkey, nonce=nonce, release=release)
 
-        return self._both(settle)
+        return self.both(settle)
 
     def _save(self, name: str, reach: dict[str, GuestState]) -> snapshot.Snapshot:
         part = snapshot.begin(name)
@@ -270,8 +270,8 @@ class Lab:
             return guest.save(part, nonce=facts.nonce, hostkey=facts.hostkey, release=facts.release)
 
         try:
-            self._both(_stop)
-            return snapshot.commit(part, name, self._both(freeze))
+            self.both(_stop)
+            return snapshot.commit(part, name, self.both(freeze))
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
@@ -281,8 +281,8 @@ class Lab:
         self.prepare()
         self._launch(setup, incoming=True)
 
-        self._both(lambda guest: _fill(guest, stored, deadline))
-        self._reach = self._both(lambda guest: _wake(guest, stored, deadline))
+        self.both(lambda guest: _fill(guest, stored, deadline))
+        self._reach = self.both(lambda guest: _wake(guest, stored, deadline))
 
     def restore_guest(self, name: str, setup: Setup) -> LabState:
         """Put one guest back to the snapshot; its peer runs on and keeps all it holds."""
@@ -311,7 +311,7 @@ class Lab:
         self._store(LabState(**{**_fields(state), "guests": reach}))
         return self.require_up()
 
-    def _both(self, work: Callable[[Guest], T]) -> dict[str, T]:
+    def both(self, work: Callable[[Guest], T]) -> dict[str, T]:
         """Do `work` on both guests at once; raise the first failure when both have ended."""
         with ThreadPoolExecutor(len(self.guests)) as pool:
             started = {name: pool.submit(work, guest) for name, guest in self.guests.items()}
@@ -327,8 +327,6 @@ class Lab:
                 failures[0].add_note(f"also: {other}")
             raise failures[0]
         return {name: future.result() for name, future in started.items()}
-
-    both = _both
 
     # -- state -----------------------------------------------------------------------
 
@@ -394,7 +392,7 @@ class Lab:
             if guest.agent is None:
                 guest.greet(deadline=deadline)
 
-        self._both(reach)
+        self.both(reach)
 
     def hang_up(self) -> None:
         """Close our lines to the guests; they go on."""
@@ -417,7 +415,7 @@ class Lab:
                     guest.attach(deadline=Deadline(1.0))
             return guest.stop()
 
-        return [name for name, killed in self._both(end).items() if killed]
+        return [name for name, killed in self.both(end).items() if killed]
 
 
 def _stored(name: str, journal: Journal) -> snapshot.Snapshot | None:

@@ -26,15 +26,13 @@ from lab import build, paths, process
 from lab.errors import PlaybookError, ProbeBuildFailed
 from lab.journal import Journal
 
-BUILD_S = 120  # one module takes 2 to 3 s on two slow cores
 SOURCES = frozenset({".c", ".h", ".S"})
 KBUILD_FILES = frozenset({"Makefile", "Kbuild"})
 MOST_SOURCES = 2000
 MOST_BYTES = 64 << 20
 MOST_DISASSEMBLY = 4 << 20
+DISASSEMBLY_S = 120
 NAME = re.compile(r"[A-Za-z0-9_-]{1,55}")
-# A make above us would hand its own flags and variables down.
-UNWANTED = frozenset({"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "ARCH", "KBUILD_OUTPUT", "CFLAGS"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -209,29 +207,12 @@ def _evict(folder: Path, *, keep: int = 400) -> None:
 
 
 def _run(argv: Sequence[str], *, cwd: Path, what: str) -> str:
-    environ = {key: value for key, value in os.environ.items() if key not in UNWANTED}
-    environ |= {"LC_ALL": "C", "MAKEFLAGS": f"-j{os.cpu_count() or 1}"}
     try:
-        done = subprocess.run(
-            argv,
-            cwd=cwd,
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=BUILD_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ProbeBuildFailed(f"{what}: not built after {BUILD_S} s") from error
-    output = _quiet(done.stdout.decode("utf-8", "replace"))
-    if done.returncode != 0:
+        return _quiet(build.run(argv, cwd=cwd, what=what, jobs=True))
+    except ProbeBuildFailed as error:
         # Paths as the user knows them: relative to what was given.
-        raise ProbeBuildFailed(
-            f"{what}: the compiler refused, exit code {done.returncode}",
-            log=output.replace(f"{cwd}/", "").strip(),
-        )
-    return output
+        error.log = _quiet(str(error.log)).replace(f"{cwd}/", "").strip()
+        raise
 
 
 def _quiet(text: str) -> str:
@@ -251,7 +232,7 @@ def disassemble(ko: Path) -> str:
         capture_output=True,
         text=True,
         errors="replace",
-        timeout=BUILD_S,
+        timeout=DISASSEMBLY_S,
         check=False,
     )
     # The linker's names for a module's entries; an oops has the author's.

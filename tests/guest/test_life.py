@@ -7,13 +7,15 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import dpkt
 import pytest
 
-from lab import paths, snapshot, topology
+from lab import accelerator, image, paths, snapshot, topology, witness
 from lab.deadline import Deadline, wait_until
+from lab.journal import Journal
 from tests.guest.conftest import INVOKE, LAB, TOP, Invoke, qemus, wait_gone
 
 
@@ -309,12 +311,40 @@ def test_a_full_disk_is_the_host_s_fault(up: Invoke) -> None:
     assert "try:" in done.err
 
 
-def test_nothing_but_the_run_is_on_the_link(up: Invoke) -> None:
+def test_a_restored_pair_says_nothing_on_the_link() -> None:
     """QEMU announces restored NICs for half a second unless told not to."""
-    for _ in range(2):
-        up("lab.reset")
-        done = up("lab.run-nic")
-        assert 0 == done.code, done.out + done.err
-        for guest in ("sender", "receiver"):
-            with (done.run / guest / "wire.pcap").open("rb") as file:
-                assert 1 == len(list(dpkt.pcap.Reader(file)))
+    journal = Journal()
+    built = image.ensure("6.12", journal=journal, locked=False, offline=False)
+    speed = accelerator.choose(built, journal=journal)
+    setup = topology.standard(built, speed, journal=journal)
+    with topology.opened(f"{LAB}-quiet", create=True) as pair:
+        try:
+            pair.bring_up(replace(setup, owner=os.getpid()), journal=journal)
+            captures = [witness.Capture(guest) for guest in pair.guests.values()]
+            for capture in captures:
+                capture.start()
+            time.sleep(1.0)  # nothing is waited for: the announcements take 0.55 s
+            for capture in captures:
+                capture.stop()
+            for capture, name in zip(captures, pair.guests, strict=True):
+                kept = pair.base / f"{name}.pcap"
+                capture.keep(kept)
+                with kept.open("rb") as file:
+                    assert [] == list(dpkt.pcap.Reader(file))
+        finally:
+            pair.bring_down()
+
+
+def test_the_debugger_s_port_is_opened_once(up: Invoke) -> None:
+    first = up("lab.gdb", "sender")
+    assert 0 == first.code, first.err
+    assert first.out == up("lab.gdb", "sender").out
+    socket = Path(first.out.rpartition("target remote ")[2].strip().rstrip("'"))
+    assert socket.is_socket()
+
+
+def test_the_console_sends_no_escapes_to_a_terminal(up: Invoke) -> None:
+    assert 0 == up("lab.up", "--fresh").code
+    said = up("lab.console", "sender")
+    assert 0 == said.code
+    assert "\x1b" not in said.out

@@ -145,6 +145,19 @@ def test_json_is_the_ledger_and_names_the_run(up: Invoke) -> None:
     assert Path(done.value["run"]).is_dir()
 
 
+def test_json_of_a_run_that_fails_is_one_document(up: Invoke) -> None:
+    done = up("lab.run-loopback", "--without", "_copy_to_iter", "--json")
+    assert 6 == done.code
+    assert not done.value["complete"]
+
+
+def test_a_report_asks_what_the_run_asked(up: Invoke) -> None:
+    """Options that change a playbook change what it expects, then and later."""
+    done = up("lab.run-nic", "--size", "1400")
+    assert 0 == done.code, done.err
+    assert 0 == up("lab.report", str(done.run)).code
+
+
 def test_a_run_without_a_lab_brings_its_own_pair_and_leaves_nothing(invoke: Invoke) -> None:
     done = invoke("lab.run-loopback", lab=f"{LAB}-none")
     assert 0 == done.code, done.err

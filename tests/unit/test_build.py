@@ -132,6 +132,24 @@ def test_modules_are_pushed_without_debug_information_and_kept_with_it(tmp_path:
 
 
 @needs_make
+@pytest.mark.parametrize("fault", ["flipped", "empty", "gone", "unsealed"])
+def test_a_module_that_changed_in_the_cache_is_built_anew(tmp_path: Path, fault: str) -> None:
+    text = "int probe(void) { return 1; }\n"
+    path = modules(tmp_path, text)["probe"]
+    whole = path.read_bytes()
+    match fault:
+        case "flipped":
+            path.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+        case "empty":
+            path.write_bytes(b"")
+        case "gone":
+            path.unlink()
+        case _:
+            (path.parent / build.SEAL).unlink()
+    assert whole == modules(tmp_path, text)["probe"].read_bytes()
+
+
+@needs_make
 def test_modules_are_built_anew_for_another_source_or_kernel(tmp_path: Path) -> None:
     first = modules(tmp_path, "int probe(void) { return 1; }\n")
     assert first == modules(tmp_path, "int probe(void) { return 1; }\n")

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from lab import experiment, ledger, paths, playbook, sweep
-from lab.commands import Console, Options
-from lab.commands import run as run_command
-from lab.commands import sweep as sweep_command
+from lab.commands import Console
+from lab.commands.measure import Options
+from lab.commands.measure import run as run_command
+from lab.commands.measure import sweep as sweep_command
 from lab.errors import GuestLost, LedgerIncomplete, PlaybookError
 from lab.journal import Journal
 from lab.spec import Playbook, Sweep, Workload

@@ -1,0 +1,130 @@
+"""What the tasks do, and how it is told to people and to programs."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json as jsonlib
+import logging
+import os
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from invoke.exceptions import Exit
+
+from lab.errors import (
+    BUG,
+    INTERRUPTED,
+    HostError,
+    Interrupted,
+    LabError,
+    PlaybookError,
+)
+from lab.journal import Journal
+
+BUG_TEXT = "this is a bug of skblab; please report it with the lines above"
+HOST_FAULTS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG, errno.EIO),
+}
+PIPE_CLOSED = 141  # what a shell gives for SIGPIPE
+
+
+@dataclass(slots=True)
+class Console:
+    """Where results go (stdout) and where people are told things (stderr)."""
+
+    json: bool
+    journal: Journal
+    printed: bool = False
+
+    def result(self, text: str, value: object) -> None:
+        """Print the result: `text` for people, `value` as JSON for programs."""
+        self.printed = True
+        print(jsonlib.dumps(value, indent=1, sort_keys=True) if self.json else text, flush=True)
+
+
+@contextlib.contextmanager
+def told(*, json: bool = False, verbose: bool = False) -> Iterator[Console]:
+    """Turn errors into three lines and an exit code; the only place that does."""
+    # A cancelled CI job is a Ctrl-C: it cleans up too.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupted)
+    logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # what it says is in our errors
+    console = Console(json=json, journal=Journal(verbose=verbose))
+    try:
+        yield console
+    except LabError as error:
+        raise _told(error, console) from error
+    except (Interrupted, KeyboardInterrupt) as error:
+        raise Exit("interrupted", code=INTERRUPTED) from error
+    except BrokenPipeError as error:
+        # The reader of our stdout had enough (`| head`): not worth a word.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise Exit(code=PIPE_CLOSED) from error
+    except Exit:
+        raise
+    except OSError as error:
+        if error.errno not in HOST_FAULTS:
+            traceback.print_exc()
+            raise Exit(BUG_TEXT, code=BUG) from error
+        raise _told(_of_host(error), console) from error
+    except Exception as error:
+        traceback.print_exc()
+        raise Exit(BUG_TEXT, code=BUG) from error
+
+
+def _told(error: LabError, console: Console) -> Exit:
+    """Return how the process ends: for people three lines, for programs one JSON document."""
+    lines = [*error.lines(), *(f"  {note}" for note in getattr(error, "__notes__", []))]
+    if console.json and not console.printed:
+        console.result("", _as_json(error))
+    return Exit("\n".join(lines), code=error.exit_code)
+
+
+def _interrupted(*_: object) -> None:
+    """Raise `Interrupted` once; a second Ctrl-C must not cut the cleanup short.
+
+    Everything in the cleanup has a deadline, so that it ends by itself.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise Interrupted
+
+
+def _of_host(error: OSError) -> HostError:
+    where = f" ({error.filename})" if error.filename else ""
+    return HostError(
+        f"{error.strerror or error}{where}",
+        log=error.filename,
+        hint="free space, or LAB_RUNS, LAB_CACHE, LAB_RUNTIME or LAB_RAM=/another/folder",
+    )
+
+
+def _as_json(error: LabError) -> dict[str, Any]:
+    return {
+        "error": type(error).__name__,
+        "message": str(error),
+        "log": None if error.log is None else str(error.log),
+        "try": error.hint,
+        "exit_code": error.exit_code,
+    }
+
+
+def lab_name(given: str) -> str:
+    """Return which lab is meant; names end up in socket paths, so they are short."""
+    name = given or os.environ.get("LAB_NAME") or "default"
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,23}", name):
+        raise PlaybookError(f"'{name}' is no name for a lab", hint="1 to 24 of a-z, 0-9 and '-'")
+    return name
+
+
+def told_drift(console: Console, drifted: Sequence[str]) -> None:
+    """Say which packages are not the pinned ones."""
+    if drifted:
+        console.journal.say(f"drifted: {'; '.join(drifted)}")

@@ -1,0 +1,95 @@
+"""What this host can do, what is built on it, and the tests."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from invoke.exceptions import Exit
+
+from lab import paths
+from lab.commands import Console, told_drift
+
+
+def doctor(console: Console, *, kernel: str, locked: bool, offline: bool) -> None:
+    from lab import doctor as diagnosis
+
+    found = diagnosis.examine(kernel, journal=console.journal, locked=locked, offline=offline)
+    console.result(diagnosis.render(found), [dataclasses.asdict(one) for one in found])
+    diagnosis.require_fit(found)
+
+
+def image(
+    console: Console, *, kernel: str, lock: bool, verify: bool, locked: bool, offline: bool
+) -> None:
+    from lab import image as images
+
+    if lock:
+        path = images.relock(kernel, journal=console.journal)
+        console.journal.say(f"pinned: {path}")
+    built = images.ensure(kernel, journal=console.journal, locked=locked, offline=offline)
+    if verify:
+        images.verify(built)
+    told_drift(console, built.drifted)
+    console.result(
+        f"{built.release} {built.digest[:16]}\n{built.kernel}\n{built.initramfs}",
+        {
+            "release": built.release,
+            "digest": built.digest,
+            "kernel": str(built.kernel),
+            "initramfs": str(built.initramfs),
+            "drifted": list(built.drifted),
+        },
+    )
+
+
+def build(console: Console, *, kernel: str, locked: bool, offline: bool) -> None:
+    from lab import build as builds
+    from lab import image as images
+
+    built = images.ensure(kernel, journal=console.journal, locked=locked, offline=offline)
+    modules = builds.build_modules(built, journal=console.journal)
+    console.result(
+        "\n".join(str(path) for path in modules.values()),
+        {name: str(path) for name, path in modules.items()},
+    )
+
+
+def check(console: Console, wanted: Sequence[str]) -> None:
+    from lab import playbook
+
+    chosen = list(wanted) or playbook.names()
+    for one in chosen:
+        playbook.load(one)
+    console.result("\n".join(f"{one}: ok" for one in chosen), dict.fromkeys(chosen, "ok"))
+
+
+def bench(console: Console, *, rounds: int) -> None:
+    from lab import bench as benchmark
+
+    found = benchmark.measure(rounds=rounds, journal=console.journal)
+    console.result(benchmark.render(found), found)
+
+
+def test(console: Console, *, long: bool, quick: bool, select: str) -> None:
+    """Run style, types, C and the rings of tests; every part runs, the first failure counts."""
+    python = sys.executable
+    pytest = [python, "-m", "pytest", *(["-k", select] if select else [])]
+    parts: list[tuple[str, list[str]]] = [
+        ("style", [python, "-m", "ruff", "check", "lab", "tests", "tasks.py"]),
+        ("types", [python, "-m", "mypy", "--strict", "lab", "tests", "tasks.py"]),
+        ("tests", [*pytest, *([] if quick else ["--guests"]), *(["--long"] if long else [])]),
+    ]
+    failed: list[str] = []
+    for name, argv in parts:
+        start = time.monotonic()
+        done = subprocess.run(argv, cwd=paths.data(), check=False)
+        outcome = "ok" if done.returncode == 0 else f"failed ({done.returncode})"
+        console.journal.say(f"{name:<8} {outcome:<12} {time.monotonic() - start:6.1f} s")
+        if done.returncode != 0:
+            failed.append(name)
+    if failed:
+        raise Exit(f"failed: {', '.join(failed)}", code=1)

@@ -1,0 +1,140 @@
+"""Run playbooks, and tell what they came to."""
+
+from __future__ import annotations
+
+import dataclasses
+import json as jsonlib
+import os
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lab.commands import Console, lab_name
+from lab.errors import (
+    LedgerIncomplete,
+    PlaybookError,
+)
+
+if TYPE_CHECKING:
+    from lab import experiment, spec
+
+MOST_TOLD = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """What the command line changes in a playbook; "" leaves it as it is."""
+
+    size: str = ""
+    count: str = ""
+    protocol: str = ""
+    payload: str = ""
+    without: str = ""
+    comm: str = ""
+    probes: str = ""
+    kernel: str = ""
+    reset: bool = True
+    locked: bool = False
+    offline: bool = False
+
+
+def asked_for(name: str, options: Options) -> spec.Playbook:
+    """Return playbook `name` as the command line changes it."""
+    from lab import playbook
+
+    return playbook.override(
+        playbook.load(name),
+        size=options.size or None,
+        count=options.count or None,
+        protocol=options.protocol or None,
+        payload=options.payload or None,
+        without=options.without or None,
+        comm=options.comm or None,
+        probes=options.probes or None,
+        kernel=options.kernel or None,
+    )
+
+
+def run(console: Console, lab: str, name: str, options: Options) -> None:
+    from lab import experiment
+
+    asked = asked_for(name, options)
+    if asked.sweep != type(asked.sweep)():
+        raise PlaybookError(
+            f"playbook '{asked.name}' asks for many runs", hint=f"invoke lab.sweep {name}"
+        )
+    outcome = experiment.run(
+        asked,
+        lab_name=lab_name(lab),
+        journal=console.journal,
+        command=experiment.describe_command(),
+        reset=options.reset,
+        locked=options.locked,
+        offline=options.offline,
+    )
+    tell_outcome(console, outcome)
+
+
+def sweep(console: Console, lab: str, name: str, options: Options) -> None:
+    from lab import experiment
+    from lab import sweep as sweeps
+
+    asked = asked_for(name, options)
+    found = sweeps.run(
+        asked,
+        lab_name=lab_name(lab),
+        journal=console.journal,
+        command=experiment.describe_command(),
+        locked=options.locked,
+        offline=options.offline,
+    )
+    value = sweeps.to_json(asked, found) | {"sweep": str(found.folder)}
+    console.result(f"{sweeps.render(found)}{found.folder}", value)
+    if not found.proven:
+        bad = sum(one.state in (sweeps.UNPROVEN, sweeps.FAILED) for one in found.results)
+        raise LedgerIncomplete(
+            f"{bad} of {len(found.results)} cells are not proven",
+            log=found.folder / "index.json",
+            hint=f"invoke lab.report {found.folder}/RUN",
+        )
+
+
+def recompute(console: Console, run: str) -> None:
+    from lab import experiment, rundir, spec
+
+    found = rundir.resolve(run)
+    told = found.manifest().values.get("expect")
+    asked: dict[str, Any] = dict(told) if isinstance(told, dict) else {}
+    known = {one.name for one in dataclasses.fields(spec.Expect)}
+    expect = spec.Expect(**{key: value for key, value in asked.items() if key in known})
+    tell_outcome(console, experiment.analyse(found, expect, journal=console.journal))
+
+
+def tell_outcome(console: Console, outcome: experiment.Outcome) -> None:
+    path = outcome.run.path
+    if console.json:
+        value = {**jsonlib.loads(outcome.ledger.to_json()), "run": str(path)}
+        value["failed_expectations"] = list(outcome.failures)
+        console.result("", value)
+    else:
+        print(_coloured((path / "report.txt").read_text(encoding="utf-8")).rstrip())
+        print(path, flush=True)
+    trouble = [] if outcome.ledger.complete else ["the ledger is incomplete"]
+    trouble += [f"expected {failure}" for failure in outcome.failures[:MOST_TOLD]]
+    if len(outcome.failures) > MOST_TOLD:
+        trouble.append(f"and {len(outcome.failures) - MOST_TOLD} more expectations failed")
+    if outcome.ledger.disagreements:
+        trouble.append("witnesses disagree")
+    if trouble:
+        raise LedgerIncomplete(
+            "; ".join(trouble), log=path / "ledger.json", hint=f"invoke lab.lines {path.name}"
+        )
+
+
+def _coloured(text: str) -> str:
+    """Set off the verdict at a terminal; plain when piped or with NO_COLOR."""
+    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return text
+    first, _, rest = text.partition("\n")
+    colour = "32" if first.startswith("COMPLETE") else "31"
+    return f"\x1b[1;{colour}m{first}\x1b[0m\n{rest}"
