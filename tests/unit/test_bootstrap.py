@@ -17,7 +17,8 @@ TOP = Path(__file__).parents[2]
 # What the script itself calls; all else of the real host is out of its sight.
 BORROWED = ("cksum", "mkdir", "cat", "env", "rm", "touch", "chmod", "sleep")
 PROGRAMS = ("qemu-system-x86_64", "gcc", "make", "depmod", "xz")
-FILES = ("libc.a", "libelf.so.1", "ca-certificates.crt")
+FILES = ("libc.a", "libelf.so.1", "ca-certificates.crt", "libbpf.a")
+FOR_TESTS = ("chromium", "tshark", "clang")
 
 PYTHON = """\
 #!/bin/sh
@@ -63,7 +64,7 @@ class Host:
             (self.bin / name).symlink_to(shutil.which(name) or f"/bin/{name}")
         if flock := shutil.which("flock"):
             (self.bin / "flock").symlink_to(flock)
-        for name in PROGRAMS:
+        for name in (*PROGRAMS, *FOR_TESTS):
             self.program(name, "#!/bin/sh\n")
         for name in FILES:
             (folder / name).touch()
@@ -71,7 +72,9 @@ class Host:
         self.program("id", "#!/bin/sh\necho 0\n")
         script = (TOP / "bootstrap").read_text(encoding="utf-8")
         # Files looked for by their place, and the folders always searched, are this host's too.
-        script = re.sub(r"/(?:usr|etc)/[\w/.-]*/(libc\.a|libelf\.so\.1)", rf"{folder}/\1", script)
+        script = re.sub(
+            r"/(?:usr|etc)/[\w/.-]*/(libc\.a|libelf\.so\.1|libbpf\.a)", rf"{folder}/\1", script
+        )
         script = re.sub(r"/etc/[\w/.-]*\.crt", f"{folder}/{FILES[2]}", script)
         script = script.replace("/usr/bin/python3", str(self.bin / "python3"))
         script = script.replace(":/usr/sbin:/sbin", "")
@@ -288,6 +291,35 @@ def test_a_user_with_sudo_installs_by_it(host: Host) -> None:
 
     assert 0 == done.returncode, done.stderr
     assert all(call.startswith("sudo -n env ") for call in host.calls("sudo"))
+
+
+def test_what_only_tests_need_is_installed_for_tests_alone(host: Host) -> None:
+    host.program("apt-get", APT)
+    host.remove("clang")
+
+    assert 0 == host.run("/bin/true").returncode
+    assert [] == host.calls("apt-get")
+    host.run("invoke", "test")
+    assert "install -y --no-install-recommends clang (" in host.calls("apt-get")[-1]
+
+
+@pytest.mark.parametrize("fault", ["no apt", "no root", "apt fails"])
+def test_without_what_only_tests_need_the_tests_run_all_the_same(host: Host, fault: str) -> None:
+    host.remove("clang")
+    host.program("invoke", "#!/bin/sh\necho invoked\n")
+    host.program("apt-get", APT)
+    if fault == "no apt":
+        host.remove("apt-get")
+    if fault == "no root":
+        host.program("id", "#!/bin/sh\necho 1000\n")
+
+    done = host.run("invoke", "test", APT_FAILS="1")
+    assert (0, "invoked\n") == (done.returncode, done.stdout)
+    assert "clang: builds the BPF probes" in done.stderr
+    assert "the tests that need it are skipped" in done.stderr
+
+    host.remove("gcc")
+    assert 3 == host.run("invoke", "test", APT_FAILS="1").returncode
 
 
 @pytest.mark.parametrize(("answer", "code"), [("n\n", 3), ("y\n", 0), ("\n", 0)])
