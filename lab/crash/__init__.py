@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab import record, snapshot
-from lab.crash import compare, kernel
+from lab import kernel, record, snapshot
+from lab.crash import compare
 from lab.crash.core import write_core
 from lab.crash.module import Module, module_name, prepare, prepare_all
 from lab.crash.watch import BEAT_MS, Seen, Watcher

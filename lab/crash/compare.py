@@ -17,8 +17,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from lab import snapshot
-from lab.crash.kernel import Kernel
 from lab.image import Image, cpio
+from lab.kernel import Kernel
 from lab.memory import GuestMemory
 
 PAGE = 4096

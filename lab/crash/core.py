@@ -6,7 +6,7 @@ import os
 import struct
 from pathlib import Path
 
-from lab.crash import kernel
+from lab import kernel
 from lab.memory import GuestMemory, extents
 
 HEADER = struct.Struct("<16sHHIQQQIHHHHHH")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab.crash import kernel
+from lab import kernel
 from lab.deadline import Deadline, wait_until
 from lab.errors import DeadlineExceeded, GuestError, LabError
 from lab.guest import Guest

@@ -191,7 +191,7 @@ def _registers(result: attempt.Result) -> str:
 
 def _log_by_drgn(program: object) -> str:
     """Read the kernel's log with nothing but drgn's reads."""
-    from lab.crash import kernel
+    from lab import kernel
 
     class Memory:
         """Guest RAM as drgn gives it."""

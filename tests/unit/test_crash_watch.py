@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from lab.crash import kernel, watch
+from lab import kernel
+from lab.crash import watch
 from lab.deadline import Deadline
 from lab.memory import GuestMemory
-from tests.unit.test_crash_kernel import Ram, text_address
+from tests.unit.test_kernel import Ram, text_address
 
 JIFFIES = 0x2F000
 
@@ -247,7 +248,7 @@ def test_a_console_flood_ends_the_watch(scene: Scene, monkeypatch: pytest.Monkey
 
 
 def test_a_log_that_was_written_over_is_noted_and_no_crash_of_ours(scene: Scene) -> None:
-    from tests.unit.test_crash_kernel import PUD
+    from tests.unit.test_kernel import PUD
 
     scene.ram.word(PUD + 8 * (0xFFFF_8880_0000_0000 >> 30 & 511), 0)
     scene.ram.word(0x10000 + 8 * (0xFFFF_8880_0000_0000 >> 39 & 511), 0)

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from lab.btf import Btf
 from lab.errors import EvidenceError
 from lab.memory import GuestMemory
 
@@ -22,6 +23,7 @@ FRAME = 0x000F_FFFF_FFFF_F000
 ID_MASK = (1 << 62) - 1
 COMMITTED, FINALIZED = 1, 2  # states of a log record that can be read
 WORD = struct.Struct("<Q")
+BTF = ("__start_BTF", "__stop_BTF")  # symbols around the description of the kernel's types
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,13 @@ class Kernel:
         wanted = set(names)
         return {name: at for at, _, name in self.kallsyms() if name in wanted}
 
+    def types(self, symbols: Mapping[str, int]) -> Btf:
+        """Return the layout of the kernel's structs; `symbols` are those named in `BTF`."""
+        start, end = (symbols.get(name, 0) for name in BTF)
+        if not 0 < start < end:
+            raise EvidenceError(f"the kernel {self.release} describes no types: it has no BTF")
+        return Btf(self.read(start, end - start))
+
     # -- log ---------------------------------------------------------------------
 
     def log(self) -> Log:
@@ -257,6 +266,20 @@ def _places(memory: GuestMemory, near: int | None) -> Iterator[int]:
     if near is not None and memory.read(near, len(MARK)) == MARK:
         yield near
     yield from memory.find(MARK)
+
+
+def addresses(kallsyms: bytes, names: Iterable[str]) -> dict[str, int]:
+    """Return the addresses of these symbols of the kernel itself in the text of kallsyms.
+
+    Takes milliseconds where `Kernel.find_symbols`, which needs no such text, takes a second.
+    """
+    found: dict[str, int] = {}
+    for name in names:
+        at = kallsyms.find(f" {name}\n".encode())
+        if at >= 0:
+            line = kallsyms[kallsyms.rfind(b"\n", 0, at) + 1 : at]
+            found[name] = int(line.split(b" ")[0], 16)
+    return found
 
 
 def render(lines: Iterable[Line]) -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.crash import core, kernel
+from lab import kernel
+from lab.crash import core
 from lab.errors import EvidenceError
 from lab.memory import GuestMemory
 
@@ -233,3 +234,19 @@ def test_a_core_has_the_note_and_the_ram_where_drgn_looks(ram: Ram, tmp_path: Pa
         assert kernel.KERNEL_MAP == text["p_vaddr"]
         file.seek(direct["p_offset"] + 0x30_0000)
         assert b"a secret of the guest" == file.read(21)
+
+
+def test_addresses_of_symbols_by_the_text_of_kallsyms() -> None:
+    text = (
+        b"ffffffff81000000 T _text\n"
+        b"ffffffff81000100 T not_start\n"
+        b"ffffffff82000000 R start\n"
+        b"ffffffffc0000000 t start\t[module]\n"
+    )
+    found = kernel.addresses(text, ["_text", "start", "absent"])
+    assert {"_text": 0xFFFFFFFF81000000, "start": 0xFFFFFFFF82000000} == found
+
+
+def test_a_kernel_without_btf_says_so(ram: Ram) -> None:
+    with GuestMemory(ram.path) as memory, pytest.raises(EvidenceError, match="no BTF"):
+        kernel.find(memory).types({})
