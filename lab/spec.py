@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
+Experiment = Literal["message"]
 Device = Literal["virtio-net-pci", "e1000e"]
 Backend = Literal["dgram", "tap"]
 ProbeKind = Literal["kmod", "bpf", "both", "none"]
@@ -104,12 +105,30 @@ class Playbook:
 
     name: str
     question: str
+    experiment: Experiment = "message"
     kernel: str = "6.12"
     link: Link = field(default_factory=Link)
     probes: Probes = field(default_factory=Probes)
-    workload: Workload
+    workload: Workload = field(default_factory=lambda: Workload(over="loopback"))
     expect: Expect = field(default_factory=Expect)
     sweep: Sweep = field(default_factory=Sweep)
     deadline_s: float = 60.0
     source: bytes = b""  # the exact bytes of the file
     path: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sections:
+    """Which parts of a playbook an experiment reads; `link` and `probes` are all kinds'."""
+
+    needs: tuple[str, ...] = ()
+    may: tuple[str, ...] = ()
+    expects: tuple[str, ...] = ("complete",)  # lines of `expect`
+
+
+EXPECTABLE = tuple(line.name for line in fields(Expect))
+SECTIONS: dict[Experiment, Sections] = {
+    "message": Sections(needs=("workload",), may=("sweep",), expects=EXPECTABLE),
+}
+# Sections that belong to some kinds only.
+SPECIAL = frozenset(name for kind in SECTIONS.values() for name in kind.needs + kind.may)

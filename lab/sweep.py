@@ -16,6 +16,7 @@ from typing import Any
 
 from lab import experiment, paths, playbook, report, rundir, spec
 from lab.errors import LabError
+from lab.experiment import message as exchange
 from lab.journal import Journal
 from lab.ledger import Ledger, Message
 from lab.report.tables import WIDTH
@@ -204,13 +205,15 @@ class _Station:
 
     def _cell(self, ready: experiment.Stand, cell: spec.Playbook) -> Result:
         start = time.monotonic()
-        run_dir = experiment.new_run(cell, ready.setup, self.folder, last=False)
+        run_dir = experiment.new_run(
+            cell, ready.setup, self.folder, guests=exchange.guests(cell), last=False
+        )
         journal = Journal(stream=io.StringIO())
         journal.to_file(run_dir.path / "journal.jsonl")
         release = ready.setup.image.release
         try:
-            experiment.take(ready, cell, run_dir, journal=journal, command=self.command)
-            outcome = experiment.analyse(run_dir, cell.expect, journal=journal)
+            exchange.take(ready, cell, run_dir, journal=journal, command=self.command)
+            outcome = exchange.answer(run_dir, cell.expect, journal=journal)
         except LabError as error:
             return Result(
                 asked=cell, state=FAILED, reason=_one_line(error), release=release,
@@ -232,7 +235,7 @@ def _one_line(error: LabError) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def _why_unproven(outcome: experiment.Outcome) -> str:
+def _why_unproven(outcome: exchange.Answer) -> str:
     ledger = outcome.ledger
     if ledger.incomplete:
         first = next((one for one in ledger.incomplete if one.between), ledger.incomplete[0])

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json as jsonlib
 import os
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lab.commands import Console, lab_name
 from lab.errors import (
@@ -17,8 +15,6 @@ from lab.errors import (
 
 if TYPE_CHECKING:
     from lab import experiment, spec
-
-MOST_TOLD = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,34 +96,21 @@ def sweep(console: Console, lab: str, name: str, options: Options) -> None:
 
 
 def recompute(console: Console, run: str) -> None:
-    from lab import experiment, rundir, spec
+    from lab import experiment, rundir
 
-    found = rundir.resolve(run)
-    told = found.manifest().values.get("expect")
-    asked: dict[str, Any] = dict(told) if isinstance(told, dict) else {}
-    known = {one.name for one in dataclasses.fields(spec.Expect)}
-    expect = spec.Expect(**{key: value for key, value in asked.items() if key in known})
-    tell_outcome(console, experiment.analyse(found, expect, journal=console.journal))
+    tell_outcome(console, experiment.analyse(rundir.resolve(run), journal=console.journal))
 
 
 def tell_outcome(console: Console, outcome: experiment.Outcome) -> None:
     path = outcome.run.path
     if console.json:
-        value = {**jsonlib.loads(outcome.ledger.to_json()), "run": str(path)}
-        value["failed_expectations"] = list(outcome.failures)
-        console.result("", value)
+        console.result("", {**outcome.value, "run": str(path)})
     else:
         print(_coloured((path / "report.txt").read_text(encoding="utf-8")).rstrip())
         print(path, flush=True)
-    trouble = [] if outcome.ledger.complete else ["the ledger is incomplete"]
-    trouble += [f"expected {failure}" for failure in outcome.failures[:MOST_TOLD]]
-    if len(outcome.failures) > MOST_TOLD:
-        trouble.append(f"and {len(outcome.failures) - MOST_TOLD} more expectations failed")
-    if outcome.ledger.disagreements:
-        trouble.append("witnesses disagree")
-    if trouble:
+    if outcome.trouble:
         raise LedgerIncomplete(
-            "; ".join(trouble), log=path / "ledger.json", hint=f"invoke lab.lines {path.name}"
+            "; ".join(outcome.trouble), log=path / outcome.result, hint=outcome.hint or None
         )
 
 

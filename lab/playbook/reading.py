@@ -23,7 +23,7 @@ from lab.playbook.values import (
     switch,
     whole,
 )
-from lab.spec import Playbook, Workload
+from lab.spec import SECTIONS, SPECIAL, Expect, Playbook, Workload
 
 FILE_LIMIT = 64 * 1024
 DEPTH_LIMIT = 8
@@ -151,11 +151,35 @@ class Reading:
                 values[field.name] = value
         if cls is Workload and "size" not in nodes and isinstance(values.get("payload"), bytes):
             values["size"] = len(values["payload"])  # type: ignore[arg-type]
+        if cls is Playbook:
+            self._sections(node, nodes, values)
         if not any(key in ENTANGLED and schema[key][0].name not in values for key in nodes):
             absent = dict.fromkeys(field.name for field, _ in schema.values() if _required(field))
             for key, message in contradictions(cls(**(absent | values))):
                 self._node(nodes.get(key, node), message)
         return cls(**values) if len(self.problems) == faults else None
+
+    def _sections(
+        self, node: yaml.Node, nodes: dict[str, yaml.Node], values: dict[str, object]
+    ) -> None:
+        """Note sections that this kind of experiment lacks, or does not have."""
+        if "experiment" in nodes and "experiment" not in values:
+            return  # a fault by itself
+        for kind, sections in SECTIONS.items():
+            if kind != values.get("experiment", "message"):
+                continue
+            for key in sections.needs:
+                if key not in nodes:
+                    self._node(node, f"missing key '{key}'")
+            for key, given in nodes.items():
+                if key in SPECIAL and key not in sections.needs + sections.may:
+                    self._node(given, f"an experiment '{kind}' has no '{key}'")
+            expect = values.get("expect")
+            asked = dataclasses.asdict(expect) if isinstance(expect, Expect) else {}
+            for line in asked:
+                if asked[line] is not None and line not in sections.expects:
+                    named = line.replace("_", "-")
+                    self._node(nodes["expect"], f"an experiment '{kind}' says no '{named}'")
 
     def _keys(self, node: yaml.MappingNode, schema: _Schema) -> dict[str, yaml.Node]:
         """Return the values of the keys that may be here, and note every other key."""

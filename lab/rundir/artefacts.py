@@ -206,8 +206,12 @@ class TscSample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """What ran, with what, on what; `values` is the whole of it."""
+    """What ran, with what, on what; `values` is the whole of it.
 
+    `over` to `payload` are a message's; "", 0 and None where the experiment sent none.
+    """
+
+    experiment: str
     playbook: str
     over: str
     protocol: str

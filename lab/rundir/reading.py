@@ -25,6 +25,7 @@ from lab.rundir.fields import Fields, Json
 
 # A user's payload never stands in clear where a census would find it (docs/internals.md).
 PAYLOAD_MASK = 0x5A
+MESSAGE = "message"  # the experiment of a manifest that names none
 
 
 def read_manifest(value: Json, path: Path) -> Manifest:
@@ -33,12 +34,15 @@ def read_manifest(value: Json, path: Path) -> Manifest:
     link = top.inner("link")
     accelerator = top.inner("accelerator")
     probes = top.inner("probes") if top.has("probes") else Fields({}, path, "probes")
+    experiment = top.text("experiment", MESSAGE)
+    no_text, no_size = (None, None) if experiment == MESSAGE else ("", 0)
     return Manifest(
+        experiment=experiment,
         playbook=top.text("playbook"),
-        over=top.text("over"),
-        protocol=top.text("protocol"),
-        size=top.size("size"),
-        count=top.size("count"),
+        over=top.text("over", no_text),
+        protocol=top.text("protocol", no_text),
+        size=top.size("size", no_size),
+        count=top.size("count", no_size),
         seed=_seed(top),
         payload=_payload(top),
         accelerator=accelerator.text("name"),

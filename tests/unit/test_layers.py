@@ -163,7 +163,7 @@ def test_a_planted_import_is_seen(path: str, source: str, fault: str) -> None:
     [
         ("lab/playbook/reading.py", "from lab.playbook.values import x"),
         ("lab/image/deb.py", "from . import cpio"),
-        ("lab/experiment.py", "from lab import topology, report"),
+        ("lab/experiment/message.py", "from lab import topology, report"),
         ("lab/ledger.py", "from lab.errors import LabError"),
     ],
 )

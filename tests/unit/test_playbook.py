@@ -6,17 +6,17 @@ import dataclasses
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lab import paths, playbook
+from lab import experiment, paths, playbook
 from lab.errors import PlaybookError
 from lab.playbook import override
 from lab.playbook.reading import _reader, _schema
-from lab.spec import HOOKS, Expect, Link, Playbook, Probes, Workload
+from lab.spec import HOOKS, SECTIONS, Expect, Experiment, Link, Playbook, Probes, Workload
 
 GOOD = """\
 playbook: mine
@@ -116,6 +116,18 @@ expect: {complete: off, unexplained: 2}
     assert Expect(complete=False, unexplained=2) == loaded.expect
 
 
+def test_a_message_needs_a_workload_and_an_unknown_experiment_is_named() -> None:
+    short = "playbook: mine\nquestion: Who?\n"
+
+    assert ["1:1: missing key 'workload'"] == messages(short)
+    (said,) = messages(short + "experiment: massage\n")
+    assert "did you mean 'message'?" in said
+
+
+def test_every_kind_of_experiment_is_run_by_somebody() -> None:
+    assert set(experiment.KINDS) == set(SECTIONS) == set(get_args(Experiment))
+
+
 def test_a_payload_gives_the_size(tmp_path: Path) -> None:
     text = GOOD.replace("{over: link}", "{over: link, payload: HELLO_ü}")
 
@@ -151,8 +163,8 @@ RULES: list[tuple[str, str]] = [
     # The whole file.
     ("", "1:1: the playbook is empty"),
     ("# only words\n", "1:1: the playbook is empty"),
-    ("- a\n", "1:1: expected keys such as playbook, question, kernel; found a list"),
-    ("just words\n", "1:1: expected keys such as playbook, question, kernel; found 'just words'"),
+    ("- a\n", "1:1: expected keys such as playbook, question, experiment; found a list"),
+    ("just words\n", "1:1: expected keys such as playbook, question, experiment; found 'just"),
     (GOOD + "---\na: b\n", "4:1: a playbook is one document; here is another"),
     (GOOD + "link: &a {mtu: 68}\n", "4:7: anchors (&name) are not allowed"),
     (GOOD + "link: *a\n", "4:7: aliases (*name) are not allowed"),

@@ -19,6 +19,7 @@ from lab.commands.measure import Options
 from lab.commands.measure import run as run_command
 from lab.commands.measure import sweep as sweep_command
 from lab.errors import GuestLost, LedgerIncomplete, PlaybookError
+from lab.experiment import message
 from lab.journal import Journal
 from lab.spec import Playbook, Sweep, Workload
 from tests.unit import cooked
@@ -252,8 +253,9 @@ class FakeBench:
 def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeBench:
     fake = FakeBench({})
     monkeypatch.setattr(paths, "runs", lambda: tmp_path / "runs")
-    for name in ("setup_for", "stand", "take"):
+    for name in ("setup_for", "stand"):
         monkeypatch.setattr(experiment, name, getattr(fake, name))
+    monkeypatch.setattr(message, "take", fake.take)
     return fake
 
 

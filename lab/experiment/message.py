@@ -1,40 +1,30 @@
-"""The one place that knows the order of stages: from a question to a ledger."""
+"""The message experiment: send, receive, and account for every byte in a ledger."""
 
 from __future__ import annotations
 
 import contextlib
-import gzip
 import hashlib
-import os
+import json
 import secrets
-import shutil
-import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import lab
 from lab import (
-    accelerator,
-    build,
-    image,
     ledger,
     message,
-    paths,
     probe,
-    process,
-    qemu,
     report,
     rundir,
-    snapshot,
     spec,
     topology,
     witness,
     workload,
 )
 from lab.deadline import Deadline
-from lab.errors import HostError, LabError, LabNotUp
+from lab.errors import LabError
+from lab.experiment.outcome import Outcome
+from lab.experiment.stand import Stand, common_manifest, digests, keep_logs, keep_symbols
 from lab.guest import Guest
 from lab.journal import Journal
 
@@ -44,17 +34,32 @@ MODULES: dict[str, dict[str, tuple[str, ...]]] = {
     "link": {"sender": ("send_trace",), "receiver": ("recv_trace",)},
 }
 CLOCK_SAMPLES = 5
-REACH_S = 10.0
 SWITCH_S = 10.0  # the access log is armed in 0.05 s
+MOST_TOLD = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """What a run left: its directory, its ledger, and what of `expect:` did not hold."""
+class Answer:
+    """What the ledger says, and what of `expect:` did not hold."""
 
     run: rundir.RunDir
     ledger: ledger.Ledger
     failures: tuple[str, ...]
+
+    @property
+    def trouble(self) -> tuple[str, ...]:
+        out = [] if self.ledger.complete else ["the ledger is incomplete"]
+        out += [f"expected {failure}" for failure in self.failures[:MOST_TOLD]]
+        if len(self.failures) > MOST_TOLD:
+            out.append(f"and {len(self.failures) - MOST_TOLD} more expectations failed")
+        if self.ledger.disagreements:
+            out.append("witnesses disagree")
+        return tuple(out)
+
+
+def guests(asked: spec.Playbook) -> tuple[str, ...]:
+    """Name the guests that take part: one on loopback, two on the link."""
+    return tuple(MODULES[asked.workload.over])
 
 
 @dataclass(slots=True)
@@ -101,81 +106,6 @@ class _Measurement:
         )
 
 
-@dataclass(slots=True)
-class Stand:
-    """A pair that stands ready for runs, and what need be asked of it only once."""
-
-    pair: topology.Lab
-    setup: topology.Setup
-    modules: dict[str, Path]
-    how: str  # it came to be as it is
-    restored: bool  # its memory is the snapshot's, as a nonce proves
-    pushed: dict[str, set[str]] = field(default_factory=dict)  # guest -> modules it has
-    ethtool: dict[str, str] = field(default_factory=dict)
-    symbols: dict[str, Path] = field(default_factory=dict)
-
-
-def setup_for(
-    asked: spec.Playbook, *, journal: Journal, locked: bool = False, offline: bool = False
-) -> tuple[topology.Setup, dict[str, Path]]:
-    """Return what a pair for this playbook is made of, and the modules that watch it."""
-    kernel = image.ensure(asked.kernel, journal=journal, locked=locked, offline=offline)
-    modules = build.build_modules(kernel, journal=journal) if asked.probes.kind == "kmod" else {}
-    speed = accelerator.choose(kernel, journal=journal)
-    setup = topology.standard(kernel, speed, journal=journal, device=asked.link.device)
-    return setup, modules
-
-
-@contextlib.contextmanager
-def stand(
-    setup: topology.Setup,
-    modules: dict[str, Path],
-    *,
-    lab_name: str,
-    journal: Journal,
-    reset: bool = True,
-) -> Iterator[Stand]:
-    """Yield a pair that is ready for one run after the other."""
-    with _ready_pair(lab_name, setup, journal=journal, reset=reset) as (pair, how, restored):
-        yield Stand(pair=pair, setup=setup, modules=modules, how=how, restored=restored)
-
-
-def run(
-    asked: spec.Playbook,
-    *,
-    lab_name: str,
-    journal: Journal,
-    command: str,
-    reset: bool = True,
-    locked: bool = False,
-    offline: bool = False,
-) -> Outcome:
-    """Take one measurement and analyse it; the run directory is kept however it ends."""
-    setup, modules = setup_for(asked, journal=journal, locked=locked, offline=offline)
-    topology.refuse_busy(lab_name)  # before there is a run directory with nothing in it
-    run_dir = new_run(asked, setup, paths.runs())
-    journal.to_file(run_dir.path / "journal.jsonl")
-    try:
-        with stand(setup, modules, lab_name=lab_name, journal=journal, reset=reset) as ready:
-            take(ready, asked, run_dir, journal=journal, command=command)
-    except LabError as error:
-        error.hint = error.hint or "invoke lab.reset, then again"
-        error.log = error.log or run_dir.path / "journal.jsonl"
-        error.add_note(f"run: {run_dir.path}")
-        raise
-    return analyse(run_dir, asked.expect, journal=journal)
-
-
-def new_run(
-    asked: spec.Playbook, setup: topology.Setup, base: Path, *, last: bool = True
-) -> rundir.RunDir:
-    """Make a run directory with the playbook's bytes in it."""
-    digest = hashlib.sha256(asked.source + setup.image.digest.encode()).hexdigest()
-    run_dir = rundir.create(base, asked.name, digest, guests=tuple(_taking_part(asked)), last=last)
-    (run_dir.path / "playbook.yaml").write_bytes(asked.source)
-    return run_dir
-
-
 def take(
     ready: Stand,
     asked: spec.Playbook,
@@ -194,7 +124,7 @@ def take(
         seed=secrets.randbits(64),
         nonce=secrets.token_bytes(16),
     )
-    manifest = _manifest(taken, ready.setup, how=ready.how, command=command)
+    manifest = _manifest(taken, command=command)
     run_dir.write_manifest(manifest)
     try:
         _measure(taken, ready.modules, manifest)
@@ -203,120 +133,44 @@ def take(
         raise
 
 
-def analyse(run_dir: rundir.RunDir, expect: spec.Expect, *, journal: Journal) -> Outcome:
+def answer(run_dir: rundir.RunDir, expect: spec.Expect, *, journal: Journal) -> Answer:
     """Compute ledger and report of a run from its directory alone."""
     with journal.step("ledger"):
         result = ledger.build(run_dir)
         run_dir.write_text("ledger.json", result.to_json())
         run_dir.write_text("report.txt", report.render(result, run_dir))
-    return Outcome(run=run_dir, ledger=result, failures=tuple(ledger.check(result, expect)))
+    return Answer(run=run_dir, ledger=result, failures=tuple(ledger.check(result, expect)))
 
 
-def _taking_part(asked: spec.Playbook) -> list[str]:
-    return list(MODULES[asked.workload.over])
+def analyse(run_dir: rundir.RunDir, expect: spec.Expect, *, journal: Journal) -> Outcome:
+    """Compute ledger and report of a run, and say why it is not proven."""
+    found = answer(run_dir, expect, journal=journal)
+    value = {**json.loads(found.ledger.to_json()), "failed_expectations": list(found.failures)}
+    return Outcome(
+        run=run_dir,
+        result="ledger.json",
+        value=value,
+        trouble=found.trouble,
+        hint=f"invoke lab.lines {run_dir.name}",
+    )
 
 
-@contextlib.contextmanager
-def _ready_pair(
-    name: str, setup: topology.Setup, *, journal: Journal, reset: bool
-) -> Iterator[tuple[topology.Lab, str, bool]]:
-    """Yield a pair, how it came to be as it is, and whether its memory is the snapshot's.
-
-    The lab that is up is used if it is what the playbook asks for; else the run brings
-    up a pair of its own and takes it down.  Without `reset` only the lab will do.
-    """
-    if name in topology.names():
-        with topology.opened(name) as pair:
-            other = unlike(pair, setup)
-            if other is None:
-                yield pair, *_readied(pair, setup, journal=journal, reset=reset)
-                return
-        if not reset:
-            raise HostError(
-                f"lab '{name}' {other}, and --no-reset asks for the lab as it stands",
-                hint="invoke lab.up --fresh, or leave --no-reset out",
-            )
-        journal.say(f"lab '{name}' {other}: using a pair of its own")
-    elif not reset:
-        raise LabNotUp(f"lab '{name}' is not up, and --no-reset asks for it", hint="invoke lab.up")
-    own = f"run-{os.getpid()}"
-    with topology.opened(own, create=True) as pair:
-        state = pair.bring_up(replace(setup, owner=os.getpid()), journal=journal)
-        try:
-            yield pair, f"a pair of its own, {state.how}", True
-        finally:
-            with journal.step("take the pair down"):
-                pair.bring_down()
-
-
-def unlike(pair: topology.Lab, setup: topology.Setup) -> str | None:
-    """Say in what a lab differs from what is asked for; None where it does not."""
-    state = pair.state
-    if state is None:
-        return "is not up"
-    if state.kernel != setup.image.series:
-        return f"has kernel {state.kernel}, not {setup.image.series}"
-    if state.image != setup.image.digest:
-        return "has an older image"
-    if (state.device, state.accelerator) != (setup.device, setup.accelerator.name):
-        return f"has {state.device} under {state.accelerator}"
-    return None
-
-
-def _readied(
-    pair: topology.Lab, setup: topology.Setup, *, journal: Journal, reset: bool
-) -> tuple[str, bool]:
-    """Put a lab back to its snapshot if anything was done in it, unless that is not wanted."""
-    state = pair.require_state()
-    if not reset:
-        pair.attach(deadline=Deadline(REACH_S))
-        return f"lab '{pair.name}' as it stands", False
-    ails = pair.ails(deadline=Deadline(REACH_S))
-    if ails is not None:
-        journal.say(f"lab '{pair.name}' is reset: {ails}")
-    if ails is not None or not state.pristine:
-        pair.bring_down()
-        state = pair.bring_up(setup, journal=journal)
-    return f"lab '{pair.name}' {state.how} to its snapshot", True
-
-
-def _manifest(
-    taken: _Measurement, setup: topology.Setup, *, how: str, command: str
-) -> dict[str, Any]:
-    kernel, speed = setup.image, setup.accelerator
-    asked = taken.asked
-    work = asked.workload
-    probes = asked.probes
+def _manifest(taken: _Measurement, *, command: str) -> dict[str, Any]:
+    work = taken.asked.workload
     return {
-        "playbook": asked.name,
+        **common_manifest(taken.stand, taken.asked, guests=guests(taken.asked), command=command),
         "over": work.over,
         "protocol": work.protocol,
         "size": work.size,
         "count": work.count,
         "seed": f"{taken.seed:016x}" if work.payload is None else None,
         "payload_masked": None if work.payload is None else message.mask(work.payload),
-        "kernel": kernel.release,
-        "accelerator": {"name": speed.name, "why": speed.why},
-        "link": {"device": asked.link.device, "backend": asked.link.backend, "offloads": {}},
         "probes": {
-            "kind": probes.kind,
+            "kind": taken.asked.probes.kind,
             "modules": {k: list(v) for k, v in MODULES[work.over].items()},
-            "without": list(probes.without),
-            "comm": probes.comm,
+            "without": list(taken.asked.probes.without),
+            "comm": taken.asked.probes.comm,
         },
-        "witnesses": {},
-        "drifted": list(kernel.drifted),
-        "versions": {"skblab": lab.__version__, "qemu": qemu.installed().version},
-        "digests": {
-            "image": kernel.digest,
-            "playbook": hashlib.sha256(asked.source).hexdigest(),
-        },
-        "command": command,
-        "reset": {"how": how, "proven": "nonce" if taken.stand.restored else "not asked for"},
-        "guests": [guest.name for guest in taken.guests],
-        "deadline_s": asked.deadline_s,
-        # As the command line left it: `lab.report` asks the same again.
-        "expect": asdict(asked.expect),
     }
 
 
@@ -361,11 +215,7 @@ def _measure(taken: _Measurement, modules: dict[str, Path], manifest: dict[str, 
         _both(taken, lambda guest: _read_out(taken, probes.get(guest.name), guest))
     _write_witnesses(taken, sides, manifest)
     _keep_logs(taken)
-    manifest["files"] = {
-        str(path.relative_to(taken.run.path)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for guest in taken.guests
-        for path in sorted(taken.run.guest(guest.name).path.iterdir())
-    }
+    manifest["files"] = digests(taken.run, guests(taken.asked))
     taken.run.write_manifest(manifest)
 
 
@@ -401,7 +251,13 @@ def _conditions(taken: _Measurement, manifest: dict[str, Any]) -> None:
             text = shell.run("ethtool -k lab0; ethtool -i lab0", deadline=taken.deadline).stdout
             taken.stand.ethtool[guest.name] = text
         (taken.run.guest(guest.name).file("ethtool.txt")).write_text(text, encoding="utf-8")
-        _symbols(taken, guest)
+        keep_symbols(
+            taken.stand,
+            guest,
+            taken.run.guest(guest.name).symbols,
+            journal=taken.journal,
+            deadline=taken.deadline,
+        )
         return offloads(text)
 
     found = _both(taken, gather)
@@ -423,37 +279,6 @@ def offloads(text: str) -> dict[str, str]:
         if key in wanted and value.strip():
             found[wanted[key]] = value.split()[0]
     return found
-
-
-def _symbols(taken: _Measurement, guest: Guest) -> None:
-    """Keep the guest's symbols; asked of it once per snapshot, since a restore keeps them."""
-    state = taken.pair.require_up()
-    # By the nonce: a snapshot that was made anew has the same name and other addresses.
-    mark = state.guests[guest.name].nonce[:16]
-    kept = snapshot.folder() / state.snapshot / f"{guest.name}.{mark}.symbols"
-    target = taken.run.guest(guest.name).symbols
-    before = taken.stand.symbols.setdefault(guest.name, target)
-    if before is not target:
-        # 7 MB that are the same for every run on this pair.
-        with contextlib.suppress(OSError):
-            target.hardlink_to(before)
-            return
-    with contextlib.suppress(FileNotFoundError):
-        shutil.copyfile(kept, target)
-        return
-    with taken.journal.step("symbols", guest=guest.name):
-        shell = guest.require_shell()
-        # 7 MB of text: packing it costs a guest under TCG less than encrypting it.
-        packed = "/run/symbols.gz"
-        shell.run(f"gzip -1 -c < /proc/kallsyms > {packed}", deadline=taken.deadline)
-        shell.get(packed, target, deadline=taken.deadline)
-        shell.run(f"rm {packed}", deadline=taken.deadline)
-        target.write_bytes(gzip.decompress(target.read_bytes()))
-    # The snapshot may have been evicted, or found corrupt, while this lab goes on.
-    with contextlib.suppress(FileNotFoundError):
-        part = kept.with_suffix(f".{os.getpid()}.part")
-        shutil.copyfile(target, part)
-        part.replace(kept)
 
 
 def _gate(taken: _Measurement, name: str) -> None:
@@ -539,26 +364,6 @@ def _write_witnesses(
 
 
 def _keep_logs(taken: _Measurement) -> None:
-    """Copy what QEMU and the guests said, however the run ended."""
     for log in taken.logs.values():
         log.close()
-    for guest in taken.guests:
-        folder = taken.run.guest(guest.name).path
-        for source, name in ((guest.folder.console, "console.log"), (guest.folder.log, "qemu.log")):
-            with contextlib.suppress(OSError):
-                (folder / name).write_bytes(process.read_given(source))
-        argv = guest.argv or _running_argv(guest)
-        (folder / "argv").write_text("\n".join(argv) + "\n", encoding="utf-8")
-
-
-def _running_argv(guest: Guest) -> list[str]:
-    for pid in process.holders(guest.folder.lock):
-        with contextlib.suppress(OSError):
-            raw = Path(f"/proc/{pid}/cmdline").read_bytes()
-            return [word.decode("utf-8", "replace") for word in raw.rstrip(b"\0").split(b"\0")]
-    return []
-
-
-def describe_command() -> str:
-    """Return the command line of this process, for the manifest."""
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    keep_logs(taken.run, taken.guests)

@@ -1,0 +1,249 @@
+"""A pair of guests that stands ready, and what every run on it does alike."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import lab
+from lab import (
+    accelerator,
+    build,
+    image,
+    process,
+    qemu,
+    rundir,
+    snapshot,
+    spec,
+    topology,
+)
+from lab.deadline import Deadline
+from lab.errors import HostError, LabNotUp
+from lab.guest import Guest
+from lab.journal import Journal
+
+REACH_S = 10.0
+
+
+@dataclass(slots=True)
+class Stand:
+    """A pair that stands ready for runs, and what need be asked of it only once."""
+
+    pair: topology.Lab
+    setup: topology.Setup
+    modules: dict[str, Path]
+    how: str  # it came to be as it is
+    restored: bool  # its memory is the snapshot's, as a nonce proves
+    pushed: dict[str, set[str]] = field(default_factory=dict)  # guest -> modules it has
+    ethtool: dict[str, str] = field(default_factory=dict)
+    symbols: dict[str, Path] = field(default_factory=dict)
+
+
+def setup_for(
+    asked: spec.Playbook, *, journal: Journal, locked: bool = False, offline: bool = False
+) -> tuple[topology.Setup, dict[str, Path]]:
+    """Return what a pair for this playbook is made of, and the modules that watch it."""
+    kernel = image.ensure(asked.kernel, journal=journal, locked=locked, offline=offline)
+    modules = build.build_modules(kernel, journal=journal) if asked.probes.kind == "kmod" else {}
+    speed = accelerator.choose(kernel, journal=journal)
+    setup = topology.standard(kernel, speed, journal=journal, device=asked.link.device)
+    return setup, modules
+
+
+@contextlib.contextmanager
+def stand(
+    setup: topology.Setup,
+    modules: dict[str, Path],
+    *,
+    lab_name: str,
+    journal: Journal,
+    reset: bool = True,
+) -> Iterator[Stand]:
+    """Yield a pair that is ready for one run after the other."""
+    with _ready_pair(lab_name, setup, journal=journal, reset=reset) as (pair, how, restored):
+        yield Stand(pair=pair, setup=setup, modules=modules, how=how, restored=restored)
+
+
+def new_run(
+    asked: spec.Playbook,
+    setup: topology.Setup,
+    base: Path,
+    *,
+    guests: Sequence[str],
+    last: bool = True,
+) -> rundir.RunDir:
+    """Make a run directory with the playbook's bytes in it."""
+    digest = hashlib.sha256(asked.source + setup.image.digest.encode()).hexdigest()
+    run_dir = rundir.create(base, asked.name, digest, guests=guests, last=last)
+    (run_dir.path / "playbook.yaml").write_bytes(asked.source)
+    return run_dir
+
+
+@contextlib.contextmanager
+def _ready_pair(
+    name: str, setup: topology.Setup, *, journal: Journal, reset: bool
+) -> Iterator[tuple[topology.Lab, str, bool]]:
+    """Yield a pair, how it came to be as it is, and whether its memory is the snapshot's.
+
+    The lab that is up is used if it is what the playbook asks for; else the run brings
+    up a pair of its own and takes it down.  Without `reset` only the lab will do.
+    """
+    if name in topology.names():
+        with topology.opened(name) as pair:
+            other = unlike(pair, setup)
+            if other is None:
+                yield pair, *_readied(pair, setup, journal=journal, reset=reset)
+                return
+        if not reset:
+            raise HostError(
+                f"lab '{name}' {other}, and --no-reset asks for the lab as it stands",
+                hint="invoke lab.up --fresh, or leave --no-reset out",
+            )
+        journal.say(f"lab '{name}' {other}: using a pair of its own")
+    elif not reset:
+        raise LabNotUp(f"lab '{name}' is not up, and --no-reset asks for it", hint="invoke lab.up")
+    own = f"run-{os.getpid()}"
+    with topology.opened(own, create=True) as pair:
+        state = pair.bring_up(replace(setup, owner=os.getpid()), journal=journal)
+        try:
+            yield pair, f"a pair of its own, {state.how}", True
+        finally:
+            with journal.step("take the pair down"):
+                pair.bring_down()
+
+
+def unlike(pair: topology.Lab, setup: topology.Setup) -> str | None:
+    """Say in what a lab differs from what is asked for; None where it does not."""
+    state = pair.state
+    if state is None:
+        return "is not up"
+    if state.kernel != setup.image.series:
+        return f"has kernel {state.kernel}, not {setup.image.series}"
+    if state.image != setup.image.digest:
+        return "has an older image"
+    if (state.device, state.accelerator) != (setup.device, setup.accelerator.name):
+        return f"has {state.device} under {state.accelerator}"
+    return None
+
+
+def _readied(
+    pair: topology.Lab, setup: topology.Setup, *, journal: Journal, reset: bool
+) -> tuple[str, bool]:
+    """Put a lab back to its snapshot if anything was done in it, unless that is not wanted."""
+    state = pair.require_state()
+    if not reset:
+        pair.attach(deadline=Deadline(REACH_S))
+        return f"lab '{pair.name}' as it stands", False
+    ails = pair.ails(deadline=Deadline(REACH_S))
+    if ails is not None:
+        journal.say(f"lab '{pair.name}' is reset: {ails}")
+    if ails is not None or not state.pristine:
+        pair.bring_down()
+        state = pair.bring_up(setup, journal=journal)
+    return f"lab '{pair.name}' {state.how} to its snapshot", True
+
+
+# --- What every run writes ------------------------------------------------------------------
+
+
+def common_manifest(
+    ready: Stand, asked: spec.Playbook, *, guests: Sequence[str], command: str
+) -> dict[str, Any]:
+    """Return what the manifest of every run says; a kind of experiment adds its own."""
+    kernel, speed = ready.setup.image, ready.setup.accelerator
+    return {
+        "experiment": asked.experiment,
+        "playbook": asked.name,
+        "kernel": kernel.release,
+        "accelerator": {"name": speed.name, "why": speed.why},
+        "link": {"device": asked.link.device, "backend": asked.link.backend, "offloads": {}},
+        "witnesses": {},
+        "drifted": list(kernel.drifted),
+        "versions": {"skblab": lab.__version__, "qemu": qemu.installed().version},
+        "digests": {
+            "image": kernel.digest,
+            "playbook": hashlib.sha256(asked.source).hexdigest(),
+        },
+        "command": command,
+        "reset": {
+            "how": ready.how,
+            "proven": "nonce" if ready.restored else "not asked for",
+        },
+        "guests": list(guests),
+        "deadline_s": asked.deadline_s,
+        # As the command line left it: `lab.report` asks the same again.
+        "expect": asdict(asked.expect),
+    }
+
+
+def digests(run_dir: rundir.RunDir, guests: Iterable[str]) -> dict[str, str]:
+    """Return the digest of every file in the guests' folders, by its path in the run."""
+    return {
+        str(path.relative_to(run_dir.path)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for name in guests
+        for path in sorted(run_dir.guest(name).path.iterdir())
+    }
+
+
+def keep_symbols(
+    ready: Stand, guest: Guest, target: Path, *, journal: Journal, deadline: Deadline
+) -> None:
+    """Keep the guest's symbols; asked of it once per snapshot, since a restore keeps them."""
+    state = ready.pair.require_up()
+    # By the nonce: a snapshot that was made anew has the same name and other addresses.
+    mark = state.guests[guest.name].nonce[:16]
+    kept = snapshot.folder() / state.snapshot / f"{guest.name}.{mark}.symbols"
+    before = ready.symbols.setdefault(guest.name, target)
+    if before is not target:
+        # 7 MB that are the same for every run on this pair.
+        with contextlib.suppress(OSError):
+            target.hardlink_to(before)
+            return
+    with contextlib.suppress(FileNotFoundError):
+        shutil.copyfile(kept, target)
+        return
+    with journal.step("symbols", guest=guest.name):
+        shell = guest.require_shell()
+        # 7 MB of text: packing it costs a guest under TCG less than encrypting it.
+        packed = "/run/symbols.gz"
+        shell.run(f"gzip -1 -c < /proc/kallsyms > {packed}", deadline=deadline)
+        shell.get(packed, target, deadline=deadline)
+        shell.run(f"rm {packed}", deadline=deadline)
+        target.write_bytes(gzip.decompress(target.read_bytes()))
+    # The snapshot may have been evicted, or found corrupt, while this lab goes on.
+    with contextlib.suppress(FileNotFoundError):
+        part = kept.with_suffix(f".{os.getpid()}.part")
+        shutil.copyfile(target, part)
+        part.replace(kept)
+
+
+def keep_logs(run_dir: rundir.RunDir, guests: Iterable[Guest]) -> None:
+    """Copy what QEMU and the guests said, however the run ended."""
+    for guest in guests:
+        folder = run_dir.guest(guest.name).path
+        for source, name in ((guest.folder.console, "console.log"), (guest.folder.log, "qemu.log")):
+            with contextlib.suppress(OSError):
+                (folder / name).write_bytes(process.read_given(source))
+        argv = guest.argv or _running_argv(guest)
+        (folder / "argv").write_text("\n".join(argv) + "\n", encoding="utf-8")
+
+
+def _running_argv(guest: Guest) -> list[str]:
+    for pid in process.holders(guest.folder.lock):
+        with contextlib.suppress(OSError):
+            raw = Path(f"/proc/{pid}/cmdline").read_bytes()
+            return [word.decode("utf-8", "replace") for word in raw.rstrip(b"\0").split(b"\0")]
+    return []
+
+
+def describe_command() -> str:
+    """Return the command line of this process, for the manifest."""
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
