@@ -138,7 +138,9 @@ def answer(run_dir: rundir.RunDir, expect: spec.Expect, *, journal: Journal) -> 
     with journal.step("ledger"):
         result = ledger.build(run_dir)
         run_dir.write_text("ledger.json", result.to_json())
+    with journal.step("report"):
         run_dir.write_text("report.txt", report.render(result, run_dir))
+        run_dir.write_text("report.html", report.page(result, run_dir))
     return Answer(run=run_dir, ledger=result, failures=tuple(ledger.check(result, expect)))
 
 

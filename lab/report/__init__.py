@@ -5,11 +5,16 @@ from __future__ import annotations
 from lab import capture
 from lab.ledger import Ledger, Message, Movement, Place
 from lab.message import Messages
+from lab.report.frames import holds, known_addresses
 from lab.report.log import lines
-from lab.report.tables import content, paragraph, some, table, times
+from lab.report.page import page
+from lab.report.stations import copy_numbers
+from lab.report.tables import content, paragraph, some, table
+from lab.report.verdict import largest, sentences
+from lab.report.words import function_name
 from lab.rundir import Manifest, RunDir
 
-__all__ = ["function_name", "lines", "render"]
+__all__ = ["function_name", "lines", "page", "render"]
 
 SHOWN_MESSAGES = 1  # in full; the others as one line of totals
 SHOWN_ROWS = 14  # of one table
@@ -57,71 +62,7 @@ def _messages(manifest: Manifest) -> Messages:
 
 
 def _verdict(ledger: Ledger) -> list[str]:
-    if not ledger.complete:
-        return paragraph(f"INCOMPLETE: {_first_reason(ledger)}")
-    if ledger.disagreements:
-        first = ledger.disagreements[0]
-        return paragraph(f"DISAGREEMENT: {first.guest}: {first.text}")
-    most = _largest(ledger)
-    totals = most.totals
-    what = f"{most.size} bytes"
-    if len(ledger.messages) > 1:
-        what = f"{len(ledger.messages)} messages of {most.size} bytes each"
-    devices = "no device touched them"
-    if totals.device_reads or totals.device_writes:
-        reads, writes = times(totals.device_reads), times(totals.device_writes)
-        devices = f"read {reads} and written {writes} by devices"
-    if totals.handovers:
-        devices += f", {some(totals.handovers, 'handover')}"
-    copied = f"copied {times(totals.guest_cpu_copies)} by guest CPUs"
-    return [
-        *paragraph(f"COMPLETE: {what} {copied}, {devices}; {_skb_words(most)}."),
-        *paragraph(f"Copied by {', '.join(_copiers(most))}."),
-    ]
-
-
-def _first_reason(ledger: Ledger) -> str:
-    # Lost records explain every gap; a gap explains what the programs then say.
-    lost = (entry for entry in ledger.incomplete if "lost records" in entry.why)
-    gaps = (entry for entry in ledger.incomplete if entry.between)
-    first = next(lost, None) or next(gaps, None) or ledger.incomplete[0]
-    size = sum(entry.bytes for entry in ledger.incomplete if entry.why == first.why)
-    if not first.between:
-        return f"{first.guest}: {first.why}"
-    return f"{size} bytes unaccounted for on {first.guest}: {first.why}"
-
-
-def _largest(ledger: Ledger) -> Message:
-    return max(ledger.messages, key=lambda message: message.totals.guest_cpu_copies)
-
-
-def _copiers(message: Message) -> list[str]:
-    copies = [movement for movement in message.movements if movement.kind == "copy"]
-    names = dict.fromkeys((function_name(movement), movement.guest) for movement in copies)
-    if message.over == "loopback":
-        return [function for function, _ in names]
-    return [f"{function} ({guest})" for function, guest in names]
-
-
-def function_name(movement: Movement) -> str:
-    """Return who copied, as a person says it: "memcpy in page_to_skb"."""
-    name = movement.function.partition(":")[2] or movement.function
-    outer, arrow, inner = name.partition(">")
-    return f"{inner} in {outer}" if arrow else name
-
-
-def _skb_words(message: Message) -> str:
-    match message.skb.same_object, message.skb.same_head:
-        case True, True:
-            return "same skb, same head"
-        case True, _:
-            return "same skb, another head"
-        case False, True:
-            return "a clone, same head"
-        case False, _:
-            return "different skbs"
-        case _:
-            return "one side's skb was not seen"
+    return [line for text in sentences(ledger) for line in paragraph(text)]
 
 
 def _conditions(ledger: Ledger, manifest: Manifest) -> list[str]:
@@ -167,7 +108,7 @@ def _copies(message: Message) -> list[str]:
     if not message.movements:
         return ["Nothing was seen to move."]
     rows = []
-    numbers = _copy_numbers(message)
+    numbers = copy_numbers(message)
     for movement, number in list(zip(message.movements, numbers, strict=True))[:SHOWN_ROWS]:
         name = f"#{number}" if movement.kind == "copy" else "-"
         source, target = message.places[movement.source], message.places[movement.target]
@@ -183,20 +124,6 @@ def _copies(message: Message) -> list[str]:
         )
     head = ("COPY", "FUNCTION", "SOURCE", "DEST", "LEN", "PROVEN BY")
     return [*table(head, rows), *_more(len(message.movements), "movement")]
-
-
-def _copy_numbers(message: Message) -> list[int]:
-    # Which copy of its bytes each movement is: fragments share one number.
-    reached: dict[int, int] = {}
-    out = []
-    for movement in message.movements:
-        before = reached.get(movement.source)
-        if before is None:  # where the sender starts, or behind a gap
-            before = 0 if movement.source == 0 else max(reached.values(), default=0)
-        number = before + (movement.kind == "copy")
-        reached[movement.target] = max(reached.get(movement.target, 0), number)
-        out.append(number)
-    return out
 
 
 def _what(movement: Movement) -> str:
@@ -305,24 +232,13 @@ def _frame(message: Message, run: RunDir) -> list[str]:
     rows = [(part, str(size), text) for part, size, text in capture.describe(frame)]
     if frame.payload:
         rows.append(("payload", str(len(frame.payload)), content(frame.payload)))
-    found = [address for address in _known(message) if _in_frame(address, frame.data)]
-    told = f"{len(_known(message))} addresses searched for in it, none there"
+    found = [address for address in known_addresses(message) if holds(frame, address)]
+    told = f"{len(known_addresses(message))} addresses searched for in it, none there"
     if found:
         told = f"holds the address 0x{found[0]:x}"
     return [
         *table(("THE FRAME", "LEN", f"{len(frame.data)} bytes, {wire.evidence[0]}: {told}"), rows)
     ]
-
-
-def _known(message: Message) -> list[int]:
-    found = {place.virtual for place in message.places} | {p.physical for p in message.places}
-    for seen in (*message.skb.sender, *message.skb.receiver):
-        found |= {seen.skb, seen.head, seen.data}
-    return sorted(address for address in found if address > 1 << 16)
-
-
-def _in_frame(address: int, data: bytes) -> bool:
-    return address.to_bytes(8, "little") in data or address.to_bytes(8, "big") in data
 
 
 # --- The end --------------------------------------------------------------------------------
@@ -354,7 +270,7 @@ def _counts(message: Message) -> str:
 
 
 def _totals(ledger: Ledger) -> list[str]:
-    most = _largest(ledger)
+    most = largest(ledger)
     proven = "" if most.complete else " (those that are proven; more went unseen)"
     places = [place for message in ledger.messages for place in message.places]
     verified = sum(place.content_verified for place in places)

@@ -1,0 +1,117 @@
+"""What a message went through, in the order of the host's clock, with the clock's bound."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lab.ledger import Message
+from lab.record import Record
+from lab.report.evidence import Archive, context
+from lab.report.stations import copy_numbers
+from lab.report.words import KINDS, function_name
+
+PAUSE_NS = 20_000_000  # a longer wait is said: the lab holds the programs at gates
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Moment:
+    """One thing a record shows, on the host's clock; `since_ns` counts from the first one."""
+
+    guest: str
+    kind: str  # copy, dma-read, dma-write, handover; skb where it only passed by
+    what: str
+    who: str
+    evidence: str
+    ns: int
+    bound_ns: int
+    since_ns: int
+    pause_ns: int  # since the one before, where that is long; else 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timeline:
+    """All moments of one message."""
+
+    moments: tuple[Moment, ...]
+    guests: tuple[str, ...]
+    bound_ns: int  # the widest of them
+    certain: bool | None  # whether the machines' order is beyond the bound; None for one machine
+
+
+def timeline(message: Message, archive: Archive) -> Timeline:
+    """Return the moments of a message that records carry a time of."""
+    found: list[tuple[int, int, int, Moment]] = []
+    for number, (kind, what, evidence) in enumerate(_entries(message)):
+        record = archive.record(evidence)
+        if record is None:
+            continue
+        line = archive.shelf(record.guest).clock
+        if line is None:
+            continue
+        at = line.host(record.tsc)
+        moment = Moment(
+            guest=record.guest,
+            kind=kind,
+            what=what,
+            who=_who(record),
+            evidence=evidence,
+            ns=at.ns,
+            bound_ns=at.bound_ns,
+            since_ns=0,
+            pause_ns=0,
+        )
+        found.append((at.ns, record.number, number, moment))
+    found.sort(key=lambda entry: entry[:3])
+    moments = tuple(_counted([moment for *_, moment in found]))
+    guests = tuple(dict.fromkeys(moment.guest for moment in moments))
+    return Timeline(
+        moments=moments,
+        guests=guests,
+        bound_ns=max((moment.bound_ns for moment in moments), default=0),
+        certain=_certain(moments, guests),
+    )
+
+
+def _entries(message: Message) -> Iterator[tuple[str, str, str]]:
+    """Yield kind, words and evidence of each movement and sighting."""
+    told = set()
+    for movement, number in zip(message.movements, copy_numbers(message), strict=True):
+        of = f" #{number}" if movement.kind == "copy" else ""
+        name = function_name(movement)
+        yield movement.kind, f"{KINDS[movement.kind]}{of}: {name}", movement.evidence[0]
+        told.add(movement.evidence[0])
+    for seen in (*message.skb.sender, *message.skb.receiver):
+        if seen.evidence not in told:
+            told.add(seen.evidence)
+            yield "skb", f"skb at {seen.at.partition(':')[2] or seen.at}", seen.evidence
+
+
+def _who(record: Record) -> str:
+    return f"{record.comm}, CPU {record.cpu}, {context(record.context)}"
+
+
+def _counted(moments: list[Moment]) -> Iterator[Moment]:
+    before = moments[0].ns if moments else 0
+    for moment in moments:
+        pause = moment.ns - before
+        yield Moment(
+            guest=moment.guest,
+            kind=moment.kind,
+            what=moment.what,
+            who=moment.who,
+            evidence=moment.evidence,
+            ns=moment.ns,
+            bound_ns=moment.bound_ns,
+            since_ns=moment.ns - moments[0].ns,
+            pause_ns=pause if pause >= PAUSE_NS else 0,
+        )
+        before = moment.ns
+
+
+def _certain(moments: tuple[Moment, ...], guests: tuple[str, ...]) -> bool | None:
+    if len(guests) < 2:
+        return None
+    last = max((m.ns + m.bound_ns for m in moments if m.kind == "dma-read"), default=None)
+    first = min((m.ns - m.bound_ns for m in moments if m.kind == "dma-write"), default=None)
+    return None if last is None or first is None else last < first

@@ -1,0 +1,354 @@
+"""report.html: what a run found, on one page that needs nothing but itself.
+
+Templates decide how it looks, this module what is in it, and how much: a run of 10,000
+messages shows one message of each way in full, and says what it leaves out.  Whatever comes
+from a guest, the payload first of all, is escaped by Jinja2; there is no script in the page and
+its policy forbids any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+
+from lab.capture import Frame
+from lab.ledger import Ledger, Message, Movement
+from lab.message import Messages
+from lab.report import evidence, questions, verdict
+from lab.report.drawing import Drawing, Words, draw
+from lab.report.evidence import Archive, Card, Wanted
+from lab.report.frames import holds, known_addresses
+from lab.report.maps import MemoryMap, maps
+from lab.report.moments import Timeline, timeline
+from lab.report.rings import Ring, rings
+from lab.report.stations import copy_numbers
+from lab.report.tables import content, some
+from lab.report.words import KINDS, PLACES, function_name
+from lab.rundir import Manifest, RunDir
+
+SHOWN_WAYS = 3  # messages in full, one of each way
+SHOWN_MESSAGES = 40  # rows
+SHOWN_ROWS = 24  # of any other table, and of evidence
+TEMPLATES = Path(__file__).with_name("templates")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One movement: its row in the table, and its evidence."""
+
+    id: str
+    copy: int | None
+    kind: str
+    what: str
+    movement: Movement
+    source: str
+    target: str
+    cards: tuple[Card, ...]
+    touched: tuple[tuple[str, tuple[str, ...]], ...]  # whose accesses, and their lines
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spot:
+    """One place: its row in the table."""
+
+    name: str
+    guest: str
+    virtual: str
+    region: str
+    physical: str
+    size: int
+    content: str
+    verified: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shown:
+    """One message in full, for all that went the same way."""
+
+    message: Message
+    alike: int
+    wide: Drawing
+    narrow: Drawing
+    steps: tuple[Step, ...]
+    steps_left_out: int
+    spots: tuple[Spot, ...]
+    spots_left_out: int
+    sightings: tuple[tuple[str, str, str, str, str, str, str], ...]
+    sightings_left_out: int
+    frame: tuple[tuple[str, int, str], ...]
+    frame_told: str
+    maps: tuple[MemoryMap, ...]
+    timeline: Timeline
+
+
+def environment() -> jinja2.Environment:
+    """Return where templates come from: everything put into one is escaped."""
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters["some"] = some
+    made.globals["kinds"] = KINDS
+    return made
+
+
+def page(ledger: Ledger, run: RunDir) -> str:
+    """Return report.html of a run."""
+    manifest = run.manifest()
+    archive = Archive(run)
+    groups = _groups(ledger)
+    shown = [
+        _shown(ledger, messages, f"m{number}", archive, manifest)
+        for number, messages in enumerate(groups[:SHOWN_WAYS])
+    ]
+    first = shown[0]
+    return environment().get_template("run.html.j2").render(
+        run=run.name,
+        word=verdict.word(ledger),
+        sentences=verdict.sentences(ledger),
+        ledger=ledger,
+        manifest=manifest,
+        shown=shown,
+        ways_left_out=len(groups) - len(shown),
+        messages=[_row(message) for message in ledger.messages[:SHOWN_MESSAGES]],
+        messages_left_out=max(0, len(ledger.messages) - SHOWN_MESSAGES),
+        answers=questions.answers(ledger, first.message, manifest, first.frame_told),
+        rings=[ring for guest in manifest.guests for ring in _rings(run, guest, first.message)],
+        incomplete=ledger.incomplete[:SHOWN_ROWS],
+        incomplete_left_out=max(0, len(ledger.incomplete) - SHOWN_ROWS),
+        disagreements=ledger.disagreements[:SHOWN_ROWS],
+        disagreements_left_out=max(0, len(ledger.disagreements) - SHOWN_ROWS),
+        unexplained=ledger.unexplained[:SHOWN_ROWS],
+        unexplained_left_out=max(0, len(ledger.unexplained) - SHOWN_ROWS),
+        conditions=list(_conditions(ledger, manifest)),
+        notes=_notes(ledger),
+    )  # fmt: skip
+
+
+def _notes(ledger: Ledger) -> list[str]:
+    out = [f"{note}." for note in ledger.notes]
+    if any(m.mover == "device" for message in ledger.messages for m in message.movements):
+        out.append(
+            "Device reads and writes are seen from the guests: no guest CPU touched the bytes. "
+            "Between two QEMU guests it was a host CPU that moved them."
+        )
+    if ledger.accelerator.get("name") == "tcg":
+        out.append("Under tcg durations are emulated; counts and addresses are not.")
+    return out
+
+
+def _groups(ledger: Ledger) -> list[list[Message]]:
+    """Return the messages by the way they went, what is incomplete first."""
+    groups: dict[tuple[object, ...], list[Message]] = {}
+    for message in ledger.messages:
+        steps = {(m.kind, m.function, m.guest) for m in message.movements}
+        key = (message.complete, message.totals, frozenset(steps))
+        groups.setdefault(key, []).append(message)
+    return sorted(groups.values(), key=lambda group: (group[0].complete, group[0].id))
+
+
+# --- One message ----------------------------------------------------------------------------
+
+
+def _shown(
+    ledger: Ledger, group: Sequence[Message], anchor: str, archive: Archive, manifest: Manifest
+) -> Shown:
+    message = group[0]
+    made = Messages(
+        seed=manifest.seed, payload=manifest.payload, size=manifest.size, count=manifest.count
+    )
+    data = made.bytes(message.id)
+    words = Words(
+        kernel=f"Linux {manifest.kernel}",
+        device=manifest.device,
+        rings=_descriptors(message, archive),
+        anchor=anchor,
+    )
+    frame = _frame(message, archive)
+    sightings = list(_sightings(message))
+    return Shown(
+        message=message,
+        alike=len(group),
+        wide=draw(message, words, wide=True),
+        narrow=draw(message, words, wide=False),
+        steps=tuple(_steps(message, anchor, archive, data)),
+        steps_left_out=max(0, len(message.movements) - SHOWN_ROWS),
+        spots=tuple(_spots(message, data, searched=ledger.searched)),
+        spots_left_out=max(0, len(message.places) - SHOWN_ROWS),
+        sightings=tuple(sightings[:SHOWN_ROWS]),
+        sightings_left_out=max(0, len(sightings) - SHOWN_ROWS),
+        frame=() if frame is None else tuple(_frame_rows(frame)),
+        frame_told="" if frame is None else _told(message, frame),
+        maps=tuple(maps(message, archive.run)),
+        timeline=timeline(message, archive),
+    )
+
+
+def _descriptors(message: Message, archive: Archive) -> dict[str, str]:
+    out: dict[str, str] = {}
+    for movement in message.movements:
+        for one in movement.evidence:
+            if "/rings.json#" in one and len(out) < SHOWN_ROWS:
+                out[one] = archive.descriptor(one)
+    return out
+
+
+def _steps(message: Message, anchor: str, archive: Archive, data: bytes) -> Iterator[Step]:
+    numbers = copy_numbers(message)
+    for number, movement in enumerate(message.movements[:SHOWN_ROWS]):
+        wanted = Wanted(message=data, offset=movement.offset, size=movement.payload_size)
+        yield Step(
+            id=f"{anchor}-{number}",
+            copy=numbers[number] if movement.kind == "copy" else None,
+            kind=movement.kind,
+            what=function_name(movement),
+            movement=movement,
+            source=_end(message, movement.source, movement.offset),
+            target=_end(message, movement.target, movement.offset),
+            cards=tuple(archive.card(one, wanted) for one in movement.evidence),
+            touched=tuple(_touched(message, movement, archive)),
+        )
+
+
+def _touched(
+    message: Message, movement: Movement, archive: Archive
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield who loaded and stored the bytes at both ends, as the emulator saw it."""
+    for end, number in (("source", movement.source), ("target", movement.target)):
+        place = message.places[number]
+        if place.physical:
+            lines = archive.touched(place.guest, place.physical, min(place.size, 64))
+            if lines:
+                yield f"{end}: {PLACES.get(place.place, place.place)}", tuple(lines)
+
+
+def _end(message: Message, number: int, offset: int) -> str:
+    place = message.places[number]
+    if place.place == "wire":
+        return f"the wire {place.evidence[0]}"
+    at = place.at(offset)
+    return f"{PLACES.get(place.place, place.place)} {f'0x{at:x}' if at else 'not known'}"
+
+
+def _spots(message: Message, data: bytes, *, searched: bool) -> Iterator[Spot]:
+    for place in message.places[:SHOWN_ROWS]:
+        wire = place.place == "wire"
+        last = place.evidence[-1] if place.evidence else ""
+        gate = last.rpartition("#")[2].partition("/")[0]
+        verified = f"RAM, gate '{gate}'" if "census" in last else "frame"
+        if not place.content_verified:
+            verified = "no: used again since" if searched else "no: not searched"
+        yield Spot(
+            name=PLACES.get(place.place, place.place),
+            guest=place.guest,
+            virtual="no address" if wire else _address(place.virtual),
+            region=place.region or "–",
+            physical="no address" if wire else _address(place.physical),
+            size=place.size,
+            content=content(data[place.offset : place.offset + min(place.size, 16)])
+            if place.content_verified
+            else "–",
+            verified=verified,
+        )
+
+
+def _address(value: int) -> str:
+    return f"0x{value:x}" if value else "not known"
+
+
+def _sightings(message: Message) -> Iterator[tuple[str, str, str, str, str, str, str]]:
+    for side, seen in (("sender", message.skb.sender), ("receiver", message.skb.receiver)):
+        for one in seen:
+            hook = one.at.partition(":")[2] or one.at
+            addresses = f"0x{one.skb:x}", f"0x{one.head:x}", f"0x{one.data:x}"
+            yield side, hook, *addresses, str(one.len), one.evidence
+
+
+# --- The wire -------------------------------------------------------------------------------
+
+
+def _frame(message: Message, archive: Archive) -> Frame | None:
+    wire = next((place for place in message.places if place.place == "wire"), None)
+    if wire is None:
+        return None
+    guest, _, number = wire.evidence[0].partition("/wire.pcap#")
+    frames = archive.shelf(guest).frames
+    return frames[int(number)] if int(number) < len(frames) else None
+
+
+def _frame_rows(frame: Frame) -> Iterator[tuple[str, int, str]]:
+    for part, size, text in evidence.rows(frame):
+        yield part, size, text or content(frame.payload)
+
+
+def _told(message: Message, frame: Frame) -> str:
+    """Say how large a frame is, and that no address of the run is in it."""
+    known = known_addresses(message)
+    found = [address for address in known if holds(frame, address)]
+    told = f"of {len(known)} addresses of the run searched for in it, none is there"
+    if found:
+        told = f"it holds the address 0x{found[0]:x}"
+    return f"The first is {len(frame.data)} bytes long; {told}."
+
+
+# --- All messages, rings and conditions -----------------------------------------------------
+
+
+def _row(message: Message) -> tuple[str, ...]:
+    totals = message.totals
+    start = message.places[0] if message.places else None
+    end = message.places[-1] if message.places else None
+    return (
+        str(message.id),
+        "complete" if message.complete else "incomplete",
+        str(totals.guest_cpu_copies),
+        str(totals.device_reads),
+        str(totals.device_writes),
+        str(totals.handovers),
+        _address(start.virtual) if start else "–",
+        _address(end.virtual) if end else "–",
+    )
+
+
+def _rings(run: RunDir, guest: str, message: Message) -> list[Ring]:
+    folder = run.guest(guest)
+    if not folder.has("rings.json"):
+        return []
+    used = [
+        one.partition("#")[2]
+        for movement in message.movements
+        for one in movement.evidence
+        if one.startswith(f"{guest}/rings.json#")
+    ]
+    return rings(guest, folder.rings(), used)
+
+
+def _conditions(ledger: Ledger, manifest: Manifest) -> Iterator[tuple[str, str]]:
+    yield "playbook", manifest.playbook
+    yield "message", f"{manifest.count} × {manifest.size} bytes, {manifest.protocol}"
+    where = f"{manifest.device} over {manifest.backend}" if manifest.over == "link" else "lo"
+    yield "over", f"{manifest.over} ({where})"
+    if manifest.over == "link":
+        yield "offloads", ", ".join(f"{name} {value}" for name, value in manifest.offloads)
+    yield "kernel", f"Linux {manifest.kernel}"
+    yield "accelerator", f"{manifest.accelerator}: {manifest.accelerator_why}".rstrip(": ")
+    yield (
+        "probes",
+        manifest.probe_kind
+        + (f", without {', '.join(manifest.without)}" if manifest.without else ""),
+    )
+    yield "drift", "; ".join(manifest.drifted) or "none: every package is the pinned one"
+    yield "lost", ", ".join(f"{name} {count}" for name, count in ledger.lost.items()) or "nothing"
+    values = manifest.values
+    for name in ("reset", "versions", "command"):
+        told = values.get(name)
+        if isinstance(told, dict):
+            yield name, ", ".join(f"{key} {value}" for key, value in sorted(told.items()))
+        elif told:
+            yield name, str(told)

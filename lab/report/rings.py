@@ -1,0 +1,88 @@
+"""Virtqueues as strips: which descriptors the driver gave, which the device used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lab.rundir import Rings
+from lab.rundir.artefacts import Queue, RingGate
+
+ORDER = ("armed", "sent", "received")
+MOST = 6  # descriptors of a message that are marked and told
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Strip:
+    """One queue at one gate: runs of (first slot, how many, state)."""
+
+    gate: str
+    available: int
+    used: int
+    runs: tuple[tuple[int, int, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ring:
+    """One queue at every gate; `marked` are descriptors of the message."""
+
+    guest: str
+    name: str
+    size: int
+    strips: tuple[Strip, ...]
+    marked: tuple[int, ...]
+    told: tuple[str, ...]
+
+
+def rings(guest: str, found: Rings, used: Sequence[str]) -> list[Ring]:
+    """Return the queues of a guest; `used` are gate/queue/descriptor of a message."""
+    out = []
+    for queue in found.queues:
+        mine = [words for words in (one.split("/") for one in used) if words[1] == queue.kind]
+        marked = tuple(dict.fromkeys(int(words[2]) for words in mine))[:MOST]
+        gates = sorted(queue.gates, key=_order)
+        out.append(
+            Ring(
+                guest=guest,
+                name=f"{queue.kind.upper()} ring {queue.index}",
+                size=queue.size,
+                strips=tuple(_strip(gate, queue) for gate in gates),
+                marked=marked,
+                told=tuple(dict.fromkeys(_told(queue, words) for words in mine[:MOST])),
+            )
+        )
+    return out
+
+
+def _order(gate: RingGate) -> int:
+    return ORDER.index(gate.name) if gate.name in ORDER else len(ORDER)
+
+
+def _strip(gate: RingGate, queue: Queue) -> Strip:
+    states = ["empty"] * max(queue.size, len(gate.descriptors))
+    for descriptor in gate.descriptors:
+        if descriptor.length and descriptor.id < len(states):
+            states[descriptor.id] = "posted"
+    for number, _ in gate.used:
+        if number < len(states) and states[number] == "posted":
+            states[number] = "used"
+    runs: list[tuple[int, int, str]] = []
+    for slot, state in enumerate(states):
+        if runs and runs[-1][2] == state:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1, state)
+        else:
+            runs.append((slot, 1, state))
+    return Strip(gate=gate.name, available=gate.avail_idx, used=gate.used_idx, runs=tuple(runs))
+
+
+def _told(queue: Queue, words: Sequence[str]) -> str:
+    gate, _, number = words
+    for moment in queue.gates:
+        if moment.name == gate:
+            for one in moment.descriptors:
+                if one.id == int(number):
+                    return (
+                        f"descriptor {one.id} at gate '{gate}': physical 0x{one.address:x}, "
+                        f"{one.length} bytes"
+                    )
+    return f"descriptor {number} at gate '{gate}'"

@@ -1,0 +1,78 @@
+"""What a ledger comes to, in one word and a sentence or two."""
+
+from __future__ import annotations
+
+from lab.ledger import Ledger, Message
+from lab.report.tables import some, times
+from lab.report.words import function_name
+
+
+def word(ledger: Ledger) -> str:
+    """Return COMPLETE, INCOMPLETE or DISAGREEMENT."""
+    if not ledger.complete:
+        return "INCOMPLETE"
+    return "DISAGREEMENT" if ledger.disagreements else "COMPLETE"
+
+
+def sentences(ledger: Ledger) -> list[str]:
+    """Return the verdict; the first sentence begins with its word."""
+    if not ledger.complete:
+        return [f"INCOMPLETE: {_first_reason(ledger)}"]
+    if ledger.disagreements:
+        first = ledger.disagreements[0]
+        return [f"DISAGREEMENT: {first.guest}: {first.text}"]
+    most = largest(ledger)
+    totals = most.totals
+    what = f"{most.size} bytes"
+    if len(ledger.messages) > 1:
+        what = f"{len(ledger.messages)} messages of {most.size} bytes each"
+    devices = "no device touched them"
+    if totals.device_reads or totals.device_writes:
+        reads, writes = times(totals.device_reads), times(totals.device_writes)
+        devices = f"read {reads} and written {writes} by devices"
+    if totals.handovers:
+        devices += f", {some(totals.handovers, 'handover')}"
+    copied = f"copied {times(totals.guest_cpu_copies)} by guest CPUs"
+    return [
+        f"COMPLETE: {what} {copied}, {devices}; {skb_words(most)}.",
+        f"Copied by {', '.join(_copiers(most))}.",
+    ]
+
+
+def largest(ledger: Ledger) -> Message:
+    """Return the message that was copied most often."""
+    return max(ledger.messages, key=lambda message: message.totals.guest_cpu_copies)
+
+
+def skb_words(message: Message) -> str:
+    """Say whether both sides had the same skb."""
+    match message.skb.same_object, message.skb.same_head:
+        case True, True:
+            return "same skb, same head"
+        case True, _:
+            return "same skb, another head"
+        case False, True:
+            return "a clone, same head"
+        case False, _:
+            return "different skbs"
+        case _:
+            return "one side's skb was not seen"
+
+
+def _first_reason(ledger: Ledger) -> str:
+    # Lost records explain every gap; a gap explains what the programs then say.
+    lost = (entry for entry in ledger.incomplete if "lost records" in entry.why)
+    gaps = (entry for entry in ledger.incomplete if entry.between)
+    first = next(lost, None) or next(gaps, None) or ledger.incomplete[0]
+    size = sum(entry.bytes for entry in ledger.incomplete if entry.why == first.why)
+    if not first.between:
+        return f"{first.guest}: {first.why}"
+    return f"{size} bytes unaccounted for on {first.guest}: {first.why}"
+
+
+def _copiers(message: Message) -> list[str]:
+    copies = [movement for movement in message.movements if movement.kind == "copy"]
+    names = dict.fromkeys((function_name(movement), movement.guest) for movement in copies)
+    if message.over == "loopback":
+        return [function for function, _ in names]
+    return [f"{function} ({guest})" for function, guest in names]

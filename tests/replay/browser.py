@@ -1,0 +1,109 @@
+"""A real, headless Chromium that says what it made of a page."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--hide-scrollbars", "--enable-logging=stderr",
+)  # fmt: skip
+LIMIT_S = 90
+
+# The page under test has no script and allows none, so the page around it looks into it.
+PROBE = """<!doctype html><body style="margin:0"><pre id="found">nothing</pre>
+<iframe id="page" src="{page}" style="border:0;width:{width}px;height:900px"></iframe>
+<script>
+onload = () => {{
+  const doc = document.getElementById("page").contentDocument;
+  const seen = e => e.getClientRects().length > 0;
+  const drawings = [...doc.querySelectorAll("svg.journey")].filter(seen);
+  const crossed = (a, b) => a.left < b.right - 2 && b.left < a.right - 2
+    && a.top < b.bottom - 4 && b.top < a.bottom - 4;
+  const spilt = [];
+  for (const svg of drawings) {{
+    const area = svg.getBoundingClientRect();
+    const texts = [...svg.querySelectorAll("text:not(.g)")].map(
+      t => [t.textContent, t.getBoundingClientRect()]);
+    texts.forEach(([text, r], i) => {{
+      if (r.right > area.right + 1 || r.left < area.left - 1) spilt.push(text);
+      for (const [other, o] of texts.slice(i + 1))
+        if (crossed(r, o)) spilt.push(text + " / " + other);
+    }});
+  }}
+  document.getElementById("found").textContent = JSON.stringify({{
+    wider: doc.documentElement.scrollWidth - doc.documentElement.clientWidth,
+    arrows: drawings.map(svg => [...svg.querySelectorAll(".arrow[data-movements]")].filter(seen)
+      .map(a => [a.dataset.kind, a.dataset.movements.split(" ").map(Number)])),
+    gaps: drawings.map(svg => svg.querySelectorAll("[data-gap]").length),
+    spilt: spilt,
+    background: getComputedStyle(doc.documentElement).backgroundColor,
+    text: doc.body.innerText,
+  }});
+}};
+</script></body>
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a browser showed: drawings as arrows (kind, numbers of movements), text, complaints."""
+
+    wider: int  # pixels by which the page is wider than the window
+    arrows: list[list[tuple[str, list[int]]]]
+    gaps: list[int]
+    spilt: list[str]  # words of drawings that cover others or leave the drawing
+    background: str
+    text: str
+    complaints: list[str]
+
+
+def find() -> str:
+    """Return the browser; skip the test where there is none, fail where one must be."""
+    found = next(filter(None, map(shutil.which, NAMES)), None)
+    if found is None:
+        why = "chromium is not installed"
+        if "chromium" in os.environ.get("LAB_MUST_RUN", "").split(","):
+            pytest.fail(f"{why}, and LAB_MUST_RUN asks for it", pytrace=False)
+        pytest.skip(why)
+    return found
+
+
+def look(page: Path, folder: Path, *, width: int = 1280, dark: bool = False) -> Seen:
+    """Open a page in a window of `width` and return what was seen."""
+    around = folder / f"around-{width}.html"
+    around.write_text(PROBE.format(page=page.as_uri(), width=width), encoding="utf-8")
+    argv = [
+        find(), *FLAGS, f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=3000",
+        "--allow-file-access-from-files", f"--window-size={max(width, 500)},1000",
+        *(["--blink-settings=preferredColorScheme=0"] if dark else []),
+        "--dump-dom", around.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=LIMIT_S, check=True)
+    told = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert told is not None, done.stdout[:2000]
+    assert told[1] != "nothing", done.stderr[-2000:]
+    plain = told[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+    complaints = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+    return Seen(**json.loads(plain), complaints=complaints)
+
+
+def print_pdf(page: Path, folder: Path) -> bytes:
+    """Print a page and return the PDF."""
+    out = folder / "page.pdf"
+    argv = [
+        find(), *FLAGS, f"--user-data-dir={folder / 'profile'}", "--no-pdf-header-footer",
+        f"--print-to-pdf={out}", page.as_uri(),
+    ]  # fmt: skip
+    subprocess.run(argv, capture_output=True, timeout=LIMIT_S, check=True)
+    return out.read_bytes()

@@ -1,0 +1,87 @@
+"""report.html in a real browser: it renders, complains of nothing, and draws the ledger."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lab import ledger, report
+from lab.ledger import Ledger
+from tests.replay import browser
+from tests.unit import cooked
+from tests.unit.cooked import Cook
+
+HOSTILE = b"</title><script>alert(1)</script>\"'><img src=x onerror=alert(2)>\xff\xfe\x00"
+RUNS: dict[str, Callable[[Path], Cook]] = {
+    "nic": cooked.nic,
+    "loopback": cooked.loopback,
+    "tcp": lambda path: cooked.tcp(path, size=5000),
+    "pieces": lambda path: cooked.nic(path, size=9000, count=2),
+    "left-out": lambda path: cooked.nic(path, without=("virtio_net:page_to_skb>memcpy",)),
+    "hostile": lambda path: cooked.nic(path, payload=HOSTILE, size=len(HOSTILE)),
+}
+
+
+def serve(path: Path, cook: Callable[[Path], Cook]) -> tuple[Ledger, Path]:
+    run = cook(path / "run").serve()
+    built = ledger.build(run)
+    return built, run.write_text("report.html", report.page(built, run))
+
+
+def expected(built: Ledger) -> list[tuple[str, int]]:
+    """Return kind and number of each movement of the message that is drawn first."""
+    first = min(built.messages, key=lambda message: (message.complete, message.id))
+    return sorted((movement.kind, n) for n, movement in enumerate(first.movements))
+
+
+def drawn(seen: browser.Seen) -> list[list[tuple[str, int]]]:
+    return [
+        sorted((kind, number) for kind, numbers in arrows for number in numbers)
+        for arrows in seen.arrows
+    ]
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("name", RUNS)
+def test_it_draws_every_movement_of_the_ledger_once(tmp_path: Path, name: str, width: int) -> None:
+    built, page = serve(tmp_path, RUNS[name])
+    seen = browser.look(page, tmp_path, width=width)
+
+    assert drawn(seen)[0] == expected(built)
+    assert seen.gaps[0] == (1 if name == "left-out" else 0)
+    assert seen.complaints == []
+    assert seen.spilt == []
+    assert seen.wider == 0
+
+
+def test_a_page_that_is_broken_is_seen_to_be(tmp_path: Path) -> None:
+    built, page = serve(tmp_path, cooked.nic)
+    whole = page.read_text()
+    lacking, found = re.subn(r'data-kind="dma-read" data-movements="1"', "", whole)
+    assert found == 2  # the wide drawing and the narrow one
+    lacking = lacking.replace(">CPU copy #1 ", f">CPU copy #1 {'that was long ' * 9}")
+    page.write_text(lacking.replace("<main>", "<main><script>let x = </script>"))
+    seen = browser.look(page, tmp_path)
+
+    assert drawn(seen)[0] != expected(built)
+    assert seen.complaints
+    assert seen.spilt
+
+
+def test_it_is_dark_where_people_want_it_dark(tmp_path: Path) -> None:
+    _, page = serve(tmp_path, cooked.nic)
+
+    light = browser.look(page, tmp_path).background
+    dark = browser.look(page, tmp_path, dark=True).background
+
+    assert light == "rgb(251, 250, 246)"
+    assert dark == "rgb(20, 23, 26)"
+
+
+def test_it_prints(tmp_path: Path) -> None:
+    _, page = serve(tmp_path, cooked.nic)
+
+    assert browser.print_pdf(page, tmp_path).startswith(b"%PDF-")

@@ -1,0 +1,160 @@
+"""report.html: its words answer what people ask, and nothing in it can do harm."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lab import ledger, report
+from lab.rundir import RunDir
+from tests.unit import cooked, reader
+from tests.unit.cooked import Cook
+
+HOSTILE = b"</style><script>alert(1)</script>'\"><img src=x onerror=alert(2)>\xff\xfe\x00&amp;"
+
+
+def page(run: RunDir) -> str:
+    return report.page(ledger.build(run), run)
+
+
+def ask(text: str, question: str, pattern: str) -> str:
+    """Return what a page answers to a question, as the first group of a pattern."""
+    after = text.partition(question)[2]
+    assert after, f"nobody answers: {question}"
+    found = re.search(pattern, after)
+    assert found is not None, f"{question} {after[:300]}"
+    return found[1]
+
+
+# A person's questions of a run over the link, where the answer stands, and the right one as
+# the cook knows it: it cooked three copies, one device read and one write, and lost nothing.
+COPIES, COPIERS = "How many times were the bytes copied?", "Who made each copy?"
+READ, WRITTEN = "What did a device read, and from where?", "What did a device write, and where to?"
+SKB, WIRE = "Is the receiver's skb the one that was sent?", "What went over the wire?"
+PLACES = "Where did the bytes lie, and were there copies nobody explains?"
+LOST, CONDITIONS = "Was anything lost?", "Under which conditions does it hold?"
+WHY = "Why believe it?"
+QUESTIONS = (
+    (COPIES, r"^ (\d+) copies by guest CPUs", "3"),
+    (COPIERS, r"^ #1: (\w+ on \w+)", "csum_and_copy_from_iter_full on sender"),
+    (COPIERS, r"#2: (memcpy in page_to_skb on \w+)", "memcpy in page_to_skb on receiver"),
+    (COPIERS, r"#3: (_copy_to_iter on \w+)", "_copy_to_iter on receiver"),
+    (READ, r"^ virtio-net-pci of sender read 70 bytes, (16) of them the message's", "16"),
+    (READ, r"read .*?, from the ([\w ]+):", "skb linear area"),
+    (WRITTEN, r"of receiver wrote .*? to the ([\w ]+):", "RX buffer"),
+    (SKB, r"^ (\w+): different skbs", "No"),
+    (WIRE, r"^ 1 frame\. The first is (\d+) bytes", "58"),
+    (WIRE, r"17 addresses of the run searched for in it, (\w+) is there", "none"),
+    (PLACES, r"^ In (\d+) places: .*? 6 of them are verified by content; 0 runs", "6"),
+    (LOST, r"^ (\w+): 0 records were lost", "No"),
+    (CONDITIONS, r"^ (UDP over link) \(virtio-net-pci over dgram\)", "UDP over link"),
+    (CONDITIONS, r"Linux [\w.+-]+; accelerator (\w+)", "tcg"),
+    (WHY, r"(\d) witnesses looked on \(census, probe:kmod, rings, wire\)", "4"),
+    (WHY, r"They disagree (\w+)\.", "never"),
+)
+
+
+@pytest.mark.parametrize(("question", "pattern", "answer"), QUESTIONS)
+def test_its_words_alone_answer_what_people_ask(
+    tmp_path: Path, question: str, pattern: str, answer: str
+) -> None:
+    assert ask(reader.words(page(cooked.nic(tmp_path).serve())), question, pattern) == answer
+
+
+def test_other_runs_get_other_answers(tmp_path: Path) -> None:
+    over_lo = reader.words(page(cooked.loopback(tmp_path / "lo").serve()))
+    cook = cooked.nic(tmp_path / "lost")
+    cook.header["dropped"] = 7
+    lossy = reader.words(page(cook.serve()))
+
+    assert ask(over_lo, "How many times were the bytes copied?", r"^ (\d+) copies") == "2"
+    assert ask(over_lo, "the one that was sent?", r"^ (\w+):") == "Yes"
+    assert ask(over_lo, "from where?", r"^ (Nothing was read by a device)")
+    assert ask(over_lo, "over the wire?", r"^ (Nothing)") == "Nothing"
+    assert ask(lossy, "Was anything lost?", r"^ (Yes: 7 of [\w/]+)")
+
+
+def test_an_incomplete_run_says_so_first(tmp_path: Path) -> None:
+    text = reader.words(
+        page(cooked.nic(tmp_path, without=("virtio_net:page_to_skb>memcpy",)).serve())
+    )
+
+    assert text.index("INCOMPLETE") < text.index("What is missing") < text.index("The journey")
+    assert "virtio_net:page_to_skb>memcpy was left out" in text
+    assert "no record shows how" in text
+    assert "that are proven; more went unseen" in text
+
+
+@pytest.mark.parametrize("cook", [cooked.nic, cooked.loopback])
+def test_a_strangers_bytes_stay_words(tmp_path: Path, cook: Callable[..., Cook]) -> None:
+    made = cook(tmp_path, payload=HOSTILE, size=len(HOSTILE))
+    for guest in made.guests.values():
+        for event in guest.events:
+            event["comm"] = "<b>&'\"x"
+    html = page(made.serve())
+    names = {name for name, _ in reader.tags(html)}
+    attributes = {key for _, told in reader.tags(html) for key in told}
+
+    assert names.isdisjoint({"script", "img", "iframe", "object", "b\\"})
+    assert not [key for key in attributes if key.startswith("on")]
+    assert "<script" not in html
+    assert "&lt;b&gt;&amp;&#39;&#34;x" in html
+
+
+def test_it_needs_nothing_but_itself(tmp_path: Path) -> None:
+    html = page(cooked.nic(tmp_path).serve())
+    links = [
+        value
+        for _, told in reader.tags(html)
+        for key in ("src", "href", "srcset", "data")
+        if (value := told.get(key))
+    ]
+
+    assert links
+    assert all(link.startswith("#") or link == "data:," for link in links)
+    assert "url(" not in html
+    assert "@import" not in html
+    assert "default-src 'none'" in html
+
+
+def test_every_link_leads_somewhere(tmp_path: Path) -> None:
+    tags = reader.tags(page(cooked.nic(tmp_path, size=9000, count=3).serve()))
+    ids = [told["id"] for _, told in tags if "id" in told]
+    wanted = {told["href"] for _, told in tags if (told.get("href") or "").startswith("#")}
+
+    assert len(ids) == len(set(ids))
+    assert {link and link[1:] for link in wanted} <= set(ids)
+
+
+def test_many_messages_make_no_larger_page_and_it_says_so(tmp_path: Path) -> None:
+    few = page(cooked.nic(tmp_path / "few", count=60).serve())
+    many = page(cooked.nic(tmp_path / "many", count=300).serve())
+
+    assert len(many) < len(few) * 1.1
+    assert "Left out here: 260 more messages; all are in ledger.json" in reader.words(many)
+
+
+def test_it_is_the_same_each_time(tmp_path: Path) -> None:
+    run = cooked.nic(tmp_path, size=5000, count=2).serve()
+
+    assert page(run) == page(run)
+
+
+def test_the_message_is_marked_in_the_bytes(tmp_path: Path) -> None:
+    html = page(cooked.nic(tmp_path, payload=b"HELLO_SEND_TRACE").serve())
+    marked = re.findall(r"<mark>([0-9a-f]{2})</mark>", html)
+
+    assert bytes.fromhex("".join(marked)).startswith(b"HELLO_SEND_TRACE")
+    assert set(bytes.fromhex("".join(marked))) == set(b"HELLO_SEND_TRACE")
+
+
+def test_evidence_that_is_gone_does_not_break_the_page(tmp_path: Path) -> None:
+    run = cooked.nic(tmp_path).serve()
+    built = ledger.build(run)
+    run.guest("receiver").trace.unlink()
+    run.guest("sender").wire.unlink()
+
+    assert "no such record" in report.page(built, run)
