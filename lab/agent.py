@@ -117,10 +117,11 @@ class Agent:
         with self._ready:
             return self._exits.get(name)
 
-    def said(self, name: str) -> str:
-        """Return all that program `name` has said so far, stdout and stderr."""
+    def said(self, name: str, stream: str = "") -> str:
+        """Return all that program `name` has said so far; `stream` is "out" or "err" of it."""
         with self._ready:
-            return "\n".join(line[4:] for line in self._said.get(name, []))
+            lines = self._said.get(name, [])
+            return "\n".join(line[4:] for line in lines if line.startswith(stream))
 
     def tell(self, name: str, text: str, *, deadline: Deadline) -> None:
         """Write a line to the stdin of program `name`."""

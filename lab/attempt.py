@@ -117,7 +117,7 @@ def run(
         except ProbeBuildFailed as error:
             run_dir.write_text("build.log", f"{error}\n{error.log or ''}\n")
             return _judge(run_dir, start)
-        _keep_module(made, run_dir)
+        keep_module(made, run_dir)
         _attempt(on, made, trial, run_dir=run_dir, journal=journal)
     except LabError as error:
         error.log = error.log or run_dir.path / "journal.jsonl"
@@ -181,12 +181,13 @@ def _clean(on: Bench, journal: Journal) -> None:
         pair.bring_up(on.setup, journal=journal)
 
 
-def _keep_module(made: crash.Module, run_dir: rundir.RunDir) -> None:
+def keep_module(made: crash.Module, run_dir: rundir.RunDir) -> None:
+    """Keep what a post-mortem needs of a module: debug information, sources, instructions."""
     folder = run_dir.path / "module"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     shutil.copyfile(made.debug, folder / f"{made.name}.ko.debug")
     if made.sources is not None:
-        shutil.copytree(made.sources, folder / "src")
+        shutil.copytree(made.sources, folder / "src", dirs_exist_ok=True)
     (folder / f"{made.name}.dis").write_text(made.disassembly, encoding="utf-8")
     if made.log:
         run_dir.write_text("build.log", made.log)

@@ -11,10 +11,12 @@
      |    +-- SnapshotError     absent, stale or corrupt: callers fall back to a boot
      |    +-- LabBusy           another command holds the lab
      |    +-- LabNotUp
+     |    +-- NeedUnmet         a test asks for what this host is not
      +-- GuestError        4   .guest
      |    +-- LaunchFailed      QEMU did not start
      |    +-- GuestLost         QEMU or its line died under us
      |    +-- GuestPanicked     the kernel declared it
+     |    +-- GuestCrashed      seen from outside, with a post-mortem
      |    +-- CommandFailed     a command in the guest returned non-zero
      |    +-- UncleanStop       it had to be killed; raised after cleaning up
      +-- ProbeError        5
@@ -104,6 +106,14 @@ class LabNotUp(HostError):
     """The command needs a lab that is up."""
 
 
+class NeedUnmet(HostError):
+    """A test needs what this host does not have; `need` is the word for LAB_MUST_RUN."""
+
+    def __init__(self, need: str, message: str, *, hint: str | None = None) -> None:
+        super().__init__(f"needs {need}: {message}", hint=hint)
+        self.need = need
+
+
 class GuestError(LabError):
     """A guest did what it should not; `guest` names it."""
 
@@ -131,6 +141,10 @@ class GuestLost(GuestError):
 
 class GuestPanicked(GuestError):
     """The guest's kernel declared a panic."""
+
+
+class GuestCrashed(GuestError):
+    """A guest's kernel came to harm; the message is the beginning of its post-mortem."""
 
 
 class CommandFailed(GuestError):

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 
@@ -43,8 +43,8 @@ class Module:
     ko: Path
     debug: Path
     sources: Path | None
-    disassembly: str  # one instruction a line: `<function+0x1f> mov …`
-    log: str  # what the compiler said, warnings included
+    disassembly: str = field(repr=False)  # one instruction a line: `<function+0x1f> mov …`
+    log: str = field(repr=False)  # what the compiler said, warnings included
 
 
 def prepare(
@@ -274,7 +274,7 @@ def module_name(path: Path) -> str:
             data = section.data() if section is not None else b""
     except (OSError, ELFError) as error:
         raise PlaybookError(f"{path} is no kernel module: {error}") from error
-    for field in data.split(b"\0"):
-        if field.startswith(b"name="):
-            return str(field[5:].decode("ascii", "replace"))
+    for entry in data.split(b"\0"):
+        if entry.startswith(b"name="):
+            return str(entry[5:].decode("ascii", "replace"))
     raise PlaybookError(f"{path} is no kernel module: it has no name in .modinfo")

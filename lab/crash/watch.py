@@ -34,7 +34,8 @@ FATAL = re.compile(
 )
 HUNG = "blocked for more than"
 LOCKUP = re.compile(r"soft lockup|blocked for more than|detected stalls|self-detected stall")
-QUIET_S = 0.12  # a log that says nothing for so long has said all
+QUIET_S = 0.12  # a log that says nothing for so long has said all, if the heart beats …
+QUIET_DEAD_S = 0.5  # … and if it does not: so long, the vCPU's waiting for a CPU not counted
 LINGER_S = 2.0  # at most so long is waited for late words, as they may be the panic
 FROZEN_CPU_S = 1.0  # CPU time spent while jiffies stand still: 250 ticks missed
 FROZEN_S = 4.0  # a halted guest whose heart does not beat: 40 beats missed
@@ -115,6 +116,7 @@ class Watcher:
         self._log.new(last=True)  # what was said before is not the module's
         self._first = self._log.seen
         self._last_line = 0.0
+        self._starved_then = 0.0
         self._samples: deque[Sample] = deque(maxlen=1000)
         self._moved: Sample | None = None
         self._doubted: tuple[Sample, dict[str, Any]] | None = None
@@ -164,7 +166,7 @@ class Watcher:
             return
         for line in new:
             self.seen.lines.append(line)
-            self._last_line = now
+            self._last_line, self._starved_then = now, self.seen.starved_s
             if LOCKUP.search(line.text):
                 self._believe(line)
             elif FATAL.search(line.text):
@@ -282,7 +284,12 @@ class Watcher:
                 self._read_log(time.monotonic())
             if self.seen.end is not None:
                 return True
-            return True if time.monotonic() - self._last_line >= QUIET_S else None
+            silent = time.monotonic() - self._last_line
+            agent = self.guest.agent
+            if agent is not None and agent.beat_at > self._last_line:
+                return True if silent >= QUIET_S else None
+            starved = self.seen.starved_s - self._starved_then
+            return True if silent - starved >= QUIET_DEAD_S else None
 
         with contextlib.suppress(DeadlineExceeded):
             wait_until(quiet, what="the last words", deadline=limit, interval_s=TICK_S)

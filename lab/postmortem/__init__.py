@@ -125,7 +125,7 @@ def analyse(run: RunDir) -> Postmortem:
     seen = _dictionary(_json(guest, "observations.json"))
     entries = read(_text_of(guest.file("kernel.log")))
     verdict = decide(seen, entries, complaints(entries))
-    debug, own = _debug(run)
+    debug, own = _debug(run, verdict.complaint)
     steps = _steps(verdict.complaint, debug, own)
     at, source = _at(verdict, steps, seen, run)
     member = _member(verdict.complaint, debug, own, run)
@@ -164,9 +164,17 @@ def _not_built(run: RunDir, name: str, kernel: str, build: str) -> Postmortem:
     )  # fmt: skip
 
 
-def _debug(run: RunDir) -> tuple[Debug | None, str]:
-    for path in sorted(run.file("module").glob("*.ko.debug")):
-        return Debug(path), path.name.removesuffix(".ko.debug")
+def _debug(run: RunDir, complaint: Complaint | None) -> tuple[Debug | None, str]:
+    """Return the debug information of the module the fault lies in, or else of the first."""
+    found = {
+        path.name.removesuffix(".ko.debug"): path
+        for path in sorted(run.file("module").glob("*.ko.debug"))
+    }
+    steps = complaint.steps if complaint is not None else ()
+    blamed = [step.module for step in steps if step.module is not None]
+    for name in (*blamed, *found):
+        if name in found:
+            return Debug(found[name]), name
     return None, ""
 
 
