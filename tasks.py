@@ -454,6 +454,48 @@ def accesses(_: Context, run: str, place: str = "", json: bool = False) -> None:
         read.accesses(out, run, place)
 
 
+@task(
+    iterable=["file"],
+    help={
+        "file": "a claims file, or a name in claims/ (default: all of these), repeatable",
+        "on": "judge by the runs of an earlier lab.claims: its folder",
+        "only": "tell of these claims only (comma-separated)",
+        "markdown": "also write the whole table as Markdown to this file",
+        "lab": LAB,
+        "json": JSON,
+        "verbose": VERBOSE,
+        "locked": SOURCE["locked"],
+        "offline": SOURCE["offline"],
+    },
+)
+def claims(
+    _: Context,
+    file: list[str],
+    on: str = "",
+    only: str = "",
+    markdown: str = "",
+    lab: str = "",
+    locked: bool = False,
+    offline: bool = False,
+    json: bool = False,
+    verbose: bool = False,
+) -> None:
+    """Hold every claim of the two texts against measurements: a verdict and its records."""
+    from lab.commands import claims as settling
+    from lab.commands import told
+
+    asked = settling.Options(
+        texts=tuple(file),
+        on=on,
+        only=only,
+        markdown=markdown,
+        locked=locked,
+        offline=offline,
+    )
+    with told(json=json, verbose=verbose) as out:
+        settling.claims(out, lab, asked)
+
+
 @task(help={"json": JSON, "rounds": "how many of each", "verbose": VERBOSE})
 def bench(_: Context, rounds: int = 5, json: bool = False, verbose: bool = False) -> None:
     """Measure boot, restore and the whole commands, with the machine's description."""
@@ -482,7 +524,7 @@ LAB_TASKS = (
     up, down, status, reset, ps, gc, ssh, execute, put, get, console, gdb,
     doctor, image, build, check,
     run, run_nic, run_loopback, sweep,
-    report, runs, lines, accesses, bench,
+    report, runs, lines, accesses, claims, bench,
     try_, watch, crashes, vmcore,
 )  # fmt: skip
 ns = Collection(test, Collection("lab", *LAB_TASKS))

@@ -104,11 +104,17 @@ def run(
     journal: Journal,
     command: str,
     module: str | None = None,
+    base: Path | None = None,
 ) -> Result:
-    """Try the module at `path` and return the verdict; the run directory is kept."""
+    """Try the module at `path` and return the verdict; the run directory is kept.
+
+    It lies in `base`, which is not one of the user's own runs; else among those.
+    """
     start = time.monotonic()
     digest = hashlib.sha256(f"{path}{time.time_ns()}".encode()).hexdigest()
-    run_dir = rundir.create(paths.runs(), f"try-{path.stem}", digest, guests=(GUEST,))
+    run_dir = rundir.create(
+        base or paths.runs(), f"try-{path.stem}", digest, guests=(GUEST,), last=base is None
+    )
     journal.to_file(run_dir.path / "journal.jsonl")
     run_dir.write_manifest(_manifest(on, path, trial, command))
     try:

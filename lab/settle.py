@@ -1,0 +1,241 @@
+"""Take every experiment that claims need: one bring-up for all of a topology."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from lab import attempt, claims, crash, experiment, paths, playbook, rundir, spec
+from lab.errors import LabError, PlaybookError
+from lab.journal import Journal
+
+TRY_SOAK_S = 0.3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wanted:
+    """One experiment, whichever texts ask for it; `names` are TEXT/EXPERIMENT."""
+
+    name: str  # of its place in the folder
+    names: tuple[str, ...]
+    asked: spec.Playbook  # of a module that is tried: a playbook of its kernel
+    module: Path | None
+    send: bool
+
+    @property
+    def topology(self) -> tuple[str, str, str]:
+        return self.asked.kernel, self.asked.link.device, self.asked.link.backend
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Taken:
+    """What came of one experiment."""
+
+    state: str
+    reason: str = ""
+    run: str = ""
+    seconds: float = 0.0
+
+
+def wanted(texts: Sequence[claims.Text]) -> list[Wanted]:
+    """Return the experiments that some test asks for, equal ones once.
+
+    Raises `PlaybookError` for a playbook or module that is not there.
+    """
+    found: dict[object, Wanted] = {}
+    places: set[str] = set()
+    for text in texts:
+        used = {test.on for claim in text.claims for test in claim.tests}
+        for name, one in text.experiments.items():
+            if name not in used:
+                continue
+            key = (replace(one, name=""), _module(text, one))
+            full = f"{text.name}/{name}"
+            if key in found:
+                found[key] = replace(found[key], names=(*found[key].names, full))
+                continue
+            place = name if name not in places else f"{text.name}-{name}"
+            places.add(place)
+            found[key] = Wanted(
+                name=place,
+                names=(full,),
+                asked=_playbook(text, one),
+                module=_module(text, one),
+                send=one.send,
+            )
+    return list(found.values())
+
+
+def _playbook(text: claims.Text, one: claims.Experiment) -> spec.Playbook:
+    name: str | Path = one.playbook or "loopback"
+    if "/" in one.playbook:
+        name = Path(text.path).parent / one.playbook
+    options: dict[str, Any] = dict(one.options)
+    if one.kernel:
+        options["kernel"] = one.kernel
+    try:
+        return playbook.override(playbook.load(name), **options)
+    except PlaybookError as error:
+        error.args = (f"{text.path}: experiment {one.name}: {error}",)
+        raise
+
+
+def _module(text: claims.Text, one: claims.Experiment) -> Path | None:
+    """Return the module's source: beside the claims file, or in our own kmod/."""
+    if not one.module:
+        return None
+    for base in (Path(text.path).parent, paths.data() / "kmod"):
+        if (base / one.module).exists():
+            return base / one.module
+    raise PlaybookError(
+        f"{text.path}: experiment {one.name}: there is no module {one.module}",
+        hint="a path beside the claims file, or below kmod/",
+    )
+
+
+def run(
+    texts: Sequence[claims.Text],
+    *,
+    lab_name: str,
+    journal: Journal,
+    command: str,
+    locked: bool = False,
+    offline: bool = False,
+) -> Path:
+    """Take every experiment and return the folder; one that fails does not stop the others."""
+    todo = wanted(texts)
+    digest = hashlib.sha256(b"".join(text.source for text in texts)).hexdigest()
+    folder = rundir.create(paths.runs(), "claims", digest, guests=(), last=False).path
+    journal.to_file(folder / "journal.jsonl")
+    for text in texts:
+        (folder / f"{text.name}.yaml").write_bytes(text.source)
+    results: dict[str, Taken] = {}
+    for one in todo:
+        if reason := playbook.why_not(one.asked):
+            results[one.name] = Taken(state=claims.UNAVAILABLE, reason=reason)
+    rest = [one for one in todo if one.name not in results]
+    # Modules that may crash come last: they cost their guest a restore.
+    rest.sort(key=lambda one: (one.topology, one.module is not None))
+    for _, group in groupby(rest, key=lambda one: one.topology):
+        station = _Station(
+            lab_name=lab_name, journal=journal, command=command, folder=folder,
+            locked=locked, offline=offline,
+        )  # fmt: skip
+        for one, result in station.take(list(group)):
+            results[one.name] = result
+            _tell(journal, len(results), len(todo), one, result)
+            _keep(folder, todo, results, command)
+    _keep(folder, todo, results, command)
+    return folder
+
+
+def _tell(journal: Journal, done: int, count: int, one: Wanted, result: Taken) -> None:
+    said = f": {result.reason}" if result.reason else ""
+    journal.say(f"{done:>4} of {count}  {one.name}: {result.state}{said}  {result.seconds:.1f} s")
+
+
+def _keep(folder: Path, todo: Sequence[Wanted], results: Mapping[str, Taken], command: str) -> None:
+    index = {
+        full: {
+            "name": one.name,
+            "state": results[one.name].state,
+            "reason": results[one.name].reason,
+            "run": results[one.name].run,
+            "seconds": round(results[one.name].seconds, 3),
+        }
+        for one in todo
+        if one.name in results
+        for full in one.names
+    }
+    rundir.RunDir(folder).write_json(
+        claims.INDEX, {"schema": 1, "command": command, "experiments": index}
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Station:
+    """Where the experiments of one topology are taken."""
+
+    lab_name: str
+    journal: Journal
+    command: str
+    folder: Path
+    locked: bool
+    offline: bool
+
+    def take(self, left: list[Wanted]) -> Iterator[tuple[Wanted, Taken]]:
+        """Yield a result for each; after a failure the pair is brought up anew."""
+        while left:
+            before = len(left)
+            try:
+                setup, modules = experiment.setup_for(
+                    left[0].asked, journal=self.journal, locked=self.locked, offline=self.offline
+                )
+                self._build(left, setup)
+                with experiment.stand(
+                    setup, modules, lab_name=self.lab_name, journal=self.journal
+                ) as ready:
+                    while left:
+                        result = self._one(ready, left[0])
+                        yield left.pop(0), result
+                        if result.state != claims.DONE:
+                            break
+            except LabError as error:
+                if len(left) < before:  # the pair went after its last experiment did
+                    continue
+                yield left.pop(0), Taken(state=claims.FAILED, reason=_one_line(error))
+
+    def _build(self, left: Sequence[Wanted], setup: Any) -> None:
+        """Build all modules of a folder in one go: each alone takes two seconds."""
+        sources = [one.module for one in left if one.module is not None and one.module.is_file()]
+        for _, group in groupby(sorted(sources), key=lambda path: path.parent):
+            crash.prepare_all(list(group), setup.image, journal=self.journal)
+
+    def _one(self, ready: experiment.Stand, one: Wanted) -> Taken:
+        start = time.monotonic()
+        journal = Journal(stream=io.StringIO())
+        name = ""
+        try:
+            run_dir = (
+                self._try(ready, one, journal) if one.module else self._ask(ready, one, journal)
+            )
+            name = run_dir.name
+            # So that an evidence id is a path below the folder.
+            (self.folder / one.name).symlink_to(name)
+        except LabError as error:
+            return Taken(
+                state=claims.FAILED, reason=_one_line(error), run=name,
+                seconds=time.monotonic() - start,
+            )  # fmt: skip
+        return Taken(state=claims.DONE, run=name, seconds=time.monotonic() - start)
+
+    def _ask(self, ready: experiment.Stand, one: Wanted, journal: Journal) -> rundir.RunDir:
+        asked = one.asked
+        kind = experiment.KINDS[asked.experiment]
+        run_dir = experiment.new_run(
+            asked, ready.setup, self.folder, guests=kind.guests(asked), last=False
+        )
+        journal.to_file(run_dir.path / "journal.jsonl")
+        kind.take(ready, asked, run_dir, journal=journal, command=self.command)
+        # What was expected of the playbook's own question is not asked here.
+        kind.analyse(run_dir, spec.Expect(), journal=journal)
+        return run_dir
+
+    def _try(self, ready: experiment.Stand, one: Wanted, journal: Journal) -> rundir.RunDir:
+        assert one.module is not None
+        bench = attempt.Bench(pair=ready.pair, setup=ready.setup, was_pristine=False)
+        trial = crash.Trial(command=crash.SEND if one.send else None, soak_s=TRY_SOAK_S)
+        result = attempt.run(
+            bench, one.module, trial, journal=journal, command=self.command, base=self.folder
+        )
+        return result.run
+
+
+def _one_line(error: LabError) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
