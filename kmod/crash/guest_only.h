@@ -41,20 +41,28 @@ static bool guest_only(void)
 	return found;
 }
 
-/* A module that crashes on load needs nothing else. */
-#define CRASH_ON_LOAD(crash)				\
-	static int __init crash##_init(void)		\
+/* A module that does its worst at load, and something at unload. */
+#define LOAD_AND_UNLOAD(load, unload)			\
+	static int __init load##_init(void)		\
 	{						\
 		if (!guest_only())			\
 			return -EPERM;			\
-		return crash();				\
+		return load();				\
 	}						\
-	static void __exit crash##_exit(void)		\
+	static void __exit load##_exit(void)		\
 	{						\
+		unload();				\
 	}						\
-	module_init(crash##_init);			\
-	module_exit(crash##_exit);			\
+	module_init(load##_init);			\
+	module_exit(load##_exit);			\
 	MODULE_DESCRIPTION("a known fault of skblab's crash corpus");	\
 	MODULE_LICENSE("GPL")
+
+static inline void nothing(void)
+{
+}
+
+/* A module that crashes on load needs nothing else. */
+#define CRASH_ON_LOAD(crash)	LOAD_AND_UNLOAD(crash, nothing)
 
 #endif

@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from lab import snapshot
+from lab.crash import leak
 from lab.crash.core import write_core
 from lab.crash.module import Module, module_name, prepare, prepare_all
-from lab.crash.session import Session, watched
+from lab.crash.session import LOAD, RUN, UNLOAD, Session, watched
 from lab.guest import Guest
 from lab.image import Image
 from lab.journal import Journal
@@ -52,6 +54,7 @@ class Trial:
     soak_s: float = 1.0  # watched on afterwards
     deadline_s: float = 20.0  # for loading and the command, each
     unload: bool = True
+    again: int = leak.LOADS  # loads between two counts of what the kernel holds; 0: no counts
     kfence: bool = False
     knobs: Mapping[str, str] = field(default_factory=dict)  # more files of /proc/sys and /sys
     keep_ram: bool = False
@@ -88,19 +91,22 @@ def attempt(
 
 
 def _phases(session: Session, module: Module, trial: Trial, remote: str) -> None:
-    seconds = trial.deadline_s
-    if not session.run("load", "insmod", remote, *trial.parameters, seconds=seconds):
+    load = partial(session.run, LOAD, "insmod", remote, *trial.parameters, seconds=trial.deadline_s)
+    unload = partial(session.run, UNLOAD, "rmmod", module.name, seconds=UNLOAD_S)
+    steps = [load]
+    if trial.command is not None:
+        steps.append(partial(session.run, RUN, "sh", "-c", trial.command, seconds=trial.deadline_s))
+    if not all(step() for step in steps):
         return
-    if trial.command is not None and not session.run(
-        "run", "sh", "-c", trial.command, seconds=seconds
-    ):
+    if not session.soak("soak", trial.soak_s) or not trial.unload:
         return
-    if not session.soak("soak", trial.soak_s):
+    gone = unload()
+    if session.seen.fatal or not session.soak("after", SETTLE_S):
         return
-    if trial.unload:
-        session.run("unload", "rmmod", module.name, seconds=UNLOAD_S)
-        if not session.seen.fatal:
-            session.soak("after", SETTLE_S)
+    if not gone:
+        session.seen.held = {"absent": "it could not be unloaded"}
+    elif trial.again:
+        leak.look(session, [*steps, unload], trial.again)
 
 
 def _keep(ram: Path, target: Path) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lab import kernel, record, snapshot
-from lab.crash import compare
+from lab.crash import compare, held
 from lab.crash.module import Module
 from lab.crash.watch import BEAT_MS, Seen, Watcher
 from lab.deadline import Deadline
@@ -25,6 +25,7 @@ from lab.memory import GuestMemory
 from lab.rundir import GuestDir
 
 REMOTE = "/run"
+LOAD, RUN, UNLOAD = "load", "run", "unload"  # what is done with a module, once or again
 # What the agent takes in one line: 65,536 bytes, two hexadecimal digits for each.
 BY_AGENT = 30_000
 PUSH_S = 20.0
@@ -40,9 +41,10 @@ KNOBS = {
     "/proc/sys/kernel/unknown_nmi_panic": "1",
     "/proc/sys/kernel/panic_on_oops": "0",
     "/proc/sys/kernel/printk": "7 4 1 7",
+    "/proc/sys/vm/drop_caches": "4",  # what is written there later leaves no line in the log
 }
 KFENCE = "/sys/module/kfence/parameters/sample_interval"
-SYMBOLS = ("jiffies", "_stext", "_etext")
+SYMBOLS = ("jiffies", "_stext", "_etext", *held.SYMBOLS)
 
 
 class Session:
@@ -101,16 +103,18 @@ class Session:
             self.guest, self.memory, self._core, jiffies=self._known.symbols["jiffies"]
         )
 
-    def run(self, name: str, *argv: str, seconds: float) -> bool:
+    def run(
+        self, name: str, *argv: str, seconds: float, phase: dict[str, Any] | None = None
+    ) -> bool:
         """Run one program in the guest as phase `name`; return whether to go on.
 
-        False after something fatal, at the deadline, and where a module did not load.
+        With `phase`, one that was begun, it is a part of that.  False after something fatal, at the
+        deadline, and where a module did not load or unload.
         """
         watcher = self.watcher
         agent = self.guest.require_agent()
         deadline = Deadline(seconds)
-        phase: dict[str, Any] = {"name": name, "exit": None, "said": "", "where": ""}
-        watcher.seen.phases.append(phase)
+        phase = watcher.phase(name) if phase is None else phase
         with contextlib.suppress(GuestError):  # it is dead, and the watcher sees how
             agent.begin(name, *argv)
         came = watcher.until(
@@ -119,14 +123,15 @@ class Session:
         if came:
             watcher.look()  # what it did last was said before it ended
         phase |= {
-            "seconds": round(deadline.elapsed, 3),
+            "seconds": round(phase["seconds"] + deadline.elapsed, 3),
             "exit": agent.ended(name),
             "said": agent.said(name)[-4000:],
         }
         if watcher.seen.deadline:
             phase["where"] = self._where(name)
         # A trigger may fail as it likes; a module that did not load has nothing to be tried.
-        return came and not watcher.seen.fatal and (name != "load" or phase["exit"] == 0)
+        failed = name in (LOAD, UNLOAD) and phase["exit"] != 0
+        return came and not watcher.seen.fatal and not failed
 
     def _where(self, name: str) -> str:
         """Return the kernel stack of a program that does not end, as the guest tells it."""
@@ -142,10 +147,22 @@ class Session:
         over = Deadline(seconds)
         watcher = self.watcher
         watcher.until(lambda: over.expired, deadline=Deadline(seconds + 30.0), what=name)
-        watcher.seen.phases.append(
-            {"name": name, "exit": None, "said": "", "where": "", "seconds": round(over.elapsed, 3)}
-        )
+        watcher.phase(name)["seconds"] = round(over.elapsed, 3)
         return not watcher.seen.fatal
+
+    def layout(self) -> held.Layout:
+        """Return where this kernel's allocator keeps its counts; the kernel says it itself."""
+        return held.layout(self._core.types(self._known.symbols))
+
+    def held(self, layout: held.Layout) -> held.Held:
+        """Count what the kernel holds of its memory, while the guest stands still."""
+        monitor = self.guest.require_monitor()
+        monitor.execute("stop", deadline=Deadline(QUICK_S))
+        try:
+            return held.count(self._core, self._known.symbols, layout)
+        finally:
+            with contextlib.suppress(GuestError):
+                monitor.execute("cont", deadline=Deadline(QUICK_S))
 
     def stop_watching(self) -> Seen:
         """Wait for late words and return all that was seen."""
@@ -208,8 +225,10 @@ def _known(guest: Guest, stored: snapshot.Snapshot) -> _Known:
     try:
         facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
+        facts = {}
+    if facts.get("asked") != list(SYMBOLS):
         with guest.memory() as memory:
-            facts = kernel.facts(kernel.find(memory), SYMBOLS)
+            facts = {"asked": SYMBOLS, **kernel.facts(kernel.find(memory), SYMBOLS)}
         compare.keep(path, facts)
     return _Known(at=int(facts["vmcoreinfo"]), symbols=kernel.symbols_of(facts))
 

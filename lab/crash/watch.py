@@ -32,6 +32,7 @@ FATAL = re.compile(
     r"|Kernel panic|soft lockup|hard LOCKUP|blocked for more than|detected stalls|self-detected"
     r"|invoked oom-killer|Out of memory|stack guard page"
 )
+COMPLAINT = re.compile(r"^(?:BUG|WARNING|INFO|UBSAN)\b")
 HUNG = "blocked for more than"
 LOCKUP = re.compile(r"soft lockup|blocked for more than|detected stalls|self-detected stall")
 QUIET_S = 0.12  # a log that says nothing for so long has said all, if the heart beats …
@@ -73,6 +74,8 @@ class Seen:
     flood: bool = False
     deadline: bool = False
     fatal: bool = False
+    complained: bool = False
+    held: dict[str, Any] | None = None  # of memory, after more and more loads
     starved_s: float = 0.0
     jiffies: int = 0
     beat_ago: float = 0.0
@@ -94,6 +97,7 @@ class Seen:
             "frozen": self.frozen,
             "flood": self.flood,
             "deadline": self.deadline,
+            "held": self.held,
             "starved_s": round(self.starved_s, 3),
             "jiffies": self.jiffies,
             "beat_ago_s": round(self.beat_ago, 3),
@@ -167,6 +171,7 @@ class Watcher:
         for line in new:
             self.seen.lines.append(line)
             self._last_line, self._starved_then = now, self.seen.starved_s
+            self.seen.complained |= COMPLAINT.match(line.text) is not None
             if LOCKUP.search(line.text):
                 self._believe(line)
             elif FATAL.search(line.text):
@@ -252,6 +257,12 @@ class Watcher:
             if event.get("event") in ("SHUTDOWN", "RESET"):
                 return str(event.get("data", {}).get("reason", event["event"]))
         return "lost"
+
+    def phase(self, name: str) -> dict[str, Any]:
+        """Begin a phase of the attempt: what runs in it is written into the answer."""
+        new: dict[str, Any] = {"name": name, "exit": None, "said": "", "where": "", "seconds": 0.0}
+        self.seen.phases.append(new)
+        return new
 
     # -- until something ----------------------------------------------------------
 

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lab.postmortem.leak import leaks
 from lab.postmortem.log import Complaint, Entry, errno_said, unknown_symbols, version_magic
 
 VERDICTS = (
     "loaded", "build-failed", "refused", "warn", "bug", "oops", "panic", "soft-lockup",
-    "hard-lockup", "hung-task", "rcu-stall", "kfence", "kasan", "slub", "corrupt", "flood",
-    "oom", "reset", "poweroff", "guest-lost", "deadline",
+    "hard-lockup", "hung-task", "rcu-stall", "kfence", "kasan", "slub", "corrupt", "leak",
+    "flood", "oom", "reset", "poweroff", "guest-lost", "deadline",
 )  # fmt: skip
 NUMBERS = re.compile(r"0x[0-9a-f]+|[0-9a-f]{8,}|\d+")
 MOST_ALSO = 8
@@ -42,10 +43,14 @@ def decide(seen: dict[str, Any], entries: Sequence[Entry], reports: Sequence[Com
     also = [*notes, *(_also(believed, first)), *(changed if first is not None else [])]
     if absent := (seen.get("changed") or {}).get("absent"):
         also.append(f"kernel text and page cache were not compared: {absent}")
+    if absent := (seen.get("held") or {}).get("absent"):
+        also.append(f"leaks were not looked for: {absent}")
     if trouble := _log(seen).get("trouble"):
         also.append(f"the kernel's log could not be read to its end: {trouble}")
 
     word, why, complaint = _word(seen, entries, reports, believed, changed)
+    if word == "leak":
+        also += [str(one) for one in leaks(seen)[1:]]
     return Verdict(word, phase, why, complaint, tuple(also))
 
 
@@ -83,13 +88,22 @@ def _word(
             "deadline",
             f"'{last.get('name')}' did not end after {last.get('seconds')} s",
         ),
+        (
+            last.get("name") == "again" and last.get("exit") not in (0, None),
+            "leak",
+            f"what it left is in the way of another load: {last.get('said')}",
+        ),
     ]
+    if left := leaks(seen):
+        quiet.append((True, "leak", str(left[0])))
     for holds, word, why in quiet:
         if holds:
             return word, why, None
     if believed:
         return "warn", believed[0].title, believed[0]
-    return "loaded", "nothing complained, nothing changed", None
+    counted = "loads" in (seen.get("held") or {})
+    stayed = ", nothing stayed behind" if counted else ""
+    return "loaded", f"nothing complained, nothing changed{stayed}", None
 
 
 def _log(seen: dict[str, Any]) -> dict[str, Any]:
