@@ -23,6 +23,7 @@ from lab.qmp import Monitor
 
 MEMORY_MIB = 512
 HOME = "/root"  # in the guest
+BUILT_FOR = frozenset({"virtio-net-pci"})  # devices whose driver every guest loads
 PLUGIN = "access.so"
 CONSOLE_TAIL = 12  # lines shown when a guest is lost
 
@@ -78,8 +79,8 @@ class Folder:
         return self.own / "console.log"
 
 
-def cmdline(me: Identity, peer: Identity) -> str:
-    """Return the kernel's command line for guest `me`."""
+def cmdline(me: Identity, peer: Identity, *, device: str) -> str:
+    """Return the kernel's command line for guest `me` with this device on the link."""
     return " ".join(
         [
             "console=ttyS0",
@@ -94,6 +95,7 @@ def cmdline(me: Identity, peer: Identity) -> str:
             f"lab.address={me.address}/24",
             f"lab.peer={peer.address}",
             f"lab.peermac={peer.link_mac}",
+            *([] if device in BUILT_FOR else [f"lab.modules={device}"]),
         ]
     )
 
@@ -131,7 +133,7 @@ class Guest:
             ram=str(self.folder.ram),
             kernel=kernel,
             initramfs=initramfs,
-            cmdline=f"{cmdline(self.me, self.peer)} {self.extra}".rstrip(),
+            cmdline=f"{cmdline(self.me, self.peer, device=device)} {self.extra}".rstrip(),
             folder=str(self.folder.own),
             link_device=device,
             link_mac=self.me.link_mac,

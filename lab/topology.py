@@ -212,7 +212,7 @@ class Lab:
                 .replace(self.name, "LAB")
                 for config in configs
             ],
-            "cmdline": [cmdline(*pair) for pair in (PAIR, PAIR[::-1])],
+            "cmdline": [cmdline(*pair, device=setup.device) for pair in (PAIR, PAIR[::-1])],
             "tsc": _tsc_rate(),
             "key": ssh.public_key(),
         }

@@ -13,7 +13,6 @@ from lab.spec import HOOKS, Backend, Device, Over, Playbook, Probes, Protocol, W
 NOT_YET = frozenset(
     {
         ("kernel", "PATH"),
-        ("link.device", "e1000e"),
         ("link.backend", "tap"),
         ("link.iommu", "on"),
         ("probes.kind", "bpf"),
