@@ -36,9 +36,19 @@ static u32 point_count;
 static char only_comm[TASK_COMM_LEN];
 static bool on;
 
-static nokprobe_inline bool wanted(struct lab_point *point)
+static nokprobe_inline void take_registers(struct lab_args *args, const struct pt_regs *regs)
+{
+	*args = (struct lab_args) {
+		.arg = { regs->di, regs->si, regs->dx, regs->cx, regs->r8, regs->r9 },
+		.ip = regs->ip,
+	};
+}
+
+static nokprobe_inline bool wanted(struct lab_point *point, const struct lab_args *args)
 {
 	if (!READ_ONCE(on))
+		return false;
+	if (point->spec->want && !point->spec->want(args))
 		return false;
 	atomic64_inc((atomic64_t *)&point->hook->hits);
 	if (only_comm[0] && strncmp(current->comm, only_comm, sizeof(only_comm))) {
@@ -46,14 +56,6 @@ static nokprobe_inline bool wanted(struct lab_point *point)
 		return false;
 	}
 	return true;
-}
-
-static nokprobe_inline void take_registers(struct lab_args *args, const struct pt_regs *regs)
-{
-	*args = (struct lab_args) {
-		.arg = { regs->di, regs->si, regs->dx, regs->cx, regs->r8, regs->r9 },
-		.ip = regs->ip,
-	};
 }
 
 /*
@@ -117,9 +119,9 @@ static int entered(struct kprobe *kp, struct pt_regs *regs)
 	struct lab_args args;
 
 	hold_interrupts();
-	if (!wanted(point))
-		return 0;
 	take_registers(&args, regs);
+	if (!wanted(point, &args))
+		return 0;
 	if (point->spec->kind == LAB_ENTRY)
 		args.caller = lab_peek((u64 *)regs->sp);
 	record(point, &args, regs);
@@ -138,9 +140,9 @@ static int calling(struct kretprobe_instance *ri, struct pt_regs *regs)
 	if (!rp)
 		return 1;
 	point = container_of(rp, struct lab_point, rp);
-	if (!wanted(point))
-		return 1;
 	take_registers(args, regs);
+	if (!wanted(point, args))
+		return 1;
 	args->ip = 0;
 	if (point->spec->keep)
 		point->spec->keep(args);
@@ -200,6 +202,19 @@ void lab_fill_copy_out(struct lab_event *event, const struct lab_args *args, u64
 	lab_ring_bytes(event, src, copied);
 }
 NOKPROBE_SYMBOL(lab_fill_copy_out);
+
+bool lab_fill_memcpy(struct lab_event *event, struct lab_args *args)
+{
+	event->dst = args->arg[0];
+	event->src = args->arg[1];
+	event->dst_phys = lab_phys(event->dst);
+	event->src_phys = lab_phys(event->src);
+	event->size = min_t(u64, args->arg[2], U32_MAX);
+	event->aux = args->ip;
+	lab_ring_bytes(event, event->src, event->size);
+	return false;
+}
+NOKPROBE_SYMBOL(lab_fill_memcpy);
 
 static struct lab_point *new_point(const struct lab_spec *spec, u16 index)
 {
@@ -276,9 +291,9 @@ static void traced(unsigned long ip, unsigned long parent, struct ftrace_ops *op
 
 		if (!point->traced || ip - point->traced >= FENTRY_WITHIN)
 			continue;
-		if (!wanted(point))
-			return;
 		take_registers(&args, regs);
+		if (!wanted(point, &args))
+			return;
 		args.caller = parent;
 		record(point, &args, regs);
 		return;

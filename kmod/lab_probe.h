@@ -30,6 +30,8 @@ struct lab_spec {
 	u32 flags;		/* LAB_HOOK_* */
 	int maxactive;		/* LAB_RETURN: calls that can be under way at once */
 
+	/* Is this call one to record?  NULL: every call is. */
+	bool (*want)(const struct lab_args *args);
 	/* LAB_RETURN: reads at entry what the function is going to change. */
 	void (*keep)(struct lab_args *args);
 	/* Fills one record; true asks for a further one. */
@@ -57,6 +59,9 @@ void lab_fill_copy_in(struct lab_event *event, const struct lab_args *args, u64 
 		      u64 copied);
 void lab_fill_copy_out(struct lab_event *event, const struct lab_args *args, u64 src, u64 size,
 		       u64 copied);
+
+/* At a call of memcpy(dst, src, size). */
+bool lab_fill_memcpy(struct lab_event *event, struct lab_args *args);
 
 /* lab_param.c: the whole of a module's init and exit. */
 int lab_start(const struct lab_spec *specs, u32 count);

@@ -47,6 +47,12 @@ u64 lab_page(const struct page *page)
 }
 NOKPROBE_SYMBOL(lab_page);
 
+u64 lab_virt(u64 phys)
+{
+	return phys && pfn_valid(PHYS_PFN(phys)) ? (u64)phys_to_virt(phys) : 0;
+}
+NOKPROBE_SYMBOL(lab_virt);
+
 void lab_fill_skb(struct lab_event *event, u64 at)
 {
 	struct sk_buff *skb = (void *)at;

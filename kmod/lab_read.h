@@ -29,6 +29,9 @@ u64 lab_phys(u64 address);
 /* Kernel address of a page's first byte, 0 for what is no struct page of RAM. */
 u64 lab_page(const struct page *page);
 
+/* Kernel address of RAM, 0 for what is none. */
+u64 lab_virt(u64 phys);
+
 /* skb, head, data, lengths, shared info, socket, physical address of data. */
 void lab_fill_skb(struct lab_event *event, u64 skb);
 /* The same, then device and first bytes: what every transmit hook records. */

@@ -130,5 +130,13 @@ const struct lab_spec lab_skb_specs[] = {
 		.keep = keep_linear,
 		.fill = fill_expand_head,
 	},
+	/* Between the memory of a driver and a buffer its device can reach. */
+	{
+		.symbol = "swiotlb_bounce",
+		.callee = "memcpy",
+		.kind = LAB_CALLSITE,
+		.flags = LAB_HOOK_COPY,
+		.fill = lab_fill_memcpy,
+	},
 };
 const u32 lab_skb_count = ARRAY_SIZE(lab_skb_specs);

@@ -4,6 +4,7 @@
 #include <linux/module.h>
 #include <linux/skbuff.h>
 
+#include "lab_dma.h"
 #include "lab_probe.h"
 #include "lab_read.h"
 #include "lab_ring.h"
@@ -46,20 +47,6 @@ static bool fill_page_to_skb(struct lab_event *event, struct lab_args *args)
 	return false;
 }
 NOKPROBE_SYMBOL(fill_page_to_skb);
-
-/* At a call of memcpy(dst, src, size) */
-static bool fill_memcpy(struct lab_event *event, struct lab_args *args)
-{
-	event->dst = args->arg[0];
-	event->src = args->arg[1];
-	event->dst_phys = lab_phys(event->dst);
-	event->src_phys = lab_phys(event->src);
-	event->size = min_t(u64, args->arg[2], U32_MAX);
-	event->aux = args->ip;
-	lab_ring_bytes(event, event->src, event->size);
-	return false;
-}
-NOKPROBE_SYMBOL(fill_memcpy);
 
 /* __udp_enqueue_schedule_skb(sk, skb): here skb->dev is still a device */
 static bool fill_enqueue(struct lab_event *event, struct lab_args *args)
@@ -134,7 +121,20 @@ static const struct lab_spec specs[] = {
 		.callee = "memcpy",
 		.kind = LAB_CALLSITE,
 		.flags = LAB_HOOK_COPY,
-		.fill = fill_memcpy,
+		.fill = lab_fill_memcpy,
+	},
+	{
+		.symbol = "dma_unmap_page_attrs",
+		.kind = LAB_ENTRY,
+		.want = lab_dma_takes,
+		.fill = lab_dma_fill_unmap,
+	},
+	{
+		.symbol = "e1000e:e1000_clean_rx_irq",
+		.callee = "memcpy",
+		.kind = LAB_CALLSITE,
+		.flags = LAB_HOOK_COPY,
+		.fill = lab_fill_memcpy,
 	},
 	{ .symbol = "__udp_enqueue_schedule_skb", .kind = LAB_ENTRY, .fill = fill_enqueue },
 	{ .symbol = "tcp_rcv_established", .kind = LAB_ENTRY, .fill = fill_established },

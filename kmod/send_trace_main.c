@@ -8,6 +8,7 @@
 #include <linux/virtio.h>
 #include <linux/virtio_ids.h>
 
+#include "lab_dma.h"
 #include "lab_probe.h"
 #include "lab_read.h"
 #include "lab_ring.h"
@@ -18,6 +19,8 @@
  * guest of the lab; if they do, nmissed says so.
  */
 #define COPIES_AT_ONCE	64
+/* A driver maps with bottom halves off and never sleeps: one call per CPU, few CPUs. */
+#define SENDS_AT_ONCE	32
 
 /* _copy_from_iter(addr, bytes, iter) */
 static void keep_copy(struct lab_args *args)
@@ -187,6 +190,14 @@ static const struct lab_spec specs[] = {
 	{ .symbol = "__netif_rx", .kind = LAB_ENTRY, .fill = fill_xmit },
 	{ .symbol = "virtio_net:start_xmit", .kind = LAB_ENTRY, .fill = fill_start_xmit },
 	{ .symbol = "virtqueue_add_outbuf", .kind = LAB_ENTRY, .fill = fill_outbuf },
+	{ .symbol = "e1000e:e1000_xmit_frame", .kind = LAB_ENTRY, .fill = fill_start_xmit },
+	{
+		.symbol = "dma_map_page_attrs",
+		.kind = LAB_RETURN,
+		.maxactive = SENDS_AT_ONCE,
+		.want = lab_dma_gives,
+		.fill = lab_dma_fill_map,
+	},
 };
 
 static int __init send_trace_init(void)

@@ -25,9 +25,13 @@ HOOKS: tuple[str, ...] = (
     "__netif_rx",
     "virtio_net:start_xmit",
     "virtqueue_add_outbuf",
+    "e1000e:e1000_xmit_frame",
+    "dma_map_page_attrs",
     "virtio_net:receive_buf",
     "virtio_net:page_to_skb",
     "virtio_net:page_to_skb>memcpy",
+    "dma_unmap_page_attrs",
+    "e1000e:e1000_clean_rx_irq>memcpy",
     "__udp_enqueue_schedule_skb",
     "tcp_rcv_established",
     "sock_def_readable",
@@ -37,6 +41,7 @@ HOOKS: tuple[str, ...] = (
     "skb_copy_bits",
     "skb_copy_and_csum_bits",
     "pskb_expand_head",
+    "swiotlb_bounce>memcpy",
 )
 
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from lab.correlate import audit
 from lab.correlate.board import Board
-from lab.correlate.copies import BETWEEN_SKBS, PAGE_TO_SKB, RECEIVE_BUF, Copies
+from lab.correlate.copies import BETWEEN_SKBS, PAGE_TO_SKB, Copies
 from lab.correlate.devices import Wire, arrivals
+from lab.correlate.hooks import DMA_MAP, DMA_UNMAP, OUTBUF, RECEIVE_BUF
 from lab.correlate.inputs import GuestInputs, Inputs, load
 from lab.correlate.memory_map import GuestMap
 from lab.correlate.receive import Receive
 from lab.correlate.skbs import Skbs
-from lab.correlate.transmit import OUTBUF, Transmit
+from lab.correlate.transmit import Transmit
 from lab.correlate.types import (
     Certainty,
     Disagreement,
@@ -88,7 +89,7 @@ def _walk_sender(guest: GuestInputs, board: Board, wire: Wire) -> None:
     wire.load(guest.frames)
     transmit = Transmit(memory, board, skbs, wire)
     for record in memory.records:
-        if record.hook == OUTBUF:
+        if record.hook in (OUTBUF, DMA_MAP):
             transmit.take(record)
         elif record.hook in BETWEEN_SKBS:
             copies.take_between_skbs(record)
@@ -106,7 +107,7 @@ def _walk_receiver(guest: GuestInputs, sender: GuestInputs, board: Board, wire: 
     receive = Receive(memory, board, arrivals(wire, guest, sender), sender)
     receive.begin()
     for record in memory.records:
-        if record.hook == RECEIVE_BUF:
+        if record.hook in (RECEIVE_BUF, DMA_UNMAP):
             receive.take(record)
         elif record.hook == PAGE_TO_SKB:
             copies.take_page_to_skb(record)

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 from lab.correlate.board import Board, label
+from lab.correlate.hooks import XMIT_OF
 from lab.correlate.identity import Identity
 from lab.correlate.inputs import RECEIVER, SENDER, GuestInputs, blame
 from lab.correlate.spans import Index, Span, missing
@@ -21,8 +22,6 @@ from lab.correlate.types import (
 )
 from lab.message import BLOCK_SIZE
 from lab.rundir import Hit
-
-START_XMIT = "virtio_net:start_xmit"
 
 DIRECT_MAP_SIZE = 1 << 36  # bytes looked at: 64 GiB, vmalloc lies terabytes further up
 MOST_TOLD = 4
@@ -243,9 +242,10 @@ def _why_undelivered(board: Board, before: Place) -> str:
 
 def _queued_only(board: Board, guest: GuestInputs, before: Place) -> str:
     # A loss of the message, not of the trace: the driver's hook was there and missed nothing.
-    hook = guest.hook(START_XMIT)
+    name = XMIT_OF.get(board.inputs.manifest.device, "")
+    hook = guest.hook(name)
     seen = {seen.at for seen in board.sightings if seen.message == before.message}
-    if hook is None or not hook.attached or hook.missed or START_XMIT in seen:
+    if hook is None or not hook.attached or hook.missed or name in seen:
         return ""
     if "__dev_queue_xmit" not in seen:
         return ""

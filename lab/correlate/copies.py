@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from lab.correlate.board import Board, label, plain
 from lab.correlate.holdings import PHYSICAL, Extent, Held
+from lab.correlate.hooks import filled_by
 from lab.correlate.inputs import ENOENT
 from lab.correlate.memory_map import GuestMap
 from lab.correlate.skbs import Skbs
@@ -22,7 +23,6 @@ from lab.correlate.types import (
 from lab.record import Flag, Record
 from lab.record import Kind as At
 
-RECEIVE_BUF = "virtio_net:receive_buf"
 PAGE_TO_SKB = "virtio_net:page_to_skb"
 PAGE_TO_SKB_COPY = "virtio_net:page_to_skb>memcpy"
 # Copies whose record names an skb: of the source for the first two, of both for the last.
@@ -202,7 +202,7 @@ class Copies:
         # is known to be another's only where the hook that says so is attached.
         if record.hook != PAGE_TO_SKB_COPY:
             return False
-        filled = self.memory.guest.hook(RECEIVE_BUF)
+        filled = self.memory.guest.hook(filled_by(self.board.inputs.manifest.device))
         return filled is not None and filled.attached and not filled.left_out
 
     def _orphans(self, copy: Copy, known: list[Held]) -> list[Held]:

@@ -72,6 +72,26 @@ class Wire:
                 return frame, header
         return None
 
+    def claim_cut(self, parts: Sequence[Held]) -> list[tuple[Frame, list[Held]]]:
+        """Return the frames a device cut a chain into, and what of `parts` each carries.
+
+        Segmentation in the device: it reads a packet larger than a frame and sends it in
+        pieces, each with headers of its own.  `at` of a piece is its offset in the frame.
+        """
+        if not self.board.inputs.identity.unique:
+            return []
+        left = sum(part.size for part in parts)
+        out: list[tuple[Frame, list[Held]]] = []
+        for frame in list(self._left):
+            pieces = [piece for run in self.carries(frame) for piece in _pieces(parts, run)]
+            if pieces:
+                self._left.remove(frame)
+                out.append((frame, pieces))
+                left -= sum(piece.size for piece in pieces)
+            if left <= 0:
+                break
+        return out
+
     def place(self, frame: Frame, part: Held, guest: str) -> Place:
         """Make the place on the wire that `part` of a frame is."""
         seen = f"{guest}/wire.pcap#{frame.index}"
@@ -109,6 +129,17 @@ class Wire:
             if not identity.agrees(found, part.message, part.offset):
                 return False
         return True
+
+
+def _pieces(parts: Sequence[Held], run: tuple[int, int, int, int]) -> list[Held]:
+    at, message, offset, size = run
+    out = []
+    for part in parts:
+        first = max(offset, part.offset)
+        last = min(offset + size, part.offset + part.size)
+        if part.message == message and first < last:
+            out.append(replace(part, offset=first, size=last - first, at=at + first - offset))
+    return out
 
 
 def stranded(wire: Wire, frame: Frame, guest: str, why: str) -> Carried | None:

@@ -119,28 +119,6 @@ def _trace(folder: GuestDir) -> Trace | None:
 
 # --- Hooks ----------------------------------------------------------------------------------
 
-SEND_SIDE = frozenset(
-    {
-        "ip_generic_getfrag",
-        "__tcp_transmit_skb",
-        "__dev_queue_xmit",
-        "loopback_xmit",
-        "virtio_net:start_xmit",
-        "virtqueue_add_outbuf",
-    }
-)
-RECEIVE_SIDE = frozenset(
-    {
-        "__netif_rx",
-        "virtio_net:receive_buf",
-        "virtio_net:page_to_skb",
-        "__udp_enqueue_schedule_skb",
-        "tcp_rcv_established",
-        "sock_def_readable",
-        "skb_consume_udp",
-    }
-)
-
 
 def direction(hook: str) -> str:
     """Say which way the copies of a hook go: out of user memory, into it, or within."""

@@ -6,9 +6,9 @@ from collections import deque
 from dataclasses import replace
 
 from lab.correlate.board import Board, plain
-from lab.correlate.copies import RECEIVE_BUF
 from lab.correlate.devices import DEVICE_HEADERS, Arrival, buffer_parts
 from lab.correlate.holdings import PHYSICAL, Extent, Held
+from lab.correlate.hooks import DMA_UNMAP, filled_by
 from lab.correlate.inputs import GuestInputs
 from lab.correlate.memory_map import GuestMap
 from lab.correlate.rings import Found, RingWitness
@@ -31,10 +31,11 @@ class Receive:
         self.guest = memory.guest
         self._waiting = deque(arrivals)
         self.rings = RingWitness(self.guest.name, self.guest.rings)
+        self.filled = filled_by(board.inputs.manifest.device)
 
     def begin(self) -> None:
         """Place frames by the rings alone, where no hook says which buffer was filled."""
-        if any(record.hook == RECEIVE_BUF for record in self.memory.records):
+        if any(record.hook == self.filled for record in self.memory.records):
             return
         waiting = iter(self.guest.frames or ())
         mine = {arrival.frame.index: arrival for arrival in self.arrivals}
@@ -49,6 +50,8 @@ class Receive:
 
     def take(self, record: Record) -> None:
         """Follow a buffer the driver was told is filled."""
+        if record.hook != self.filled:
+            return
         for arrival in self._waiting:
             for header in DEVICE_HEADERS:
                 if self._holds(record, arrival, header):
@@ -81,18 +84,22 @@ class Receive:
                 )
 
     def _why(self) -> str:
-        hook = self.guest.hook(RECEIVE_BUF)
+        hook = self.guest.hook(self.filled)
         if hook is not None and hook.left_out:
-            reason = f"{RECEIVE_BUF} was left out"
+            reason = f"{self.filled} was left out"
         elif hook is None or hook.error:
-            reason = f"{RECEIVE_BUF} was not attached"
+            reason = f"{self.filled} was not attached"
         else:
-            reason = f"{RECEIVE_BUF} saw no buffer with this frame"
+            reason = f"{self.filled} saw no buffer with this frame"
         rings = "the rings show none" if self.rings.present else "the rings were not read"
         return f"{reason}, and {rings}"
 
     def _holds(self, record: Record, arrival: Arrival, header: int) -> bool:
         data = arrival.frame.data
+        if record.hook == DMA_UNMAP:  # of the whole buffer, however much of it is filled
+            shown = record.bytes[: len(data)]
+            fits = not header and record.size >= len(data)
+            return fits and bool(shown) and data.startswith(shown)
         if _buffers(record, header) > 1:
             if not header < record.size < len(data) + header:
                 return False
@@ -105,13 +112,14 @@ class Receive:
         arrival.taken = True
         physical = record.src_phys or self.memory.to_physical(record.src)
         found = self.rings.covering("rx", physical, record.size)
+        size = len(arrival.frame.data) if record.hook == DMA_UNMAP else record.size
         self._check_ring(record, arrival, found)
         self._write(
             arrival,
-            buffer_parts(arrival, header, 0, record.size),
+            buffer_parts(arrival, header, 0, size),
             virtual=record.src,
             extents=self.memory.kernel(record.src, record.size, record.src_phys),
-            size=record.size,
+            size=size,
             tsc=record.tsc,
             evidence=[record.id] + ([found.evidence] if found else []),
             confirmed={"probe:kmod", "wire"} | ({"rings"} if found else set()),
@@ -234,7 +242,12 @@ class Receive:
                     f"of the ring covers it",
                     evidence,
                 )
-        elif found.used is not None and found.used != record.size and self._once(found):
+        elif (
+            record.hook != DMA_UNMAP
+            and found.used is not None
+            and found.used != record.size
+            and self._once(found)
+        ):
             self.board.disagree(
                 "descriptor",
                 self.guest.name,

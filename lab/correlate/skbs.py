@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from lab.correlate.board import Board, plain
 from lab.correlate.holdings import KERNEL, PHYSICAL, Extent, Held
-from lab.correlate.inputs import RECEIVE_SIDE, SEND_SIDE
+from lab.correlate.hooks import DRIVER_XMIT, RECEIVE_SIDE, SEND_SIDE
 from lab.correlate.memory_map import GuestMap
 from lab.correlate.types import (
     Certainty,
@@ -24,7 +24,7 @@ GETFRAG = "ip_generic_getfrag"
 TCP_TRANSMIT = "__tcp_transmit_skb"
 PAGE_TO_SKB = "virtio_net:page_to_skb"
 FIRST_OF_TRIP = "__dev_queue_xmit"
-TRANSMIT = frozenset({"__dev_queue_xmit", "virtio_net:start_xmit", "loopback_xmit"})
+TRANSMIT = DRIVER_XMIT | {"__dev_queue_xmit", "loopback_xmit"}
 ARRIVE = frozenset({"__netif_rx", "__udp_enqueue_schedule_skb", "tcp_rcv_established"})
 
 

@@ -8,14 +8,13 @@ from lab.capture import Frame
 from lab.correlate.board import Board
 from lab.correlate.devices import Carried, Wire, stranded
 from lab.correlate.holdings import PHYSICAL, Extent, Held
+from lab.correlate.hooks import DMA_MAP, DRIVER_XMIT, OUTBUF
 from lab.correlate.inputs import blame
 from lab.correlate.memory_map import GuestMap
 from lab.correlate.rings import Found, RingWitness
 from lab.correlate.skbs import Skbs
 from lab.correlate.types import Certainty, Kind, Movement, Mover, PlaceKind
 from lab.record import Record
-
-OUTBUF = "virtqueue_add_outbuf"
 
 
 @dataclass
@@ -33,16 +32,26 @@ def chains(records: tuple[Record, ...]) -> dict[int, Chain]:
     """Return the chains of a trace by the number of the record that ends each."""
     out: dict[int, Chain] = {}
     now = Chain()
+    given: Record | None = None  # to a driver, and nothing of it handed on yet by a virtqueue
     for record in records:
-        if record.hook != OUTBUF:
-            continue
-        if record.frags == 0:
-            now = Chain()
-        elif now.records:
-            out.pop(now.records[-1].number, None)
-        now.records.append(record)
-        out[record.number] = now
+        if record.hook in DRIVER_XMIT:
+            given, now = record, Chain()
+        elif record.hook == OUTBUF:
+            given = None
+            if record.frags == 0:
+                now = Chain()
+            _append(out, now, record)
+        elif record.hook == DMA_MAP and given is not None:
+            # The DMA API is told of memory, not of skbs; the driver's order says whose it is.
+            _append(out, now, replace(record, skb=given.skb, frags=len(now.records)))
     return out
+
+
+def _append(out: dict[int, Chain], chain: Chain, record: Record) -> None:
+    if chain.records:
+        out.pop(chain.records[-1].number, None)
+    chain.records.append(record)
+    out[record.number] = chain
 
 
 class Transmit:
@@ -65,15 +74,34 @@ class Transmit:
             return
         parts = self._parts(chain)
         # Of a chain that holds nothing known only what its skb showed says which frame it is.
-        shown = b"" if parts else self.skbs.shown.get(record.skb, b"")
+        shown = b"" if parts else self.skbs.shown.get(chain.records[-1].skb, b"")
         if not parts and not shown:
             return
         claimed = self.wire.claim(chain.size, parts, shown)
-        if claimed is None:
+        if claimed is not None:
+            frame, header = claimed
+            parts = parts or self._strangers(chain, frame, header)
+            self._taken(chain, frame, header, parts)
+            return
+        cut = self.wire.claim_cut(parts)
+        if not cut:
             self._no_frame(chain, parts)
             return
-        frame, header = claimed
-        parts = parts or self._strangers(chain, frame, header)
+        for frame, pieces in cut:
+            self._taken(chain, frame, 0, pieces)
+        given = sum(part.size for part in parts)
+        carried = sum(piece.size for _, pieces in cut for piece in pieces)
+        if carried < given:
+            self.board.disagree(
+                "frame",
+                self.guest.name,
+                parts[0].message,
+                f"the device was given {given} bytes of message {parts[0].message} in one "
+                f"packet, and the frames it made of it carry {carried}",
+                [record.id for record in chain.records],
+            )
+
+    def _taken(self, chain: Chain, frame: Frame, header: int, parts: list[Held]) -> None:
         if not parts:
             return
         found = self._descriptors(chain, frame, parts)
@@ -82,7 +110,7 @@ class Transmit:
             frame,
             header,
             size=chain.size,
-            tsc=record.tsc,
+            tsc=chain.records[-1].tsc,
             evidence=[entry.id for entry in chain.records] + [one.evidence for one in found],
             confirmed={"probe:kmod", "wire"} | ({"rings"} if found else set()),
         )
@@ -202,11 +230,12 @@ class Transmit:
         )
 
     def _why_no_descriptor(self) -> str:
-        hook = self.guest.hook(OUTBUF)
+        name = OUTBUF if self.board.inputs.manifest.device.startswith("virtio") else DMA_MAP
+        hook = self.guest.hook(name)
         if hook is not None and hook.left_out:
-            reason = f"{OUTBUF} was left out"
+            reason = f"{name} was left out"
         elif hook is None or hook.error:
-            reason = f"{OUTBUF} was not attached"
+            reason = f"{name} was not attached"
         else:
             reason = blame(self.guest, None)
         rings = "the rings show none" if self.rings.present else "the rings were not read"

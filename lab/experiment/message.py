@@ -27,6 +27,7 @@ from lab.experiment.outcome import Outcome
 from lab.experiment.stand import Stand, common_manifest, digests, keep_logs, keep_symbols
 from lab.guest import Guest
 from lab.journal import Journal
+from lab.rings import Rings
 
 # Which modules watch where: both on the one guest of a loopback run.
 MODULES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -74,7 +75,7 @@ class _Measurement:
     seed: int
     nonce: bytes
     census: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    rings: dict[str, witness.Rings] = field(default_factory=dict)
+    rings: dict[str, Rings] = field(default_factory=dict)
     logs: dict[str, witness.AccessLog] = field(default_factory=dict)
     clock: dict[str, list[dict[str, int]]] = field(default_factory=dict)
 
@@ -287,12 +288,12 @@ def _gate(taken: _Measurement, name: str) -> None:
     """Read the rings and search RAM while sender and receiver are held."""
 
     def look(guest: Guest) -> None:
-        rings = taken.rings.setdefault(guest.name, witness.Rings(guest))
         log = taken.logs.setdefault(guest.name, witness.AccessLog(guest))
         if name == "received":
             log.disarm(deadline=taken.deadline.within(SWITCH_S))
         if taken.asked.workload.over == "link":
-            rings.read(name)
+            held = taken.rings.get(guest.name)
+            taken.rings[guest.name] = witness.read_rings(guest, held, name)
         if name == "armed":
             log.arm(deadline=taken.deadline.within(SWITCH_S))
             return
@@ -348,7 +349,7 @@ def _write_witnesses(
         folder.write_json("tsc.json", {"samples": taken.clock[guest.name]})
         kept = taken.logs[guest.name].keep(
             taken.messages,
-            rings=taken.rings[guest.name] if on_link else None,
+            held=taken.rings[guest.name] if on_link else None,
             buffers=[page for side in sides if side.guest is guest for page in side.pages()],
         )
         if kept is not None:

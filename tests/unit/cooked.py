@@ -37,11 +37,15 @@ SEND_HOOKS = (
     "__netif_rx",
     "virtio_net:start_xmit",
     "virtqueue_add_outbuf",
+    "e1000e:e1000_xmit_frame",
+    "dma_map_page_attrs",
 )
 RECV_HOOKS = (
     "virtio_net:receive_buf",
     "virtio_net:page_to_skb",
     "virtio_net:page_to_skb>memcpy",
+    "dma_unmap_page_attrs",
+    "e1000e:e1000_clean_rx_irq>memcpy",
     "__udp_enqueue_schedule_skb",
     "tcp_rcv_established",
     "sock_def_readable",
@@ -50,12 +54,13 @@ RECV_HOOKS = (
     "skb_consume_udp",
 )
 # In a guest that has both modules they are send_trace's.
-SKB_HOOKS = ("skb_copy_bits", "skb_copy_and_csum_bits", "pskb_expand_head")
+SKB_HOOKS = ("skb_copy_bits", "skb_copy_and_csum_bits", "pskb_expand_head", "swiotlb_bounce>memcpy")
 COPY_HOOKS = frozenset(
     {
         "_copy_from_iter",
         "csum_and_copy_from_iter_full",
         "virtio_net:page_to_skb>memcpy",
+        "e1000e:e1000_clean_rx_irq>memcpy",
         "_copy_to_iter",
         "csum_and_copy_to_iter",
         *SKB_HOOKS,
@@ -135,6 +140,7 @@ class Cook:
     payload: bytes | None
     slots: int
     guests: dict[str, Kitchen]
+    device: str = "virtio-net-pci"
     without: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
     header: dict[str, Any] = field(default_factory=dict)  # of every section
@@ -155,6 +161,11 @@ class Cook:
     def messages(self) -> Messages:
         seed = SEED if self.payload is None else None
         return Messages(seed=seed, payload=self.payload, size=self.size, count=self.count)
+
+    @property
+    def vnet(self) -> int:
+        """Bytes of the device's own in front of a frame."""
+        return VNET if self.device == "virtio-net-pci" else 0
 
     @property
     def slot_size(self) -> int:
@@ -214,7 +225,7 @@ class Cook:
             "kernel": "6.12.117+deb12-amd64",
             "accelerator": {"name": "tcg", "why": "/dev/kvm did not carry the lab's kernel"},
             "link": {
-                "device": "virtio-net-pci",
+                "device": self.device,
                 "backend": "dgram",
                 "offloads": {"tx-checksum": "off", "scatter-gather": "off", "gro": "on"},
                 "netdev": "lab0",
@@ -385,10 +396,11 @@ def nic(
     count: int = 1,
     payload: bytes | None = None,
     slots: int = 4,
+    device: str = "virtio-net-pci",
     without: Sequence[str] = (),
     absent: Sequence[str] = (),
 ) -> Cook:
-    """Cook UDP over a virtio link whose backend has no vnet header."""
+    """Cook UDP over a link whose backend has no vnet header."""
     cook = Cook(
         path=path,
         over="link",
@@ -398,6 +410,7 @@ def nic(
         payload=payload,
         slots=slots,
         guests={"sender": Kitchen("sender", 301), "receiver": Kitchen("receiver", 302)},
+        device=device,
         without=tuple(without),
         absent=tuple(absent),
     )
@@ -473,7 +486,7 @@ def _slices(cook: Cook, number: int) -> list[tuple[int, int]]:
     return out
 
 
-def _frame(cook: Cook, number: int, offset: int, size: int) -> bytes:
+def frame_of(cook: Cook, number: int, offset: int, size: int) -> bytes:
     part = cook.messages.bytes(number)[offset : offset + size]
     if offset == 0:
         part = struct.pack(">HHHH", 40000, PORT, 8 + cook.size, 0) + part
@@ -486,7 +499,7 @@ def _send(cook: Cook, number: int) -> None:
     guest, data = cook.sender, cook.messages.bytes(number)
     slot = (number % cook.slots) * cook.slot_size
     for index, (offset, size) in enumerate(_slices(cook, number)):
-        frame = _frame(cook, number, offset, size)
+        frame = frame_of(cook, number, offset, size)
         header = 42 if offset == 0 else 34
         page = 0x0100_0000 + (number * 64 + index) * 2048
         head = DIRECT_MAP + page
@@ -510,14 +523,24 @@ def _send(cook: Cook, number: int) -> None:
         seen: Event = {**skb, "data": head + 18, "skb_len": len(frame), "src_phys": page + 18}
         seen["bytes"] = frame[:64]
         guest.hook("__dev_queue_xmit", **seen, dev="lab0")
-        guest.hook("virtio_net:start_xmit", **seen, dev="lab0")
-        guest.hook(
-            "virtqueue_add_outbuf", **skb, data=head + 18, skb_len=len(frame),
-            src=head + 6, src_phys=page + 6, size=len(frame) + VNET, aux=0xFF11_0000_0777_0000,
-        )  # fmt: skip
+        given = 18 - cook.vnet
+        memory: Event = {"src": head + given, "src_phys": page + given}
+        memory["size"] = len(frame) + cook.vnet
+        if cook.vnet:
+            guest.hook("virtio_net:start_xmit", **seen, dev="lab0")
+            guest.hook(
+                "virtqueue_add_outbuf", **skb, data=head + 18, skb_len=len(frame), **memory,
+                aux=0xFF11_0000_0777_0000,
+            )  # fmt: skip
+        else:
+            guest.hook("e1000e:e1000_xmit_frame", **seen, dev="lab0")
+            guest.hook(
+                "dma_map_page_attrs", kind=Kind.RETURN, **memory, aux=page + given,
+                bytes=frame[:64],
+            )  # fmt: skip
         now = guest.queues["tx"]["now"]
         ident = len(now["used"]) % 256
-        now["posted"][ident] = [ident, f"0x{page + 6:x}", len(frame) + VNET, 0, 0]
+        now["posted"][ident] = [ident, f"0x{page + given:x}", len(frame) + cook.vnet, 0, 0]
         now["used"].append([ident, 0])
         guest.frames.append(frame)
         cook.receiver.frames.append(frame)
@@ -557,10 +580,12 @@ def _take_in(
     now = guest.queues["rx"]["now"]
     ident = len(now["used"]) % 256
     buffer = int(now["posted"][ident][1], 16)
-    now["used"].append([ident, len(frame) + VNET])
+    now["used"].append([ident, len(frame) + cook.vnet])
     now["posted"][ident] = [ident, f"0x{0x0D00_0000 + len(now['used']) * 1536:x}", 1536, 2, 0]
-    payload_at = buffer + VNET + header
+    payload_at = buffer + cook.vnet + header
     _store_pieces(guest, payload_at, pieces)
+    if not cook.vnet:
+        return _take_in_e1000e(cook, frame, header, pieces, buffer)
     vnet = bytes(10) + b"\x01\x00"
     guest.hook(
         "virtio_net:receive_buf", src=DIRECT_MAP + buffer, src_phys=buffer,
@@ -595,6 +620,37 @@ def _take_in(
         skb_data_len=frag, frags=1 if frag else 0, **SOFTIRQ,
     )  # fmt: skip
     return skb, data, payload_at if frag else data + header, frag
+
+
+COPYBREAK = 256  # e1000e copies shorter frames
+
+
+def _take_in_e1000e(
+    cook: Cook, frame: bytes, header: int, pieces: Sequence[Piece], buffer: int
+) -> tuple[Event, int, int, int]:
+    guest = cook.receiver
+    number = len(guest.queues["rx"]["now"]["used"])
+    padded = frame.ljust(60, b"\0")
+    guest.hook(
+        "dma_unmap_page_attrs", src=DIRECT_MAP + buffer, src_phys=buffer, size=1522,
+        bytes=padded[:64], aux=buffer, **SOFTIRQ,
+    )  # fmt: skip
+    head = data = buffer
+    if len(frame) < COPYBREAK:
+        head = 0x0300_0000 + number * 1024
+        data = head + 64
+        guest.hook(
+            "e1000e:e1000_clean_rx_irq>memcpy", kind=Kind.CALLSITE, dst=DIRECT_MAP + data,
+            dst_phys=data, src=DIRECT_MAP + buffer, src_phys=buffer, size=len(padded),
+            bytes=padded[:64], aux=0xFFFFFFFFC0110277, **SOFTIRQ,
+        )  # fmt: skip
+        _store_pieces(guest, data + header, pieces)
+    skb = {
+        "skb": DIRECT_MAP + 0x0400_0000 + number * 256,
+        "head": DIRECT_MAP + head,
+        "shinfo": DIRECT_MAP + head + 1728,
+    }
+    return skb, data, data + header, 0
 
 
 def _enqueue(cook: Cook, number: int, softirq: dict[str, Any]) -> None:

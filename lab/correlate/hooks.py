@@ -1,0 +1,42 @@
+"""Which hook tells what of a packet's way."""
+
+from __future__ import annotations
+
+# The driver is given an skb to transmit: by the device it drives.
+XMIT_OF = {"virtio-net-pci": "virtio_net:start_xmit", "e1000e": "e1000e:e1000_xmit_frame"}
+DRIVER_XMIT = frozenset(XMIT_OF.values())
+# A driver gives memory to its device: by a virtqueue, or by the DMA API.
+OUTBUF = "virtqueue_add_outbuf"
+DMA_MAP = "dma_map_page_attrs"
+# A driver is told, or finds, that its device has filled a buffer.
+RECEIVE_BUF = "virtio_net:receive_buf"
+DMA_UNMAP = "dma_unmap_page_attrs"
+
+SEND_SIDE = DRIVER_XMIT | {
+    "ip_generic_getfrag",
+    "__tcp_transmit_skb",
+    "__dev_queue_xmit",
+    "loopback_xmit",
+    OUTBUF,
+    DMA_MAP,
+}
+RECEIVE_SIDE = frozenset(
+    {
+        "__netif_rx",
+        RECEIVE_BUF,
+        DMA_UNMAP,
+        "virtio_net:page_to_skb",
+        "__udp_enqueue_schedule_skb",
+        "tcp_rcv_established",
+        "sock_def_readable",
+        "skb_consume_udp",
+    }
+)
+
+
+def filled_by(device: str) -> str:
+    """Return the hook that says which buffers the link's device filled.
+
+    The driver of a virtio device need not use the DMA API; those of others must.
+    """
+    return RECEIVE_BUF if device.startswith("virtio") else DMA_UNMAP
