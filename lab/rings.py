@@ -26,8 +26,11 @@ BUFFER_SIZES = (2048, 1024, 512, 256)  # RCTL.BSIZE with BSEX off
 RECEIVE_CONTROL = 0x100
 REGISTERS = {"rx": 0x2800, "tx": 0x3800}  # base low, base high, length, -, head, -, tail
 RECEIVED = struct.Struct("<QIHH")  # written back: -, status and error, length, VLAN
+SPLIT = 1 << 10  # RCTL.DTYP: header and data of a packet in up to four buffers, for jumbo frames
+SPLIT_CONTROL = 0x2170  # PSRCTL: the sizes of the four
+SPLIT_GIVEN = struct.Struct("<4Q")
+SPLIT_RECEIVED = struct.Struct("<QIHH4HQ")  # -, status, length 0, VLAN, -, lengths 1 to 3, -
 GIVEN = struct.Struct("<QII")  # buffer, length and command, status
-DONE = 1  # the device has written the descriptor back
 EXTENDED = 1 << 29
 TYPE = 0xF << 20  # of an extended descriptor; 0: it sets a context and has no buffer
 LENGTHS = {True: 0xFFFFF, False: 0xFFFF}  # by whether it is extended
@@ -140,59 +143,82 @@ def _e1000e(
     rings: Rings, gate: str, name: str, *, registers: int, monitor: Monitor, memory: GuestMemory
 ) -> None:
     low, high, length, _, head, _, tail = _words(monitor, registers + REGISTERS[name], 7)
-    size = length // DESCRIPTOR.size
     base = high << 32 | low
     table = memory.read(base, length)
+    given: list[Given]
+    written: list[Lengths]
+    each = 1  # buffers of a descriptor
+    if name == "tx":
+        given = [_sent(*entry) for entry in GIVEN.iter_unpack(table)]
+        written = [(one[1],) for one in given]
+    else:
+        (control,) = _words(monitor, registers + RECEIVE_CONTROL, 1)
+        if control & SPLIT:
+            (sizes,) = _words(monitor, registers + SPLIT_CONTROL, 1)
+            given, written = _split(table, sizes)
+            each = 4
+        else:
+            given, written = _whole(table, BUFFER_SIZES[control >> 16 & 3])
+    size = len(written)
     first = rings.at_first.setdefault(name, head)
     done = (head - first) % size
+    mine = {at % size for at in range(head, head + (tail - head) % size)}
     if name == "rx":
-        (control,) = _words(monitor, registers + RECEIVE_CONTROL, 1)
-        given = _receiving(table, BUFFER_SIZES[control >> 16 & 3])
-        written = {at: entry[2] for at, entry in enumerate(RECEIVED.iter_unpack(table))}
-        used = [[at % size, written[at % size]] for at in range(first, first + done)]
-        # Given to a new buffer since: what the device wrote there is gone.
-        used = [entry for entry in used if not given[entry[0]][2]]
-    else:
-        given = _sending(table)
-        used = [[at % size, given[at % size][2]] for at in range(first, first + done)]
+        # The device writes over the address of what it fills, and the driver gives it a new one.
+        given = [one if at // each in mine else NO_BUFFER for at, one in enumerate(given)]
+    used = [
+        [at % size * each + part, length]
+        for at in range(first, first + done)
+        for part, length in enumerate(written[at % size])
+        if name == "tx" or at % size not in mine
+    ]
     queue = rings.queues.setdefault(
         name,
         {
             "queue": name,
             "index": QUEUES[name],
-            "size": size,
+            "size": size * each,
             "desc": f"{base:#x}",
             "gates": {},
         },
     )
     queue["gates"][gate] = {
-        "avail_idx": (first + done + (tail - head) % size) % INDEXES,
-        "used_idx": (first + done) % INDEXES,
-        "descriptors": given,
+        "avail_idx": (first + done + (tail - head) % size) * each % INDEXES,
+        "used_idx": (first + done) * each % INDEXES,
+        "descriptors": [
+            [number, f"{address:#x}", length, flags, 0]
+            for number, (address, length, flags) in enumerate(given)
+        ],
         "used": used,
     }
 
 
-def _receiving(table: bytes, size: int) -> list[list[Any]]:
-    out: list[list[Any]] = []
-    for at, (address, status, _, _) in enumerate(RECEIVED.iter_unpack(table)):
-        # The device writes over the address.
-        mine = bool(address) and not status & DONE
-        out.append([at, f"{address:#x}", size, DEVICE_WRITES, 0] if mine else [at, "0x0", 0, 0, 0])
-    return out
+Given = tuple[int, int, int]  # address, length, flags; zeros where there is no buffer
+NO_BUFFER: Given = (0, 0, 0)
+Lengths = tuple[int, ...]  # what the device wrote to each buffer of a descriptor
 
 
-def _sending(table: bytes) -> list[list[Any]]:
-    out: list[list[Any]] = []
-    for at, (address, command, _) in enumerate(GIVEN.iter_unpack(table)):
-        extended = bool(command & EXTENDED)
-        buffer = not extended or bool(command & TYPE)
-        out.append(
-            [at, f"{address:#x}", command & LENGTHS[extended], 0, 0]
-            if buffer
-            else [at, "0x0", 0, 0, 0]
-        )
-    return out
+def _whole(table: bytes, size: int) -> tuple[list[Given], list[Lengths]]:
+    entries = list(RECEIVED.iter_unpack(table))
+    return [(entry[0], size, DEVICE_WRITES) for entry in entries], [(one[2],) for one in entries]
+
+
+def _split(table: bytes, sizes: int) -> tuple[list[Given], list[Lengths]]:
+    # 82574, 7.1.7: the first size counts in 128 bytes, the others in KiB.
+    room = [(sizes & 0x7F) * 128, *((sizes >> shift & 0x3F) << 10 for shift in (8, 16, 24))]
+    given = [
+        (address, length, DEVICE_WRITES) if length else NO_BUFFER
+        for entry in SPLIT_GIVEN.iter_unpack(table)
+        for address, length in zip(entry, room, strict=True)
+    ]
+    return given, [(entry[2], *entry[5:8]) for entry in SPLIT_RECEIVED.iter_unpack(table)]
+
+
+def _sent(address: int, command: int, _: int) -> Given:
+    extended = bool(command & EXTENDED)
+    if extended and not command & TYPE:
+        return NO_BUFFER
+    return address, command & LENGTHS[extended], 0
 
 
 def _registers(monitor: Monitor, path: str) -> int:

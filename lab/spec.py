@@ -53,6 +53,9 @@ class Link:
     backend: Backend = "dgram"
     mtu: int = 1500
     iommu: bool = False
+    copybreak: int | None = None  # bytes; e1000e copies shorter frames (None: as the driver has it)
+    delay_s: float = 0.0  # of every frame, on either way
+    loss: float = 0.0  # percent of the frames, on either way
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -39,6 +39,7 @@ class Arrival:
     frame: Frame
     carried: Carried
     taken: bool = False
+    covered: int = 0  # bytes of it that are known to lie in a buffer
 
 
 @dataclass

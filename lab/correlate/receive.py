@@ -15,6 +15,7 @@ from lab.correlate.rings import Found, RingWitness
 from lab.correlate.types import Certainty, Gap, Kind, Movement, Mover, PlaceKind
 from lab.record import Record
 
+HEADERS = 34  # bytes of Ethernet and IPv4: the least a device splits off
 MERGEABLE_HEADER = 12  # bytes; its last two say over how many buffers a frame goes
 
 
@@ -52,7 +53,12 @@ class Receive:
         """Follow a buffer the driver was told is filled."""
         if record.hook != self.filled:
             return
-        for arrival in self._waiting:
+        if record.hook == DMA_UNMAP:
+            found = self._piece(record)
+            if found is not None:
+                self._fill_piece(record, *found)
+                return
+        for arrival in self._waiting if record.hook != DMA_UNMAP else ():
             for header in DEVICE_HEADERS:
                 if self._holds(record, arrival, header):
                     self._waiting.remove(arrival)
@@ -96,10 +102,6 @@ class Receive:
 
     def _holds(self, record: Record, arrival: Arrival, header: int) -> bool:
         data = arrival.frame.data
-        if record.hook == DMA_UNMAP:  # of the whole buffer, however much of it is filled
-            shown = record.bytes[: len(data)]
-            fits = not header and record.size >= len(data)
-            return fits and bool(shown) and data.startswith(shown)
         if _buffers(record, header) > 1:
             if not header < record.size < len(data) + header:
                 return False
@@ -112,14 +114,13 @@ class Receive:
         arrival.taken = True
         physical = record.src_phys or self.memory.to_physical(record.src)
         found = self.rings.covering("rx", physical, record.size)
-        size = len(arrival.frame.data) if record.hook == DMA_UNMAP else record.size
         self._check_ring(record, arrival, found)
         self._write(
             arrival,
-            buffer_parts(arrival, header, 0, size),
+            buffer_parts(arrival, header, 0, record.size),
             virtual=record.src,
             extents=self.memory.kernel(record.src, record.size, record.src_phys),
-            size=size,
+            size=record.size,
             tsc=record.tsc,
             evidence=[record.id] + ([found.evidence] if found else []),
             confirmed={"probe:kmod", "wire"} | ({"rings"} if found else set()),
@@ -128,6 +129,40 @@ class Receive:
         more = _buffers(record, header) - 1
         if more > 0:
             self._rest(arrival, physical, record.size - header, more)
+
+    def _piece(self, record: Record) -> tuple[Arrival, int] | None:
+        # A buffer is taken back whole, however much of it is filled, and a frame may go over
+        # several: where in the frame a buffer's bytes come from say the bytes.
+        for arrival in self._waiting:
+            rest = arrival.frame.data[arrival.covered :]
+            shown = record.bytes[: len(rest)]
+            alike = _alike(shown, rest)
+            if shown and alike == len(shown):
+                return arrival, min(record.size, len(rest))
+            if alike >= HEADERS:  # headers alone, the rest lies in the next buffer
+                return arrival, alike
+        return None
+
+    def _fill_piece(self, record: Record, arrival: Arrival, size: int) -> None:
+        skip = arrival.covered
+        arrival.taken = True
+        arrival.covered += size
+        if arrival.covered == len(arrival.frame.data):
+            self._waiting.remove(arrival)
+        physical = record.src_phys or self.memory.to_physical(record.src)
+        found = self.rings.covering("rx", physical, size)
+        self._check_ring(record, arrival, found)
+        self._write(
+            arrival,
+            buffer_parts(arrival, 0, skip, size),
+            virtual=record.src,
+            extents=self.memory.kernel(record.src, record.size, record.src_phys),
+            size=size,
+            tsc=record.tsc,
+            evidence=[record.id] + ([found.evidence] if found else []),
+            confirmed={"probe:kmod", "wire"} | ({"rings"} if found else set()),
+        )
+        self._check_order(record, arrival)
 
     def _rest(self, arrival: Arrival, physical: int, skip: int, count: int) -> None:
         # A frame that goes over several buffers: the rings say which the others are.
@@ -303,6 +338,12 @@ class Receive:
             held = self.board.orphan(place, why)
             self.memory.holdings.clear(extents)
             self.memory.holdings.put(extents, held)
+
+
+def _alike(left: bytes, right: bytes) -> int:
+    """Return how many bytes two texts begin with alike."""
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((at for at, (one, two) in pairs if one != two), min(len(left), len(right)))
 
 
 def _buffers(record: Record, header: int) -> int:

@@ -23,6 +23,7 @@ from lab import (
 )
 from lab.deadline import Deadline
 from lab.errors import LabError
+from lab.experiment import conditions
 from lab.experiment.outcome import Outcome
 from lab.experiment.stand import Stand, common_manifest, digests, keep_logs, keep_symbols
 from lab.guest import Guest
@@ -247,11 +248,12 @@ def _load(taken: _Measurement, modules: dict[str, Path]) -> dict[str, probe.Prob
 def _conditions(taken: _Measurement, manifest: dict[str, Any]) -> None:
     """Record what decides which copy function runs: the link's offloads, driver, symbols."""
 
-    def gather(guest: Guest) -> dict[str, str]:
+    def gather(guest: Guest) -> str:
         text = taken.stand.ethtool.get(guest.name)
         if text is None:
-            shell = guest.require_shell()
-            text = shell.run("ethtool -k lab0; ethtool -i lab0", deadline=taken.deadline).stdout
+            alone = taken.asked.workload.over == "loopback"
+            link = spec.Link() if alone else taken.asked.link
+            text = conditions.set_link(guest, link, deadline=taken.deadline)
             taken.stand.ethtool[guest.name] = text
         (taken.run.guest(guest.name).file("ethtool.txt")).write_text(text, encoding="utf-8")
         keep_symbols(
@@ -261,27 +263,10 @@ def _conditions(taken: _Measurement, manifest: dict[str, Any]) -> None:
             journal=taken.journal,
             deadline=taken.deadline,
         )
-        return offloads(text)
+        return text
 
-    found = _both(taken, gather)
-    manifest["link"]["offloads"] = found[taken.sender.name]
-
-
-def offloads(text: str) -> dict[str, str]:
-    """Return the features of `ethtool -k` that decide how bytes are copied."""
-    wanted = {
-        "tx-checksumming": "tx-checksum",
-        "rx-checksumming": "rx-checksum",
-        "scatter-gather": "scatter-gather",
-        "tcp-segmentation-offload": "tso",
-        "generic-receive-offload": "gro",
-    }
-    found: dict[str, str] = {}
-    for line in text.splitlines():
-        key, _, value = line.partition(":")
-        if key in wanted and value.strip():
-            found[wanted[key]] = value.split()[0]
-    return found
+    said = _both(taken, gather)[taken.sender.name]
+    manifest["link"] |= conditions.as_found(said) | {"offloads": conditions.offloads(said)}
 
 
 def _gate(taken: _Measurement, name: str) -> None:

@@ -31,7 +31,11 @@ DEPTH_LIMIT = 8
 _SNIPPET = 96  # characters of a source line that are shown
 _Schema = dict[str, tuple[dataclasses.Field[Any], object]]
 _BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")  # what PyYAML counts as the end of a line
-_KEYS = {"name": "playbook", "deadline_s": "deadline"}  # fields whose key is another word
+_KEYS = {
+    "name": "playbook",
+    "deadline_s": "deadline",
+    "delay_s": "delay",
+}  # fields whose key is another word
 _HIDDEN = ("source", "path")  # fields no file may set
 
 

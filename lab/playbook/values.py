@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import get_args
 
-from lab.spec import HOOKS, Backend, Device, Over, Playbook, Probes, Protocol, Workload
+from lab.spec import HOOKS, Backend, Device, Link, Over, Playbook, Probes, Protocol, Workload
 
 # Valid in the schema, and refused by name until the machine can do it.
 NOT_YET = frozenset(
@@ -86,6 +86,21 @@ def _duration(text: str) -> float:
     return seconds
 
 
+def _delay(text: str) -> float:
+    found = re.fullmatch(r"([0-9]{1,4})(ms|s)", text)
+    seconds = float(found[1]) * {"ms": 0.001, "s": 1}[found[2]] if found else -1.0
+    if not 0 <= seconds <= 10:
+        raise Fault(f"expected a delay from 0ms to 10s such as 20ms; found {shown(text)}")
+    return seconds
+
+
+def _percent(text: str) -> float:
+    found = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,3})?)%", text)
+    if found is None or float(found[1]) > 100:
+        raise Fault(f"expected a share from 0% to 100% such as 1.5%; found {shown(text)}")
+    return float(found[1])
+
+
 def _payload(text: str) -> bytes:
     payload = text.encode("utf-8", "surrogateescape")
     if not payload:
@@ -138,6 +153,9 @@ READERS: dict[str, Callable[[str], object]] = {
     "question": _question,
     "kernel": _kernel,
     "deadline": _duration,
+    "link.copybreak": whole(0, 4096),
+    "link.delay": _delay,
+    "link.loss": _percent,
     "link.mtu": whole(68, 65_535),  # RFC 791's least; the device's most
     "probes.without": _hook,
     "probes.comm": _comm,
@@ -174,7 +192,9 @@ PARTNERS: dict[str, tuple[str, ...]] = {
 }
 
 # The keys of which `contradictions` compares several.
-ENTANGLED = frozenset({"protocol", "size", "payload", "kind", "without", "comm"})
+ENTANGLED = frozenset(
+    {"protocol", "size", "payload", "kind", "without", "comm", "copybreak", "device"}
+)
 
 
 def refuse_unbuilt(where: str, text: str) -> None:
@@ -214,6 +234,8 @@ def contradictions(part: object) -> list[tuple[str, str]]:
         if part.payload is not None and 0 < part.size < len(part.payload):
             found = f"{len(part.payload)} bytes of payload"
             out.append(("payload", f"{found} do not fit a size of {part.size}"))
+    if isinstance(part, Link) and part.copybreak is not None and part.device != "e1000e":
+        out.append(("copybreak", "only the driver of e1000e has a copybreak"))
     if isinstance(part, Probes) and part.kind == "none":
         if part.without:
             out.append(("without", "hooks cannot be left out where probes are none"))

@@ -241,3 +241,25 @@ def test_ctrl_c_in_mid_run_cleans_up(tmp_path: Path) -> None:
     assert run.exists()
     assert not (paths.runtime() / own).exists()
     assert not (paths.ram() / own).exists()
+
+
+@pytest.mark.parametrize(
+    ("link", "size", "copies"),
+    [
+        ("device: e1000e", 16, 3),
+        ("device: e1000e, copybreak: 0", 16, 2),
+        ("device: e1000e, mtu: 9000", 4000, 2),
+        ("mtu: 9000, delay: 1ms", 4000, 2),
+    ],
+)
+def test_other_links_are_accounted_for(
+    up: Invoke, tmp_path: Path, link: str, size: int, copies: int
+) -> None:
+    path = tmp_path / "link.yaml"
+    path.write_text(
+        f"playbook: link\nquestion: Is it?\nlink: {{{link}}}\n"
+        f"workload: {{over: link, protocol: udp, size: {size}}}\n"
+        f"expect: {{complete: yes, guest_cpu_copies: {copies}, device_reads: 1, device_writes: 1}}\n"
+    )
+    done = up("lab.run", str(path))
+    assert 0 == done.code, done.out + done.err

@@ -63,6 +63,19 @@ def test_without_both_the_device_s_access_is_unaccounted(
     assert any(hook in gap.why for gap in flow.gaps)
 
 
+def test_a_frame_split_over_two_buffers_is_put_together(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path, size=1000, device="e1000e")
+    whole = next(one for one in cook.receiver.events if one["hook"] == UNMAP)
+    frame, data = cook.receiver.frames[-1], whole["src_phys"]
+    page = {"src": whole["src"] + 42, "src_phys": data + 42, "size": 4096, "bytes": frame[42:106]}
+    cook.receiver.events.insert(1, whole | page | {"tsc": whole["tsc"] + 1})
+    whole |= {"size": 128, "bytes": frame[:42].ljust(64, b"\0")}
+    flow = correlate.follow(cook.serve())
+    assert not flow.gaps
+    assert not flow.disagreements
+    assert "receiver/trace.bin#1" in flow.movements[2].evidence
+
+
 def test_a_buffer_taken_back_with_other_bytes_is_not_the_frame_s(tmp_path: Path) -> None:
     cook = cooked.nic(tmp_path, device="e1000e")
     cooked.change(cook.receiver, UNMAP, bytes=bytes(64))
@@ -117,6 +130,7 @@ class Machine:
         self.head = {"rx": 0, "tx": 0}
         self.tail = {"rx": SIZE - 1, "tx": 0}
         self.said: str | None = None
+        self.other: dict[int, int] = {}
         for number in range(SIZE):
             self.write("rx", number, struct.pack("<QQ", 0x5000 + number * 0x1000, 0))
 
@@ -150,7 +164,7 @@ class Machine:
             known = {0: RING[queue], 8: 16 * SIZE, 16: self.head[queue], 24: self.tail[queue]}
             if first <= at < first + 28:
                 return known.get(at - first, 0)
-        return 0
+        return self.other.get(at, 0)
 
     def gate(self, held: rings.Rings, name: str) -> None:
         rings.read(held, name, monitor=self, memory=self)  # type: ignore[arg-type]
@@ -191,9 +205,28 @@ def test_what_the_device_wrote_back_is_used(machine: Machine) -> None:
 def test_a_descriptor_given_to_a_new_buffer_says_nothing_of_the_old_one(machine: Machine) -> None:
     held = rings.find(machine, name="lab0")  # type: ignore[arg-type]
     machine.gate(held, "armed")
-    machine.head["rx"], machine.tail["rx"] = 1, 0
+    machine.write("rx", 1, rings.RECEIVED.pack(0, 3, 90, 0))
+    machine.head["rx"], machine.tail["rx"] = 2, 1
     machine.gate(held, "received")
-    assert [] == gate(held, "rx", "received")["used"]
+    assert [[1, 90]] == gate(held, "rx", "received")["used"]
+    assert [0, "0x5000", 2048, 2, 0] == gate(held, "rx", "received")["descriptors"][0]
+
+
+def test_a_split_packet_s_buffers_are_four_of_a_descriptor(machine: Machine) -> None:
+    held = rings.find(machine, name="lab0")  # type: ignore[arg-type]
+    machine.other = {rings.RECEIVE_CONTROL: rings.SPLIT, rings.SPLIT_CONTROL: 4 << 8 | 1}
+    for number in range(4):
+        machine.write("rx", 2 * number, struct.pack("<QQ", 0x5000, 0x6000))
+        machine.write("rx", 2 * number + 1, struct.pack("<QQ", 2**64 - 1, 2**64 - 1))
+    machine.tail["rx"] = 3
+    machine.gate(held, "armed")
+    assert [(0x5000, 0x5080), (0x6000, 0x7000)] == held.posted()[:2]
+    written = rings.SPLIT_RECEIVED.pack(0, 3, 42, 0, 0, 1000, 0, 0, 0)
+    machine.write("rx", 0, written[:16])
+    machine.write("rx", 1, written[16:])
+    machine.head["rx"] = 1
+    machine.gate(held, "received")
+    assert [[0, 42], [1, 1000]] == gate(held, "rx", "received")["used"][:2]
 
 
 def test_indexes_go_on_where_the_ring_begins_anew(machine: Machine) -> None:

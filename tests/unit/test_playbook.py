@@ -249,7 +249,10 @@ RULES: list[tuple[str, str]] = [
     ),
     # Of the schema, and not built yet.
     (GOOD + "kernel: ./bzImage\n", "4:9: a kernel of your own is not built yet"),
-    (GOOD + "link: {device: e1000e}\n", "4:16: 'device: e1000e' is not built yet"),
+    (GOOD + "link: {backend: tap}\n", "4:17: 'backend: tap' is not built yet"),
+    (GOOD + "link: {copybreak: 0}\n", "4:19: only the driver of e1000e has a copybreak"),
+    (GOOD + "link: {loss: 101%}\n", "4:14: expected a share from 0% to 100% such as 1.5%; found"),
+    (GOOD + "link: {delay: 11s}\n", "4:15: expected a delay from 0ms to 10s such as 20ms; found"),
     (GOOD + "link: {backend: tap}\n", "4:17: 'backend: tap' is not built yet"),
     (GOOD + "link: {iommu: on}\n", "4:15: 'iommu: on' is not built yet"),
     (GOOD + "link: {iommu: yes}\n", "4:15: 'iommu: yes' is not built yet"),

@@ -31,7 +31,7 @@ question: How often?
 workload: {over: link}
 sweep:
   over: [loopback, link]
-  device: [virtio-net-pci, e1000e]
+  backend: [dgram, tap]
   protocol: [udp, tcp]
   size: [16, 1000]
 """
@@ -89,12 +89,12 @@ def test_what_cannot_run_here_says_why(
     assert found is None if why is None else found is not None and why in found
 
 
-def test_a_device_that_is_not_built_yet_is_a_reason_and_no_fault_of_the_file(
+def test_a_backend_that_is_not_built_yet_is_a_reason_and_no_fault_of_the_file(
     tmp_path: Path,
 ) -> None:
-    link = dataclasses.replace(asked(tmp_path).link, device="e1000e")
+    link = dataclasses.replace(asked(tmp_path).link, backend="tap")
 
-    assert "'device: e1000e' is not built yet" == playbook.why_not(
+    assert "'backend: tap' is not built yet" == playbook.why_not(
         dataclasses.replace(asked(tmp_path), link=link)
     )
 

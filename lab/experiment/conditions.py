@@ -1,0 +1,58 @@
+"""What decides how bytes travel over the link: set as a playbook asks, then read from the guest."""
+
+from __future__ import annotations
+
+from lab.deadline import Deadline
+from lab.guest import Guest
+from lab.spec import Link
+
+NETDEV = "lab0"
+COPYBREAK = "/sys/module/e1000e/parameters/copybreak"
+# Features of `ethtool -k` that decide which functions copy.
+FEATURES = {
+    "tx-checksumming": "tx-checksum",
+    "rx-checksumming": "rx-checksum",
+    "scatter-gather": "scatter-gather",
+    "tcp-segmentation-offload": "tso",
+    "generic-receive-offload": "gro",
+}
+ASKED = (
+    f"ethtool -k {NETDEV}; ethtool -i {NETDEV};"
+    f" echo mtu: $(cat /sys/class/net/{NETDEV}/mtu);"
+    f" test ! -e {COPYBREAK} || echo copybreak: $(cat {COPYBREAK});"
+    f" echo qdisc: $(tc qdisc show dev {NETDEV} root)"
+)
+
+
+def settings(link: Link) -> list[str]:
+    """Return the shell commands that make a guest's end of the link what `link` says."""
+    out = []
+    if link.mtu != Link().mtu:
+        out.append(f"ip link set {NETDEV} mtu {link.mtu}")
+    if link.copybreak is not None:
+        out.append(f"echo {link.copybreak} > {COPYBREAK}")
+    if link.delay_s or link.loss:
+        netem = f"delay {link.delay_s * 1000:.0f}ms loss {link.loss}%"
+        out.append(f"modprobe sch_netem && tc qdisc replace dev {NETDEV} root netem {netem}")
+    return out
+
+
+def set_link(guest: Guest, link: Link, *, deadline: Deadline) -> str:
+    """Apply `link` to a guest and return what the guest then says of it."""
+    command = " && ".join([*settings(link), f"{{ {ASKED}; }}"])
+    return guest.require_shell().run(command, deadline=deadline).stdout
+
+
+def offloads(text: str) -> dict[str, str]:
+    """Return the features that decide how bytes are copied, from what the guest said."""
+    return {FEATURES[key]: value.split()[0] for key, value in _said(text) if key in FEATURES}
+
+
+def as_found(text: str) -> dict[str, str]:
+    """Return MTU, copybreak and queueing discipline, from what the guest said."""
+    return {key: value for key, value in _said(text) if key in ("mtu", "copybreak", "qdisc")}
+
+
+def _said(text: str) -> list[tuple[str, str]]:
+    pairs = (line.partition(":") for line in text.splitlines())
+    return [(key.strip(), value.strip()) for key, _, value in pairs if value.strip()]
