@@ -24,6 +24,7 @@ SOURCE = {
 }
 MEASURE = {
     "playbook": "a name in playbooks/ or a file",
+    "over": "loopback or link",
     "lab": LAB,
     "json": JSON,
     "verbose": VERBOSE,
@@ -232,12 +233,16 @@ def check(_: Context, playbook: list[str], json: bool = False) -> None:
         host.check(out, playbook)
 
 
-def _measuring(name: str, doc: str, *, of: str = "") -> Task[Callable[..., None]]:
-    """Make a task that runs the playbook called `of`, or the one named on the command line."""
+def _measuring(name: str, doc: str, *, of: str = "", link: str = "") -> Task[Callable[..., None]]:
+    """Make a task that runs the playbook called `of`, or the one named on the command line.
+
+    With `link` it has an option --over, and runs that playbook for --over=link.
+    """
 
     def run(
         _: Context,
         playbook: str = of,
+        over: str = "loopback",
         lab: str = "",
         size: str = "",
         count: str = "",
@@ -269,10 +274,12 @@ def _measuring(name: str, doc: str, *, of: str = "") -> Task[Callable[..., None]
             offline=offline,
         )
         with told(json=json, verbose=verbose) as out:
-            measure.run(out, lab, playbook, asked)
+            measure.run(out, lab, measure.one_of(over, playbook, link), asked)
 
     signature = inspect.signature(run)
     parameters = dict(signature.parameters)
+    if not link:
+        del parameters["over"]
     if of:
         del parameters["playbook"]
     else:
@@ -293,6 +300,13 @@ run_loopback = _measuring(
     "run-loopback",
     "Send a message over loopback inside one kernel and account for every copy.",
     of="loopback",
+)
+
+run_steps = _measuring(
+    "run-steps",
+    "Send a message and follow every function call on its way, with its values.",
+    of="steps-loopback",
+    link="steps-link",
 )
 
 
@@ -325,6 +339,32 @@ def report(_: Context, run: str, json: bool = False) -> None:
 
     with told(json=json) as out:
         measure.recompute(out, run)
+
+
+@task(
+    positional=["run"],
+    help={
+        "run": RUN,
+        "depth": "how many calls deep at most (default: all)",
+        "all": "calls the message has no part in as well",
+        "debuginfo": "a vmlinux with debug information: file and line",
+        "json": JSON,
+    },
+)
+def steps(
+    _: Context,
+    run: str,
+    depth: str = "",
+    all: bool = False,  # noqa: A002 - the option's name
+    debuginfo: str = "",
+    json: bool = False,
+) -> None:
+    """Print the numbered table of calls, values, reads and writes on a message's way."""
+    from lab.commands import steps as shown
+    from lab.commands import told
+
+    with told(json=json) as out:
+        shown.show(out, run, depth=depth, everything=all, debuginfo=debuginfo)
 
 
 @task(help={"json": JSON})
@@ -523,8 +563,8 @@ def test(_: Context, long: bool = False, quick: bool = False, select: str = "") 
 LAB_TASKS = (
     up, down, status, reset, ps, gc, ssh, execute, put, get, console, gdb,
     doctor, image, build, check,
-    run, run_nic, run_loopback, sweep,
-    report, runs, lines, accesses, claims, bench,
+    run, run_nic, run_loopback, run_steps, sweep,
+    report, runs, lines, steps, accesses, claims, bench,
     try_, watch, crashes, vmcore,
 )  # fmt: skip
 ns = Collection(test, Collection("lab", *LAB_TASKS))

@@ -20,6 +20,7 @@ HEADER = struct.Struct("<HBBIIIII")  # magic, version, flags, own length, types,
 TYPE = struct.Struct("<III")  # name, kind and count, size or type
 MEMBER = struct.Struct("<III")  # name, type, offset in bits
 ARRAY = struct.Struct("<III")  # type of an element, of the index, how many
+PARAM = struct.Struct("<II")  # name, type
 POINTER = 8  # bytes, on x86-64
 
 
@@ -61,6 +62,22 @@ _EACH = {
 _ALIAS = frozenset({Kind.TYPEDEF, Kind.VOLATILE, Kind.CONST, Kind.RESTRICT, Kind.TYPE_TAG})
 _COMPOSITE = frozenset({Kind.STRUCT, Kind.UNION})
 _NAMED = frozenset({Kind.STRUCT, Kind.UNION, Kind.ENUM, Kind.ENUM64, Kind.TYPEDEF})
+# What stands before a type's name in C, or alone where it has none.
+_WORDS = {
+    Kind.VOID: "void",
+    Kind.STRUCT: "struct ",
+    Kind.UNION: "union ",
+    Kind.FWD: "struct ",
+    Kind.ENUM: "enum ",
+    Kind.ENUM64: "enum ",
+    Kind.FUNC_PROTO: "function",
+}
+_QUALIFIERS = {
+    Kind.CONST: "const",
+    Kind.VOLATILE: "volatile",
+    Kind.RESTRICT: "restrict",
+    Kind.TYPE_TAG: "",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +93,24 @@ class Field:
     type: int
     shift: int = 0
     bits: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter of a function; `name` is "" where the source gives none."""
+
+    name: str
+    type: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prototype:
+    """What a function takes and gives; `variadic`: there may be more than is listed."""
+
+    name: str
+    parameters: tuple[Parameter, ...]
+    returns: int  # a type; 0: nothing
+    variadic: bool
 
 
 class Btf:
@@ -98,7 +133,17 @@ class Btf:
         self._strings = data[length + strings : length + strings + strings_size]
         self._places = array("I", [0])  # of type 0, void, which is not written down
         self._named: dict[int, list[int]] = {}  # offset of the name -> types
+        self._functions: dict[int, int] = {}  # offset of the name -> the first function
         self._index()
+
+    def extended(self, data: bytes) -> Btf:
+        """Return these types and those of a module, whose `data` goes on counting from here."""
+        _, _, _, length, types, types_size, strings, strings_size = HEADER.unpack_from(data)
+        all_types = self._types + data[length + types :][:types_size]
+        all_strings = self._strings + data[length + strings :][:strings_size]
+        sizes = 0, len(all_types), len(all_types), len(all_strings)
+        header = HEADER.pack(MAGIC, 1, 0, HEADER.size, *sizes)
+        return Btf(header + all_types + all_strings)
 
     def _index(self) -> None:
         at, end, types = 0, len(self._types), self._types
@@ -111,6 +156,8 @@ class Btf:
                 raise EvidenceError(f"BTF: type {len(self._places)} is of unknown kind {kind}")
             if name and kind in _NAMED:
                 self._named.setdefault(name, []).append(len(self._places))
+            elif kind == Kind.FUNC:
+                self._functions.setdefault(name, len(self._places))
             self._places.append(at)
             at += sizes[kind] + each[kind] * (info & 0xFFFF)
 
@@ -176,6 +223,76 @@ class Btf:
         """Yield the members of a struct by name, those of unnamed inner ones in place."""
         yield from self._all(self._find(name, _COMPOSITE), 0)
 
+    def prototype(self, name: str) -> Prototype | None:
+        """Return what a function takes and gives; None where the kernel does not say.
+
+        It is silent on functions whose parameters the compiler changed, and on those that
+        share their name with a different one.
+        """
+        kind = next((found for at in self._spelled(name) if (found := self._functions.get(at))), 0)
+        if not kind:
+            return None
+        proto = self._record(kind)[2]
+        _, info, returns = self._record(proto)
+        at = self._places[proto] + 12
+        listed = [PARAM.unpack_from(self._types, at + PARAM.size * i) for i in range(info & 0xFFFF)]
+        variadic = bool(listed) and listed[-1] == (0, 0)
+        parameters = tuple(
+            Parameter(self._text(called), of)
+            for called, of in (listed[:-1] if variadic else listed)
+        )
+        return Prototype(name, parameters, returns, variadic)
+
+    def size_of(self, kind: int) -> int:
+        """Return the size of a type in bytes; 0 for void and what has no size."""
+        plain = self._plain(kind)
+        if self._kind(plain) in (Kind.VOID, Kind.FWD, Kind.FUNC_PROTO):
+            return 0
+        return self._size(plain)
+
+    def kind_of(self, kind: int) -> Kind:
+        """Return what a type is, behind typedefs and qualifiers."""
+        return self._kind(self._plain(kind))
+
+    def is_signed(self, kind: int) -> bool:
+        """Tell whether a type is a signed integer, or an enum that may be negative."""
+        plain = self._plain(kind)
+        if self._kind(plain) is Kind.INT:
+            return bool(self._word(self._places[plain] + 12) >> 24 & 1)
+        return bool(self._record(plain)[1] >> 31)
+
+    def is_bool(self, kind: int) -> bool:
+        plain = self._plain(kind)
+        where = self._places[plain] + 12
+        return self._kind(plain) is Kind.INT and bool(self._word(where) >> 24 & 4)
+
+    def target(self, kind: int) -> int | None:
+        """Return what a pointer points to, behind typedefs and qualifiers; None: no pointer."""
+        plain = self._plain(kind)
+        if self._kind(plain) is not Kind.PTR:
+            return None
+        return self._plain(self._record(plain)[2])
+
+    def struct_name(self, kind: int) -> str | None:
+        """Return the name of a struct or union; None for any other type."""
+        plain = self._plain(kind)
+        return self._text(self._record(plain)[0]) if self._kind(plain) in _COMPOSITE else None
+
+    def describe(self, kind: int) -> str:
+        """Return a type as C writes it: "struct sock *", "const void *", "size_t"."""
+        what = self._kind(kind)
+        name, _, rest = self._record(kind)
+        if what is Kind.PTR:
+            inner = self.describe(rest)
+            return f"{inner}{'' if inner.endswith('*') else ' '}*"
+        if what in _QUALIFIERS:
+            inner, word = self.describe(rest), _QUALIFIERS[what]
+            return (f"{inner} {word}" if inner.endswith("*") else f"{word} {inner}").strip()
+        if what is Kind.ARRAY:
+            element, _, count = ARRAY.unpack_from(self._types, self._places[kind] + 12)
+            return f"{self.describe(element)}[{count}]"
+        return f"{_WORDS.get(what, '')}{self._text(name)}".strip()
+
     # --- Types ----------------------------------------------------------------------------------
 
     def _record(self, kind: int) -> tuple[int, int, int]:
@@ -190,15 +307,23 @@ class Btf:
     def _text(self, at: int) -> str:
         return self._strings[at : self._strings.index(b"\0", at)].decode("ascii", "replace")
 
-    def _find(self, name: str, kinds: frozenset[Kind]) -> int:
+    def _word(self, at: int) -> int:
+        return int(struct.unpack_from("<I", self._types, at)[0])
+
+    def _spelled(self, name: str) -> Iterator[int]:
+        """Yield where a name stands among the strings; modules repeat some of the kernel's."""
         wanted = b"\0" + name.encode() + b"\0"
         at = self._strings.find(wanted)
         while at >= 0:
-            for kind in self._named.get(at + 1, ()):
+            yield at + 1
+            at = self._strings.find(wanted, at + 1)
+
+    def _find(self, name: str, kinds: frozenset[Kind]) -> int:
+        for at in self._spelled(name):
+            for kind in self._named.get(at, ()):
                 plain = self._plain(kind)
                 if self._kind(plain) in kinds:
                     return plain
-            at = self._strings.find(wanted, at + 1)
         raise EvidenceError(f"BTF: this kernel has no type '{name}'")
 
     def _plain(self, kind: int) -> int:

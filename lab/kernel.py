@@ -159,6 +159,27 @@ class Kernel:
             raise EvidenceError(f"the kernel {self.release} describes no types: it has no BTF")
         return Btf(self.read(start, end - start))
 
+    def module_types(self, types: Btf, modules_at: int, name: str) -> Btf:
+        """Return the kernel's types and those of module `name`, where it describes any.
+
+        `modules_at` is the address of `btf_modules`, the list of modules that do.
+        """
+        at = self.word(modules_at)
+        while at != modules_at:
+            entry = at - types.offset("btf_module.list")
+            module = self.word(entry + types.offset("btf_module.module"))
+            called = types.field("module.name")
+            text = self.read(module + called.offset, called.size).partition(b"\0")[0]
+            if text == name.encode():
+                btf = self.word(entry + types.offset("btf_module.btf"))
+                size = self._short(btf + types.offset("btf.data_size"))
+                return types.extended(self.read(self.word(btf + types.offset("btf.data")), size))
+            at = self.word(at)
+        return types
+
+    def _short(self, address: int) -> int:
+        return int(struct.unpack("<I", self.read(address, 4))[0])
+
     # -- log ---------------------------------------------------------------------
 
     def log(self) -> Log:

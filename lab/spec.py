@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-Experiment = Literal["message"]
+Experiment = Literal["message", "steps"]
 Device = Literal["virtio-net-pci", "e1000e"]
 Backend = Literal["dgram", "tap"]
 ProbeKind = Literal["kmod", "bpf", "both", "none"]
@@ -137,6 +137,7 @@ class Sections:
 EXPECTABLE = tuple(line.name for line in fields(Expect))
 SECTIONS: dict[Experiment, Sections] = {
     "message": Sections(needs=("workload",), may=("sweep",), expects=EXPECTABLE),
+    "steps": Sections(needs=("workload",), expects=EXPECTABLE),
 }
 # Sections that belong to some kinds only.
 SPECIAL = frozenset(name for kind in SECTIONS.values() for name in kind.needs + kind.may)

@@ -40,6 +40,22 @@ class Symbols:
             return ""
         return self.name(address) or f"0x{address:x}"
 
+    def address(self, name: str) -> int:
+        """Return where a symbol of the kernel itself lies; 0 where there is none."""
+        wanted = b" " + name.encode()
+        for line in self._load():
+            if line.endswith(wanted):
+                return int(line[:16], 16)
+        return 0
+
+    def names(self) -> set[str]:
+        """Return the names of all functions, those of modules too."""
+        found = set()
+        for line in self._load():
+            if line[17:18] in (b"t", b"T", b"w", b"W"):
+                found.add(line[19:].partition(b"\t")[0].decode("ascii", "replace"))
+        return found
+
     def _load(self) -> list[bytes]:
         if self._lines is None:
             found = b""

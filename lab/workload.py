@@ -60,11 +60,13 @@ def run(
     receiver: Guest,
     seed: int,
     gate: Gate,
+    sent: Callable[[], None] = lambda: None,
     deadline: Deadline,
 ) -> tuple[Side, Side]:
     """Send and receive; `gate` is called while both are held at "armed", "sent", "received".
 
-    At "sent" the message is in the receiver's socket and nothing was read yet.
+    At "sent" the message is in the receiver's socket and nothing was read yet.  `sent` is
+    called before that, as soon as the sender has said that all went out.
     """
     address = LOOPBACK if asked.over == "loopback" else receiver.me.address
     common = ["--protocol", asked.protocol, "--address", address, "--port", str(asked.port)]
@@ -80,6 +82,7 @@ def run(
     at.go(deadline=deadline)
     to.go(deadline=deadline)
     to.wait("sent", deadline=deadline)
+    sent()
     at.wait("queued", deadline=deadline)
     gate("sent")
     at.go(deadline=deadline)

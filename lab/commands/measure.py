@@ -51,6 +51,13 @@ def asked_for(name: str, options: Options) -> spec.Playbook:
     )
 
 
+def one_of(over: str, loopback: str, link: str) -> str:
+    """Return the playbook for --over; the first where there is only one."""
+    if link and over not in ("loopback", "link"):
+        raise PlaybookError(f"--over: expected loopback or link, found '{over}'")
+    return link if link and over == "link" else loopback
+
+
 def run(console: Console, lab: str, name: str, options: Options) -> None:
     from lab import experiment
 

@@ -6,9 +6,10 @@ import contextlib
 import hashlib
 import json
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lab import (
     ledger,
@@ -79,6 +80,7 @@ class _Measurement:
     rings: dict[str, Rings] = field(default_factory=dict)
     logs: dict[str, witness.AccessLog] = field(default_factory=dict)
     clock: dict[str, list[dict[str, int]]] = field(default_factory=dict)
+    beside: Beside | None = None
 
     @property
     def pair(self) -> topology.Lab:
@@ -108,6 +110,22 @@ class _Measurement:
         )
 
 
+class Beside(Protocol):
+    """What else is done with the guests while a message is on its way."""
+
+    def armed(self, guests: Sequence[Guest]) -> None:
+        """Begin; nothing was sent yet, and the access log is on."""
+
+    def sent(self) -> None:
+        """Go on; all was sent, and the sender has said so."""
+
+    def received(self) -> None:
+        """End; all was received, and the access log is still on."""
+
+    def close(self) -> None:
+        """Let go of the guests, however the run ended."""
+
+
 def take(
     ready: Stand,
     asked: spec.Playbook,
@@ -115,6 +133,7 @@ def take(
     *,
     journal: Journal,
     command: str,
+    beside: Beside | None = None,
 ) -> None:
     """Take one measurement on a pair that is ready; every artefact of the run is written."""
     taken = _Measurement(
@@ -125,6 +144,7 @@ def take(
         deadline=Deadline(asked.deadline_s),
         seed=secrets.randbits(64),
         nonce=secrets.token_bytes(16),
+        beside=beside,
     )
     manifest = _manifest(taken, command=command)
     run_dir.write_manifest(manifest)
@@ -133,6 +153,9 @@ def take(
     except BaseException:
         _keep_logs(taken)
         raise
+    finally:
+        if beside is not None:
+            beside.close()
 
 
 def answer(run_dir: rundir.RunDir, expect: spec.Expect, *, journal: Journal) -> Answer:
@@ -207,6 +230,7 @@ def _measure(taken: _Measurement, modules: dict[str, Path], manifest: dict[str, 
                 receiver=taken.receiver,
                 seed=taken.seed,
                 gate=lambda name: _gate(taken, name),
+                sent=taken.beside.sent if taken.beside is not None else lambda: None,
                 deadline=deadline,
             )
             _sample_clocks(taken)
@@ -286,8 +310,12 @@ def _gate(taken: _Measurement, name: str) -> None:
             found = witness.census(memory, taken.messages, name)
         taken.census.setdefault(guest.name, []).append(found)
 
+    if taken.beside is not None and name == "received":
+        taken.beside.received()
     with taken.journal.step(f"gate {name}"):
         _both(taken, look)
+    if taken.beside is not None and name == "armed":
+        taken.beside.armed(taken.guests)
 
 
 def _sample_clocks(taken: _Measurement) -> None:
