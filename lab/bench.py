@@ -92,7 +92,7 @@ def _boot(built: image.Image, speed: accelerator.Accelerator, *, only: bool) -> 
     deadline = Deadline(topology.BOOT_S)
     with topology.opened(LAB, create=True) as pair:
         guests = list(pair.guests.values())[: 1 if only else 2]
-        pair.prepare()
+        pair.prepare(journal=Journal())
         try:
             for guest in guests:
                 guest.launch(

@@ -112,7 +112,6 @@ def build_modules(
     key = _digest(texts, extra=[*relative, target.release, str(target.headers), _version(compiler)])
     home = (cache if cache is not None else paths.cache()) / "kmod" / key[:16]
     if not _intact(home):
-        shutil.rmtree(home, ignore_errors=True)
         with journal.step(f"build modules for {target.release}"), _Fresh(home) as work:
             # In a copy, so that a checkout stays clean and two builds do not meet.
             tree = work / "src"
@@ -149,7 +148,6 @@ def build_witness(api: int, *, journal: Journal) -> Path:
     home = paths.cache() / "witness" / key[:16]
     plugin = home / "access.so"
     if not _intact(home):
-        shutil.rmtree(home, ignore_errors=True)
         with journal.step("build the witness"), _Fresh(home) as work:
             run(
                 [
@@ -278,8 +276,9 @@ class _Fresh:
         try:
             if kind is None:
                 self.work.chmod(0o755)
-                if self.home.is_dir():
-                    shutil.rmtree(self.home)
-                self.work.rename(self.home)
+                with paths.exclusive(self.home.parent / ".lock"):
+                    if not _intact(self.home):  # else another command was quicker: it is in use
+                        shutil.rmtree(self.home, ignore_errors=True)
+                        self.work.rename(self.home)
         finally:
             shutil.rmtree(self.work, ignore_errors=True)

@@ -7,7 +7,10 @@ only what lies under `runtime()` and `ram()` and the files it is handed open.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from lab.errors import HostError
@@ -79,3 +82,11 @@ def private(path: Path, *, mode: int = 0o700) -> Path:
         others = owners - {os.geteuid()}
         raise HostError(f"{path} belongs to uid {others.pop()}, not to us", hint=_MOVE)
     return path
+
+
+@contextlib.contextmanager
+def exclusive(lock: Path) -> Iterator[None]:
+    """Hold the lock of a file in a folder of ours, waiting for whoever has it."""
+    with lock.open("a", encoding="ascii") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

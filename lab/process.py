@@ -113,6 +113,7 @@ def start(
     fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        log.touch(mode=0o600)
         with log.open("ab") as output:
             # start_new_session: Ctrl-C at the terminal is ours to handle, not the child's.
             # restore_signals=False: Python ignores SIGXFSZ and the child inherits that, so

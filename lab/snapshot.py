@@ -8,17 +8,19 @@ of everything that must be equal for a restore to make sense.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lab import paths
+from lab import paths, process
 from lab.errors import NoSpace, SnapshotError
+from lab.journal import Journal
 from lab.memory import extents
 
 FORMAT = 2
@@ -81,6 +83,19 @@ def load(name: str) -> Snapshot | None:
         raise SnapshotError(f"snapshot {name} is garbled: {error}", log=meta) from error
     meta.touch()  # oldest out first: this one was used just now
     return Snapshot(folder=meta.parent, guests=guests)
+
+
+@contextlib.contextmanager
+def making(name: str, *, journal: Journal) -> Iterator[None]:
+    """Be the only one on this host who makes snapshot `name`; others wait for it."""
+    lock = paths.private(folder()) / f"{name}.lock"
+    with contextlib.ExitStack() as held:
+        if process.is_locked(lock):
+            with journal.step("wait for another lab that boots the same pair"):
+                held.enter_context(paths.exclusive(lock))
+        else:
+            held.enter_context(paths.exclusive(lock))
+        yield
 
 
 def begin(name: str) -> Path:

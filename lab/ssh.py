@@ -46,12 +46,19 @@ def public_key() -> str:
 
 
 def _key_path() -> Path:
-    from cryptography.hazmat.primitives import serialization as form
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
     path = paths.private(paths.cache()) / "id_ed25519"
     if path.exists() and path.with_suffix(".pub").exists():
         return path
+    with paths.exclusive(path.with_suffix(".lock")):
+        if not (path.exists() and path.with_suffix(".pub").exists()):
+            _make_key(path)
+    return path
+
+
+def _make_key(path: Path) -> None:
+    from cryptography.hazmat.primitives import serialization as form
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     key = Ed25519PrivateKey.generate()
     text = key.private_bytes(form.Encoding.PEM, form.PrivateFormat.OpenSSH, form.NoEncryption())
     public = key.public_key().public_bytes(form.Encoding.OpenSSH, form.PublicFormat.OpenSSH)
@@ -59,9 +66,9 @@ def _key_path() -> Path:
     fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(fd, "wb") as out:
         out.write(text)
-    part.rename(path)
+    # The public one first: both are there when the private one is.
     path.with_suffix(".pub").write_bytes(public + b" skblab\n")
-    return path
+    part.rename(path)
 
 
 class Shell:

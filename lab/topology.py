@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lab import access, build, paths, process, qemu, snapshot, ssh
+from lab import access, admission, build, paths, process, qemu, snapshot, ssh
 from lab.accelerator import Accelerator
 from lab.deadline import Deadline
 from lab.errors import (
@@ -34,7 +34,6 @@ from lab.journal import Journal
 T = TypeVar("T")
 # What a boot may mend; a missing tool or a full disk it does not.
 RESTORE_FAILURES = (SnapshotError, GuestError, DeadlineExceeded, FileNotFoundError)
-MARK = ".skblab"  # in a RAM folder: whose it is
 BOOT_S = 60.0  # TCG boots the pair in about 6 s on two cores; a loaded CI host is slower
 SOCKET_PATH = 107  # bytes a UNIX socket's path can have
 RESTORE_S = 15.0
@@ -108,6 +107,7 @@ class Lab:
         self.name = name
         self.base = paths.runtime() / name
         self._reach: dict[str, GuestState] = {}
+        self._admitted = False  # there is memory for it, and the RAM folder says so
         self.state: LabState | None = _read_state(self.base / "state.json")
         self.guests = {
             me.name: Guest(me, peer, self._folder(me), lab=name) for me, peer in (PAIR, PAIR[::-1])
@@ -161,31 +161,41 @@ class Lab:
             guest.plugin = setup.plugin
         name = self._key(setup)
         try:
-            stored = None if fresh else _stored(name, journal)
-            if stored is not None:
-                try:
-                    with journal.step("restore the pair"):
-                        self._restore(setup, stored)
-                    return self._write(setup, name, "restored")
-                except RESTORE_FAILURES as error:
-                    # FileNotFoundError: another lab evicted it, or found it corrupt, meanwhile.
-                    journal.say(f"restore failed, booting instead: {error}")
+            if not fresh and self._restored(setup, name, journal=journal):
+                return self._write(setup, name, "restored")
+            with snapshot.making(name, journal=journal):
+                if not fresh and self._restored(setup, name, journal=journal):
+                    return self._write(setup, name, "restored")  # another lab has saved it
+                with journal.step("boot the pair"):
+                    reach = self._boot(setup, journal=journal)
+                with journal.step("save the snapshot"):
+                    stored = self._save(name, reach)
                     self._stop_guests()
-                    snapshot.discard(name)
-            with journal.step("boot the pair"):
-                reach = self._boot(setup)
-            with journal.step("save the snapshot"):
-                stored = self._save(name, reach)
-                self._stop_guests()
-            # Go on from the snapshot, so that the first run starts from the same memory as
-            # every later one (and from a RAM file without the zeros that were scrubbed).
-            with journal.step("restore the pair"):
-                self._restore(setup, stored)
+                # Go on from the snapshot, so that the first run starts from the same memory as
+                # every later one (and from a RAM file without the zeros that were scrubbed).
+                with journal.step("restore the pair"):
+                    self._restore(setup, stored, journal=journal)
             return self._write(setup, name, "booted")
         except BaseException:
             self._stop_guests()
             self._forget()
             raise
+
+    def _restored(self, setup: Setup, name: str, *, journal: Journal) -> bool:
+        """Restore the pair from snapshot `name`; one that cannot be is told of and discarded."""
+        stored = _stored(name, journal)
+        if stored is None:
+            return False
+        try:
+            with journal.step("restore the pair"):
+                self._restore(setup, stored, journal=journal)
+        except RESTORE_FAILURES as error:
+            # FileNotFoundError: another lab evicted it, or found it corrupt, meanwhile.
+            journal.say(f"restore failed, booting instead: {error}")
+            self._stop_guests()
+            snapshot.discard(name)
+            return False
+        return True
 
     def _key(self, setup: Setup) -> str:
         # The plugin is no part of what a guest is: nothing of it is in a snapshot.
@@ -218,15 +228,12 @@ class Lab:
         }
         return snapshot.key(facts)
 
-    def prepare(self) -> None:
+    def prepare(self, *, journal: Journal) -> None:
+        """Make both guests' folders and RAM files, once there is memory for them."""
         folder = paths.private(paths.private(paths.ram(), mode=0o711) / self.name, mode=0o711)
-        (folder / MARK).write_text(f"{self.base}\n", encoding="utf-8")
-        snapshot.require_space(
-            folder,
-            len(self.guests) * ((MEMORY_MIB << 20) + access.SIZE),
-            what="the guests' RAM",
-            hint="free memory, or LAB_RAM=FOLDER (a full tmpfs kills QEMU)",
-        )
+        if not self._admitted:
+            admission.enter(folder, self.base, journal=journal)
+            self._admitted = True
         for guest in self.guests.values():
             guest.prepare()
 
@@ -241,10 +248,10 @@ class Lab:
                 dies_with_us=setup.owner != 0,
             )
 
-    def _boot(self, setup: Setup) -> dict[str, GuestState]:
+    def _boot(self, setup: Setup, *, journal: Journal) -> dict[str, GuestState]:
         verify(setup.image)  # a boot reads all of it anyway; a restore reads none of it
+        self.prepare(journal=journal)
         deadline = Deadline(BOOT_S)
-        self.prepare()
         self._launch(setup, incoming=False)
 
         def settle(guest: Guest) -> GuestState:
@@ -276,9 +283,9 @@ class Lab:
             shutil.rmtree(part, ignore_errors=True)
             raise
 
-    def _restore(self, setup: Setup, stored: snapshot.Snapshot) -> None:
+    def _restore(self, setup: Setup, stored: snapshot.Snapshot, *, journal: Journal) -> None:
+        self.prepare(journal=journal)
         deadline = Deadline(RESTORE_S)
-        self.prepare()
         self._launch(setup, incoming=True)
 
         self.both(lambda guest: _fill(guest, stored, deadline))
@@ -361,6 +368,7 @@ class Lab:
 
     def _store(self, state: LabState) -> None:
         part = self.base / "state.json.part"
+        part.touch(mode=0o600)  # QEMU's user may pass through the folder, so may others
         part.write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
         part.replace(self.base / "state.json")
         self.state = state
@@ -374,6 +382,7 @@ class Lab:
             else:
                 stale.unlink(missing_ok=True)
         shutil.rmtree(paths.ram() / self.name, ignore_errors=True)
+        self._admitted = False
         self.state = None
 
     # -- reach -----------------------------------------------------------------------
@@ -544,15 +553,10 @@ def _stray_ram() -> list[str]:
     The mark names the lab's runtime folder, so that a lab of another one is left alone.
     """
     removed: list[str] = []
-    for mark in paths.ram().glob(f"*/{MARK}"):
+    for mark in paths.ram().glob(f"*/{admission.MARK}"):
         folder = mark.parent
-        if folder.is_symlink() or mark.is_symlink() or mark.stat().st_uid != os.geteuid():
-            continue
-        base = Path(mark.read_text(encoding="utf-8").strip())
-        locks = [base / "lab.lock", *(base / f"{me.name}.lock" for me in PAIR)]
-        if base.is_dir() and (
-            any(process.is_locked(lock) for lock in locks) or (base / "state.json").exists()
-        ):
+        base = admission.owner(mark)
+        if base is None or admission.alive(base) or (base / "state.json").exists():
             continue
         shutil.rmtree(folder, ignore_errors=True)
         removed.append(f"RAM of {folder.name}")

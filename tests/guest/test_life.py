@@ -13,7 +13,7 @@ from pathlib import Path
 import dpkt
 import pytest
 
-from lab import accelerator, image, paths, snapshot, topology, witness
+from lab import accelerator, admission, image, paths, snapshot, topology, witness
 from lab.deadline import Deadline, wait_until
 from lab.journal import Journal
 from tests.guest.conftest import INVOKE, LAB, TOP, Invoke, qemus, wait_gone
@@ -140,7 +140,7 @@ def test_gc_removes_what_a_killed_owner_left(up: Invoke) -> None:
     half.mkdir(parents=True)
     stray = paths.ram() / f"{LAB}-stray"
     stray.mkdir()
-    (stray / topology.MARK).write_text("/nowhere\n")
+    (stray / admission.MARK).write_text("/nowhere\n")
     removed = up("lab.gc", "--json").value["removed"]
     assert f"lab {name}" in removed
     assert f"RAM of {stray.name}" in removed

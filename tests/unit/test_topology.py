@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import paths, topology
+from lab import admission, paths, topology
 from lab.errors import HostError, LabBusy, LabNotUp
 
 
@@ -17,7 +17,7 @@ def test_gc_takes_only_what_a_lab_made() -> None:
     (ram / "thesis").mkdir()
     ours = ram / "gone"
     ours.mkdir()
-    (ours / topology.MARK).write_text(f"{paths.runtime() / 'gone'}\n")
+    (ours / admission.MARK).write_text(f"{paths.runtime() / 'gone'}\n")
     assert ["RAM of gone"] == topology.collect_garbage()
     assert (ram / "thesis").is_dir()
     assert not ours.exists()
@@ -30,7 +30,7 @@ def test_gc_leaves_a_lab_of_another_runtime_folder(tmp_path: Path) -> None:
     (elsewhere / "state.json").write_text("{}")
     folder = ram / "other"
     folder.mkdir()
-    (folder / topology.MARK).write_text(f"{elsewhere}\n")
+    (folder / admission.MARK).write_text(f"{elsewhere}\n")
     assert [] == topology.collect_garbage()
     assert folder.is_dir()
 
@@ -38,7 +38,7 @@ def test_gc_leaves_a_lab_of_another_runtime_folder(tmp_path: Path) -> None:
 def test_gc_follows_no_link(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.mkdir()
-    (victim / topology.MARK).write_text("/nowhere\n")
+    (victim / admission.MARK).write_text("/nowhere\n")
     ram = paths.private(paths.ram())
     (ram / "link").symlink_to(victim)
     assert [] == topology.collect_garbage()
