@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 from lab.errors import TraceCorrupt
 from lab.rundir import fields as checked
 
+USER_END = 1 << 47  # x86-64 with four levels of page tables
 FILE = "calls.json"
 SCHEMA = 1
 MOST = 64 << 20  # bytes of a file that is read

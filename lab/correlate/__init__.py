@@ -50,6 +50,7 @@ __all__ = [
     "Unexplained",
     "follow",
     "load",
+    "walk_to_wire",
 ]
 
 
@@ -79,6 +80,14 @@ def follow(run: RunDir | Inputs) -> Flow:
         notes=tuple(audit.notes(board)),
         most=tuple(sorted(board.most.items())),
     )
+
+
+def walk_to_wire(sender: GuestInputs, inputs: Inputs) -> Wire:
+    """Walk the sender's records alone and return what its frames carry."""
+    board = Board(inputs)
+    wire = Wire(board)
+    _walk_sender(sender, board, wire)
+    return wire
 
 
 def _walk_sender(guest: GuestInputs, board: Board, wire: Wire) -> None:

@@ -11,10 +11,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
-from lab import access, accesses
-from lab.accesses import Accesses, CopySeen
+from lab import access, accesses, correlate
+from lab.access import AccessLog
+from lab.accesses import Accesses, CopySeen, Hold
+from lab.correlate.devices import DEVICE_HEADERS, arrivals, buffer_parts
 from lab.correlate.identity import Identity
 from lab.correlate.inputs import SENDER, GuestInputs, Inputs
+from lab.correlate.rings import RingWitness
 from lab.correlate.types import Disagreement, Flow, Kind, Movement, PlaceKind
 from lab.record import Context, Flag, Hook, Record
 from lab.record import Kind as At
@@ -35,12 +38,17 @@ class OutsideGuest(GuestInputs):
 
     seen: Accesses
     identity: Identity
+    probes: frozenset[str]  # the modules that watched, as functions of theirs are named
 
     @cached_property
     def records(self) -> tuple[Record, ...]:
-        """The copies of the log in the form of records, in order."""
+        """The copies of the log in the form of records, in order.
+
+        A probe that reads message bytes for its record stores them masked, and of one byte
+        that is the same byte once in 256 runs: what probes store is no part of the way.
+        """
         copies = sorted(self.seen.copies, key=lambda copy: copy.first)
-        return tuple(_record(self, copy) for copy in copies)
+        return tuple(_record(self, copy) for copy in copies if copy.function not in self.probes)
 
     @property
     def hooks(self) -> tuple[Hook, ...]:
@@ -58,31 +66,54 @@ class Outside:
     def complete(self) -> bool:
         return not any(self.lost.values())
 
+    @property
+    def guests(self) -> tuple[OutsideGuest, ...]:
+        return tuple(guest for guest in self.inputs.guests if isinstance(guest, OutsideGuest))
+
 
 def look(inputs: Inputs) -> Outside | None:
     """Read the access logs of a run; None unless every guest has one.
 
     Raises `TraceCorrupt` for a log that is there and cannot be read.
     """
-    guests: list[GuestInputs] = []
-    lost: dict[str, int] = {}
+    logs: dict[str, AccessLog] = {}
     for guest in inputs.guests:
         path = guest.folder.file("access.bin")
         if not path.is_file():
             return None
-        log = access.read(path, guest=guest.name)
-        seen = accesses.analyse(
-            log,
-            inputs.identity.messages,
-            symbols=guest.symbols,
-            present=_present(guest),
-            holds=_holds(guest, inputs.identity),
-        )
-        lost[f"{guest.name}/access.bin"] = log.lost + (0 if log.complete else int(log.lost == 0))
-        known = {one.name: getattr(guest, one.name) for one in fields(GuestInputs)}
-        known |= {"trace": None, "witness": WITNESS}
-        guests.append(OutsideGuest(**known, seen=seen, identity=inputs.identity))
-    return Outside(inputs=replace(inputs, guests=tuple(guests)), lost=lost)
+        logs[guest.name] = access.read(path, guest=guest.name)
+    # The sender first: what its device read says which bytes a frame carries.
+    made: dict[str, GuestInputs] = {}
+    for guest in sorted(inputs.guests, key=lambda guest: guest.role(SENDER) is None):
+        holds = _sent_from(guest, inputs.identity)
+        if guest.role(SENDER) is None:
+            sender = next((one for one in made.values() if one.role(SENDER) is not None), None)
+            so_far = replace(inputs, guests=tuple(made.values()))
+            holds += _received_into(guest, logs[guest.name], so_far, sender)
+        made[guest.name] = _outside(guest, logs[guest.name], inputs.identity, holds)
+    guests = tuple(made[guest.name] for guest in inputs.guests)
+    lost = {
+        f"{name}/access.bin": log.lost + (0 if log.complete else int(log.lost == 0))
+        for name, log in logs.items()
+    }
+    return Outside(inputs=replace(inputs, guests=guests), lost=lost)
+
+
+def _outside(
+    guest: GuestInputs, log: AccessLog, identity: Identity, holds: list[Hold]
+) -> OutsideGuest:
+    seen = accesses.analyse(
+        log, identity.messages, symbols=guest.symbols, present=_present(guest), holds=holds
+    )
+    sections = () if guest.trace is None else guest.trace.sections
+    known = {one.name: getattr(guest, one.name) for one in fields(GuestInputs)}
+    known |= {"trace": None, "witness": WITNESS}
+    return OutsideGuest(
+        **known,
+        seen=seen,
+        identity=identity,
+        probes=frozenset(f"[{section.name}]" for section in sections),
+    )
 
 
 def _present(guest: GuestInputs) -> list[tuple[int, int]]:
@@ -98,7 +129,7 @@ def _present(guest: GuestInputs) -> list[tuple[int, int]]:
     ]
 
 
-def _holds(guest: GuestInputs, identity: Identity) -> list[tuple[int, int, int, int]]:
+def _sent_from(guest: GuestInputs, identity: Identity) -> list[Hold]:
     # Which message bytes the sender's pages hold, where each message has a slot of its own.
     work = guest.role(SENDER)
     if work is None or identity.count > work.ready.slots:
@@ -113,6 +144,47 @@ def _holds(guest: GuestInputs, identity: Identity) -> list[tuple[int, int, int, 
     return out
 
 
+def _received_into(
+    guest: GuestInputs, log: AccessLog, inputs: Inputs, sender: GuestInputs | None
+) -> list[Hold]:
+    """Return which message bytes lie in the buffers that the receiver's device filled.
+
+    The ring says which buffers and how long; that it was this frame, its bytes, as CPUs saw
+    them there.
+    """
+    if sender is None:
+        return []
+    wire = correlate.walk_to_wire(sender, inputs)
+    filled = RingWitness(guest.name, guest.rings).filled()
+    out: list[Hold] = []
+    for arrival in arrivals(wire, guest, sender):
+        data = arrival.frame.data
+        for found in filled:
+            header, start = (found.used or 0) - len(data), found.descriptor.address
+            if header in DEVICE_HEADERS and _shown(log, start + header, data):
+                out += [
+                    (start + part.at, start + part.at + part.size, part.message, part.offset)
+                    for part in buffer_parts(arrival, header, 0, found.used or 0)
+                ]
+                filled.remove(found)
+                break
+    return out
+
+
+def _shown(log: AccessLog, start: int, data: bytes) -> bool:
+    """Tell whether a CPU saw `data`, or eight bytes of it or more, at physical `start`."""
+    for one in log.touching(start, start + len(data)):
+        low, high = max(start, one.physical), min(start + len(data), one.end)
+        seen = one.bytes[low - one.physical : high - one.physical]
+        if (
+            not one.store
+            and high - low >= access.LEAST
+            and seen == data[low - start : high - start]
+        ):
+            return True
+    return False
+
+
 # --- Copies as records -----------------------------------------------------------------------
 
 
@@ -123,7 +195,6 @@ def _record(guest: OutsideGuest, copy: CopySeen) -> Record:
     flags |= Flag.SRC_USER if copy.from_user else Flag(0)
     flags |= Flag.DST_USER if copy.to_user else Flag(0)
     pid = _owner(guest, pages) if flags else 0
-    text = guest.identity.bytes_of(copy.message)[copy.offset : copy.offset + copy.payload_size]
     return Record(
         source=f"{guest.name}/access.bin",
         number=int(copy.evidence[0].rpartition("#")[2]),
@@ -157,7 +228,7 @@ def _record(guest: OutsideGuest, copy: CopySeen) -> Record:
         flags=flags,
         iter_type=0,
         frags=0,
-        bytes=bytes(copy.payload_at) + text,
+        bytes=copy.bytes[: copy.payload_at + copy.payload_size],
     )
 
 
@@ -203,7 +274,7 @@ def agree(inside: Flow, outside: Flow) -> tuple[Disagreement, ...]:
             movement.evidence += [one for one in ids if one not in movement.evidence][
                 :MOST_EVIDENCE
             ]
-        elif _comparable(movement):
+        elif _comparable(movement) and _decidable(movement, outside):
             found.append(_lonely(movement, "a probe reports a copy that no CPU was seen to make: "))
     found += [
         _lonely(movement, "a copy was made that no probe reported: ")
@@ -269,6 +340,23 @@ def _moved(movement: Movement) -> set[tuple[int, int, int]]:
 
 def _comparable(movement: Movement) -> bool:
     return bool(movement.source.extents and movement.target.extents)
+
+
+def _decidable(movement: Movement, outside: Flow) -> bool:
+    """Tell whether the log would show a copy: of a few bytes only where it knew the source.
+
+    Fewer than eight are followed by address, from where it is known that they lie.
+    """
+    return movement.payload_size >= access.LEAST or any(
+        place.guest == movement.guest
+        and place.message == movement.message
+        and any(
+            start < at + size and at < start + length
+            for start, length in place.extents
+            for at, size in movement.source.extents
+        )
+        for place in outside.places
+    )
 
 
 def _lonely(movement: Movement, text: str) -> Disagreement:

@@ -38,15 +38,12 @@ class Receive:
         """Place frames by the rings alone, where no hook says which buffer was filled."""
         if any(record.hook == self.filled for record in self.memory.records):
             return
-        waiting = iter(self.guest.frames or ())
-        mine = {arrival.frame.index: arrival for arrival in self.arrivals}
-        for found in self.rings.filled():
-            for frame in waiting:
-                header = (found.used or 0) - len(frame.data)
-                if header in DEVICE_HEADERS:
-                    arrival = mine.get(frame.index)
-                    if arrival is not None:
-                        self._by_ring(arrival, found, header)
+        filled = self.rings.filled()
+        for arrival in self.arrivals:
+            for number, found in enumerate(filled):
+                header = (found.used or 0) - len(arrival.frame.data)
+                if header in DEVICE_HEADERS and self._by_ring(arrival, found, header):
+                    del filled[: number + 1]  # buffers are filled in the order of the frames
                     break
 
     def take(self, record: Record) -> None:
@@ -170,12 +167,13 @@ class Receive:
             self._by_ring(arrival, found, 0, skip=skip)
             skip += found.used or 0
 
-    def _by_ring(self, arrival: Arrival, found: Found, header: int, *, skip: int = 0) -> None:
+    def _by_ring(self, arrival: Arrival, found: Found, header: int, *, skip: int = 0) -> bool:
+        """Place what a buffer holds of a frame; tell whether it was seen to hold it."""
         size = found.used or 0
         parts = buffer_parts(arrival, header, skip, size)
         start = found.descriptor.address
         if not parts or not all(self._content_seen(start + part.at, part) for part in parts):
-            return
+            return False
         arrival.taken = True
         self._write(
             arrival,
@@ -187,6 +185,7 @@ class Receive:
             evidence=[found.evidence],
             confirmed={"rings", "wire"},
         )
+        return True
 
     def _content_seen(self, physical: int, part: Held) -> bool:
         # A ring says where and how much, never what: another witness must have seen it.

@@ -23,8 +23,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TypeAlias
 
-from lab.accesses import USER_END, CopySeen, ReadSeen
-from lab.calls import Call, Calls, How, Value
+from lab.accesses import CopySeen, ReadSeen
+from lab.calls import USER_END, Call, Calls, How, Value
 from lab.steps import values
 
 Lookup: TypeAlias = Callable[[int], str]  # "" where it does not know

@@ -348,7 +348,7 @@ def test_vcpus_do_not_share_runs(qemu: FakeQemu) -> None:
 def test_what_finds_no_room_is_counted(
     built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(access, "RECORDS", 3)
+    monkeypatch.setattr("lab.access.switch.RECORDS", 3)
     fake = FakeQemu(built, tmp_path)
     try:
         fake.arm()
@@ -538,7 +538,7 @@ def test_a_log_cut_short_is_corrupt(tmp_path: Path, size: int) -> None:
     ],
 )
 def test_a_header_that_no_plugin_writes_is_corrupt(tmp_path: Path, field: str, value: int) -> None:
-    at = access._OFFSETS[field]
+    at = access.OFFSETS[field]
     code = dict(access.HEADER_FIELDS)[field]
     data = GOOD[:at] + struct.pack("<" + code, value) + GOOD[at + struct.calcsize(code) :]
 
@@ -691,26 +691,31 @@ def test_a_short_message_is_followed_by_address(tmp_path: Path) -> None:
         [
             record(0x9000, text, call=9),  # by chance
             record(0x1000, text, call=1),  # from the known buffer
-            record(0x2000, b"hd" + text, store=True, call=1),
-            record(0x2000, b"hd" + text, call=2),
-            record(0x3000, text, store=True, call=2),
+            record(0x2004, text, store=True, call=1),
+            record(0x2000, b"head", store=True, call=8),
+            record(0x2000, b"head" + text, call=2),
+            record(0x3000, b"head" + text, store=True, call=2),
+            record(0x3004, text, call=3),
+            record(0x4000, text, store=True, call=3),
+            record(0x5000, text[:3], store=True, call=3),  # other bytes
         ],
         texts=[text],
         needle=None,
         sources=[(0x1000, 0x1004)],
     )
 
-    assert [0x1000, 0x2000, 0x2000, 0x3000] == [r.physical for r in found]
+    assert [0x1000, 0x2004, 0x2000, 0x3000, 0x3004, 0x4000] == [r.physical for r in found]
 
 
 def test_the_last_bytes_of_a_message_are_kept_with_who_carried_them_on(tmp_path: Path) -> None:
+    """And with all who stored to where they went, before or after."""
     records = [
         record(0x1020, TEXTS[0][32:35], call=1),
         record(0x7000, TEXTS[0][32:35], store=True, call=1),
-        record(0x7000, TEXTS[0][32:35], store=True, call=2),
+        record(0x7000, b"new", store=True, call=2),
     ]
 
-    assert 2 == len(kept(tmp_path, records, sources=[(0x1000, 0x1028)]))
+    assert 3 == len(kept(tmp_path, records, sources=[(0x1000, 0x1028)]))
     assert 1 == len(kept(tmp_path, records, ranges=[(0x1000, 0x1028)]))
 
 
@@ -735,15 +740,15 @@ def answering(control: Control, state: State, *, done: threading.Event) -> Calla
 
     def poke() -> None:
         asked = control.header().asked
-        struct.pack_into("<I", control._map, access._OFFSETS["state"], state)
-        struct.pack_into("<I", control._map, access._OFFSETS["answered"], asked)
+        struct.pack_into("<I", control._map, access.OFFSETS["state"], state)
+        struct.pack_into("<I", control._map, access.OFFSETS["answered"], asked)
         done.set()
 
     return poke
 
 
 def load(control: Control) -> None:
-    struct.pack_into("<I", control._map, access._OFFSETS["state"], State.ASLEEP)
+    struct.pack_into("<I", control._map, access.OFFSETS["state"], State.ASLEEP)
 
 
 def test_arming_waits_for_the_plugin(control: Control) -> None:
@@ -765,7 +770,7 @@ def test_a_plugin_that_does_not_obey_is_not_waited_for_for_ever(control: Control
 
 def test_an_answer_to_another_command_is_none(control: Control) -> None:
     load(control)
-    struct.pack_into("<I", control._map, access._OFFSETS["state"], State.ARMED)
+    struct.pack_into("<I", control._map, access.OFFSETS["state"], State.ARMED)
     with pytest.raises(DeadlineExceeded):
         control.arm(deadline=Deadline(0.05))
 

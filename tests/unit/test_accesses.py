@@ -159,6 +159,25 @@ def test_registers_that_an_interrupt_saves_are_a_spill_and_no_copy(tmp_path: Pat
     assert [stack + 8] == [read.virtual for read in found.reads]
 
 
+def test_saved_registers_that_are_moved_on_their_stack_stay_a_spill(tmp_path: Path) -> None:
+    """As a probe's trampoline does on 6.1: saves all, and its handler copies what it saved."""
+    stack = KERNEL + 0x8000
+    given = [
+        load(KERNEL, TEXT, call=1),
+        store(USER, TEXT, call=1),
+        store(stack + 0x100, TEXT[:8], call=2),
+        load(stack + 0x100, TEXT[:8], call=3),
+        store(stack + 0x40, TEXT[:8], call=3),
+    ]
+    found = seen(tmp_path, *given)
+    assert [USER] == [copy.target_virtual for copy in found.copies]
+    assert [stack + 0x100, stack + 0x40] == [spill.target_virtual for spill in found.spills]
+
+    off = seen(tmp_path, *given[:-1], store(KERNEL + 0x4000, TEXT[:8], call=3))
+    assert () == off.spills
+    assert 3 == len(off.copies)
+
+
 def test_bytes_that_two_calls_carry_on_are_copied(tmp_path: Path) -> None:
     """One call loads, another stores, and a third goes on from there: no spill."""
     found = seen(
@@ -301,18 +320,34 @@ def test_a_payload_is_found_and_is_not_exact_when_sent_twice(tmp_path: Path) -> 
     assert (45, False) == (copy.payload_size, copy.exact)
 
 
-def test_a_short_message_is_found_whole_only(tmp_path: Path) -> None:
+def test_a_short_message_is_followed_from_where_it_is_known_to_be(tmp_path: Path) -> None:
     messages = Messages(payload=b"hi!", size=3, count=1)
-    found = seen(
-        tmp_path,
-        load(KERNEL, b"head" + b"hi!"),
-        store(USER, b"head" + b"hi!"),
-        load(KERNEL + 0x100, b"hi"),
-        messages=messages,
-    )
+    given = [
+        load(KERNEL, b"head" + b"hi!", call=1),
+        store(KERNEL + 0x2000, b"head" + b"hi!", call=1),
+        load(KERNEL + 0x2004, b"hi!", call=2),
+        store(USER, b"hi!", call=2),
+        store(KERNEL + 0x2004, b"new", call=3),
+        load(KERNEL + 0x2004, b"hi!", call=4),  # by chance: it was written over
+    ]
+    found = seen(tmp_path, *given, messages=messages, holds=[(4, 7, 0, 0)])
 
-    assert [(3, 7, 4)] == [(c.payload_size, c.size, c.payload_at) for c in found.copies]
+    assert [(3, 7, 4), (3, 3, 0)] == [
+        (copy.payload_size, copy.size, copy.payload_at) for copy in found.copies
+    ]
     assert () == found.reads
+    assert () == seen(tmp_path, *given, messages=messages).copies  # nobody knows
+
+
+def test_two_short_messages_in_one_copy_are_told_apart(tmp_path: Path) -> None:
+    messages = Messages(seed=5, size=4, count=2)
+    both = b"head" + messages.bytes(0) + messages.bytes(1)
+    holds = [(4, 8, 0, 0), (8, 12, 1, 0)]
+    found = seen(tmp_path, load(KERNEL, both), store(USER, both), messages=messages, holds=holds)
+
+    assert [(0, 4, 4), (1, 4, 8)] == [
+        (copy.message, copy.payload_size, copy.payload_at) for copy in found.copies
+    ]
 
 
 def test_losses_are_told(tmp_path: Path) -> None:

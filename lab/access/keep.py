@@ -1,0 +1,261 @@
+"""From the large log a plugin writes to the small one a run keeps: what concerns the messages."""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Self
+
+from lab.access.layout import (
+    HEADER_SIZE,
+    LEAST,
+    PAGE,
+    RECORD_FIELDS,
+    RECORD_LAYOUT,
+    WINDOWS,
+    WITHOUT_BYTES,
+    Data,
+    Flag,
+    Header,
+    Ranges,
+    Row,
+    encode_header,
+    fault_of,
+    parse_header,
+    sections,
+)
+from lab.errors import TraceCorrupt
+
+LIMIT = 1 << 20  # bytes of a filtered log, and LIMIT_PER_BYTE for each byte of messages
+LIMIT_PER_BYTE = 16
+STEPS = 8  # copies one after the other that a piece of a few bytes is followed through
+# Of many records only these fields are looked at: unpacking the others takes most of the time.
+_SCANNED = ("virt", "phys", "content", "call", "size", "flags")
+_VIRT, _PHYS, _CONTENT, _CALL, _SIZE, _FLAGS = range(6)
+_SCAN = struct.Struct(
+    "<"
+    + "".join(
+        code if name in _SCANNED else f"{struct.calcsize('<' + code)}x"
+        for name, code in RECORD_FIELDS
+    )
+)
+
+
+def keep(
+    raw: Data,
+    texts: Sequence[bytes],
+    *,
+    needle: bytes | None = None,
+    ranges: Ranges = (),
+    sources: Ranges = (),
+    limit: int | None = None,
+) -> bytes:
+    """Return the log of a run directory: of `raw`, what concerns the messages `texts`.
+
+    Kept are, as long as there is room, in this order: runs that hold at least eight bytes of
+    a message in a row; all that touched `ranges` or `sources`; what was carried on from those
+    by address; all that touched, at any time, the memory where messages were seen, or that
+    go on where such a run ended; what those who loaded from `sources` stored.  So for each
+    place a message was loaded from, every store to that place is in the log.
+
+    `needle` is what every message can be found by (`Messages.needle`).  `sources` are where
+    messages may come from, user buffers and a device's: from there, less than eight bytes
+    are followed by address, be they a whole message or the last of one.
+    """
+    header = parse_header(raw)
+    table, view = sections(raw, header, where="access log")
+    rows = list(_SCAN.iter_unpack(table))
+    content = bytes(view)
+    from_ = _Places(sources).touched_by(rows)
+    listed = _Places(ranges).touched_by(rows)
+    found = [] if texts and len(texts[0]) < LEAST else _holding(rows, content, texts, needle)
+    stores = _stores_by_call(rows)
+    followed = _followed(rows, content, stores, {*from_, *found})
+    around = _around(rows, sorted({*found, *followed}))
+    calls = {rows[number][_CALL] for number in from_ if not rows[number][_FLAGS] & Flag.STORE}
+    stored = sorted(number for call in calls for number in stores.get(call, ()))
+    if limit is None:
+        limit = LIMIT + LIMIT_PER_BYTE * sum(map(len, texts))
+    wanted = [found, listed, from_, followed, around, stored]
+    return _packed(header, table, content, wanted, limit)
+
+
+class _Places:
+    """Physical ranges, and which records touch one."""
+
+    def __init__(self, ranges: Ranges) -> None:
+        self._pages: dict[int, list[tuple[int, int]]] = {}
+        for start, end in ranges:
+            for page in range(start // PAGE, -(-end // PAGE)):
+                self._pages.setdefault(page, []).append((start, end))
+
+    @classmethod
+    def of(cls, rows: list[Row], numbers: Iterable[int]) -> Self:
+        return cls((rows[n][_PHYS], rows[n][_PHYS] + rows[n][_SIZE]) for n in numbers)
+
+    def touched_by(self, rows: list[Row]) -> list[int]:
+        pages = self._pages
+        if not pages:
+            return []
+        # Of the many, first the few in the right pages.
+        near = [number for number, row in enumerate(rows) if row[_PHYS] >> 12 in pages]
+        return [number for number in near if self._touched_by(rows[number])]
+
+    def _touched_by(self, row: Row) -> bool:
+        if row[_FLAGS] & WITHOUT_BYTES:
+            return False
+        start, end = row[_PHYS], row[_PHYS] + row[_SIZE]
+        return any(start < stop and begin < end for begin, stop in self._pages[start >> 12])
+
+
+def _holding(
+    rows: list[Row], content: bytes, texts: Sequence[bytes], needle: bytes | None
+) -> list[int]:
+    """Return the records that hold at least LEAST bytes of a message in a row."""
+    found: set[int] = set()
+    if needle:
+        # Content of all records at once; a hit must lie within one of them.
+        owners = sorted(
+            (row[_CONTENT], number)
+            for number, row in enumerate(rows)
+            if not row[_FLAGS] & WITHOUT_BYTES
+        )
+        at = content.find(needle)
+        while at >= 0:
+            owner = bisect_right(owners, (at, len(rows))) - 1
+            row = rows[owners[owner][1]]
+            if at + max(len(needle), LEAST) <= row[_CONTENT] + row[_SIZE]:
+                found.add(owners[owner][1])
+            at = content.find(needle, at + 1)
+    # What holds no needle holds the middle or the end of a message, so it begins with that,
+    # or, when it grew downwards, ends with it.
+    windows = _windows(texts)
+    found.update(
+        number
+        for number, row in enumerate(rows)
+        if (size := row[_SIZE]) >= LEAST
+        and (
+            content[(at := row[_CONTENT]) : at + LEAST] in windows
+            or (size > LEAST and content[at + size - LEAST : at + size] in windows)
+        )
+        and not row[_FLAGS] & WITHOUT_BYTES
+    )
+    return sorted(found)
+
+
+def _windows(texts: Sequence[bytes]) -> set[bytes]:
+    """Return every LEAST bytes in a row of the messages, the first WINDOWS bytes of them."""
+    windows: set[bytes] = set()
+    left = WINDOWS
+    for text in dict.fromkeys(texts):
+        part = text[:left]
+        windows.update(part[at : at + LEAST] for at in range(len(part) - LEAST + 1))
+        left -= len(part)
+        if left <= 0:
+            break
+    return windows
+
+
+def _stores_by_call(rows: list[Row]) -> dict[int, list[int]]:
+    stores: dict[int, list[int]] = defaultdict(list)
+    for number, row in enumerate(rows):
+        if row[_FLAGS] & Flag.STORE and not row[_FLAGS] & WITHOUT_BYTES:
+            stores[row[_CALL]].append(number)
+    return stores
+
+
+def _followed(
+    rows: list[Row], content: bytes, stores: dict[int, list[int]], seeds: set[int]
+) -> list[int]:
+    """Return the stores that carried on what lies where `seeds` were seen.
+
+    A call that loads from there and stores the same bytes elsewhere makes a new place, from
+    which others load: step by step, as far as `STEPS`.
+    """
+
+    def data(number: int) -> bytes:
+        row = rows[number]
+        return content[row[_CONTENT] : row[_CONTENT] + row[_SIZE]]
+
+    known = set(seeds)
+    out: set[int] = set()
+    new = known
+    for _ in range(STEPS):
+        touched = _Places.of(rows, new).touched_by(rows)
+        new = set()
+        for load in touched:
+            if rows[load][_FLAGS] & Flag.STORE:
+                continue
+            held = data(load)
+            new.update(
+                store
+                for store in stores.get(rows[load][_CALL], ())
+                if store not in known and _carries(data(store), held)
+            )
+        if not new:
+            break
+        known |= new
+        out |= new
+    return sorted(out)
+
+
+def _carries(stored: bytes, loaded: bytes) -> bool:
+    if min(len(stored), len(loaded)) < LEAST:
+        return stored == loaded
+    return stored in loaded or loaded in stored
+
+
+def _around(rows: list[Row], found: list[int]) -> list[int]:
+    """Return the records that touch where `found` lie, or go on where they end."""
+    touched = set(_Places.of(rows, found).touched_by(rows))
+    calls = {rows[number][_CALL] for number in found}
+    begins = {(rows[n][_CALL], rows[n][_FLAGS] & 1, rows[n][_VIRT]) for n in found}
+    ends = {(rows[n][_CALL], rows[n][_FLAGS] & 1, rows[n][_VIRT] + rows[n][_SIZE]) for n in found}
+    for number, row in enumerate(rows):
+        if row[_CALL] in calls:
+            call, store, virtual = row[_CALL], row[_FLAGS] & 1, row[_VIRT]
+            if (call, store, virtual) in ends or (call, store, virtual + row[_SIZE]) in begins:
+                touched.add(number)
+    return sorted(touched)
+
+
+def _packed(
+    header: Header, table: memoryview, content: bytes, wanted: list[list[int]], limit: int
+) -> bytes:
+    """Return a log of the records `wanted`, those of the first list first to find room."""
+    room = limit - HEADER_SIZE
+    chosen: dict[int, tuple[Row, bytes]] = {}
+    left_out: set[int] = set()
+    for number in (number for numbers in wanted for number in numbers):
+        if number in chosen or number in left_out:
+            continue
+        offset = number * RECORD_LAYOUT.size
+        row: Row = RECORD_LAYOUT.unpack_from(table, offset)
+        if (fault := fault_of(row, len(content))) is not None:
+            raise TraceCorrupt(f"access log: offset {HEADER_SIZE + offset}: {fault}")
+        short = _SCAN.unpack_from(table, offset)
+        at = short[_CONTENT]
+        data = b"" if short[_FLAGS] & WITHOUT_BYTES else content[at : at + short[_SIZE]]
+        if RECORD_LAYOUT.size + len(data) > room:
+            left_out.add(number)
+            continue
+        room -= RECORD_LAYOUT.size + len(data)
+        chosen[number] = row, data
+    records, pool = bytearray(), bytearray()
+    first, where = 7, 9  # places of `first` and `content` in a row
+    for number in sorted(chosen, key=lambda number: (chosen[number][0][first], number)):
+        row, data = chosen[number]
+        records += RECORD_LAYOUT.pack(*row[:where], len(pool), *row[where + 1 :])
+        pool += data
+    kept = encode_header(
+        header,
+        capacity=len(chosen),
+        records=len(chosen),
+        content_capacity=len(pool),
+        content=len(pool),
+        raw_records=max(1, header.records),
+        left_out=len(left_out),
+    )
+    return kept + bytes(records) + bytes(pool)
