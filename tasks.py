@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from invoke.collection import Collection
 from invoke.tasks import Task, task
@@ -367,13 +368,16 @@ def steps(
         shown.show(out, run, depth=depth, everything=all, debuginfo=debuginfo)
 
 
-@task(help={"json": JSON})
-def runs(_: Context, json: bool = False) -> None:
-    """List the runs there are, oldest first, and what each came to."""
+@task(help={"json": JSON, "prune": "remove all but this many of the newest"})
+def runs(_: Context, prune: int = -1, json: bool = False) -> None:
+    """List the runs there are, oldest first, and what each came to; or remove old ones."""
     from lab.commands import read, told
 
     with told(json=json) as out:
-        read.runs(out)
+        if prune == -1:
+            read.runs(out)
+        else:
+            read.prune(out, prune)
 
 
 @task(positional=["run"], help={"run": RUN, "grep": "only lines with this text"})
@@ -385,83 +389,45 @@ def lines(_: Context, run: str, grep: str = "") -> None:
         read.lines(out, run, grep)
 
 
-TRYING = {
-    "path": "a .c file, a folder with a Makefile, or a .ko",
-    "lab": LAB,
-    "run": "a command for the guest's shell once the module is loaded",
-    "send": "send and receive one message in the guest once it is loaded",
-    "soak": "seconds to watch on after that",
-    "deadline": "seconds for loading, and for the command",
-    "params": "module parameters",
-    "module": "which one, where the folder makes several",
-    "kfence": "sample allocations: finds some uses after free and out of bounds",
-    "slub-debug": "boot with slub_debug=WORD (FZPU): finds writes out of bounds, double frees",
-    "unload": "unload it at the end (--no-unload)",
-    "keep-ram": "keep the guest's RAM with the run, for lab.vmcore (it holds keys)",
-    **SOURCE,
-}
-
-
-def _trying(name: str, doc: str, *, once: bool) -> Task[Callable[..., None]]:
-    """Make lab.try or lab.watch: the same options, once or at every change."""
+def _trying(name: str, doc: str, act: str) -> Task[Callable[..., None]]:
+    """Make lab.try or lab.watch: the options are the fields of TryOptions."""
+    from lab.commands.crash import TryOptions
 
     def attempt(
         _: Context,
         path: str,
         lab: str = "",
-        run: str = "",
-        send: bool = False,
-        soak: float = 1.0,
-        deadline: float = 20.0,
-        expect: str = "",
-        at: str = "",
-        params: str = "",
-        module: str = "",
-        kernel: str = "6.12",
-        kfence: bool = False,
-        slub_debug: str = "",
-        unload: bool = True,
-        keep_ram: bool = False,
-        locked: bool = False,
-        offline: bool = False,
         json: bool = False,
         verbose: bool = False,
+        **given: Any,
     ) -> None:
         from lab.commands import crash, told
 
-        asked = crash.TryOptions(
-            run=run,
-            send=send,
-            soak=soak,
-            deadline=deadline,
-            expect=expect,
-            at=at,
-            params=params,
-            module=module,
-            kernel=kernel,
-            kfence=kfence,
-            slub_debug=slub_debug,
-            unload=unload,
-            keep_ram=keep_ram,
-            locked=locked,
-            offline=offline,
-        )
         with told(json=json, verbose=verbose) as out:
-            (crash.try_module if once else crash.watch_module)(out, lab, path, asked)
+            getattr(crash, act)(out, lab, path, TryOptions(**given))
 
-    help_ = {
-        **TRYING,
-        "expect": "the verdict it should get: then that is success",
-        "at": "where, such as null_write.c:20",
-        "json": JSON,
-        "verbose": VERBOSE,
-    }
+    options = dataclasses.fields(TryOptions)
+    signature = inspect.signature(attempt)
+    *own, _rest = signature.parameters.values()
+    more = [
+        inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default)
+        for one in options
+    ]
+    attempt.__signature__ = signature.replace(parameters=own + more)  # type: ignore[attr-defined]
     attempt.__doc__ = doc
-    return Task(attempt, name=name, positional=["path"], help=help_)
+    helps = {one.name.replace("_", "-"): one.metadata["help"] for one in options}
+    module = "a .c file, a folder with a Makefile, or a .ko"
+    return Task(
+        attempt,
+        name=name,
+        positional=["path"],
+        auto_shortflags=False,  # there are more options than letters
+        help={**helps, "path": module, "lab": LAB, "json": JSON, "verbose": VERBOSE},
+    )
 
 
-try_ = _trying("try", "Load a module into a clean guest, watch it crash, say how.", once=True)
-watch = _trying("watch", "Build and try a module anew every time it is saved.", once=False)
+try_ = _trying("try", "Load a module into a clean guest, watch it crash, say how.", "try_module")
+watch = _trying("watch", "Build and try a module anew every time it is saved.", "watch_module")
 
 
 @task(help={"json": JSON})

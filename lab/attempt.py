@@ -5,15 +5,31 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 import shutil
 import time
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lab
-from lab import accelerator, crash, image, paths, postmortem, qemu, rundir, snapshot, topology
+from lab import (
+    accelerator,
+    crash,
+    image,
+    message,
+    paths,
+    postmortem,
+    qemu,
+    rundir,
+    snapshot,
+    spec,
+    topology,
+    workload,
+)
 from lab.deadline import Deadline, wait_until
 from lab.errors import (
     DeadlineExceeded,
@@ -25,8 +41,12 @@ from lab.errors import (
     SnapshotError,
 )
 from lab.journal import Journal
+from lab.rundir import prune
 
-GUEST = "receiver"
+GUEST, PEER = "receiver", "sender"
+KILL_S = 1.0
+KEPT_RAM = 5  # runs of which the RAM is kept: at most 512 MiB each, and as much for a core
+KEPT_RUNS = 50  # of one lab.watch
 ATTACH_S = 10.0
 FOR_EVER_S = 365 * 86400.0
 
@@ -105,34 +125,50 @@ def run(
     command: str,
     module: str | None = None,
     base: Path | None = None,
+    playbook: spec.Playbook | None = None,
 ) -> Result:
     """Try the module at `path` and return the verdict; the run directory is kept.
 
-    It lies in `base`, which is not one of the user's own runs; else among those.
+    It lies in `base`, which is not one of the user's own runs; else among those.  With
+    `playbook` it has that one's name and bytes.
     """
     start = time.monotonic()
     digest = hashlib.sha256(f"{path}{time.time_ns()}".encode()).hexdigest()
-    run_dir = rundir.create(
-        base or paths.runs(), f"try-{path.stem}", digest, guests=(GUEST,), last=base is None
-    )
+    title = f"try-{path.stem}" if playbook is None else playbook.name
+    run_dir = rundir.create(base or paths.runs(), title, digest, guests=(GUEST,), last=base is None)
     journal.to_file(run_dir.path / "journal.jsonl")
-    run_dir.write_manifest(_manifest(on, path, trial, command))
+    manifest = _manifest(on, path, trial, command) | {"playbook": title}
+    if playbook is not None:
+        (run_dir.path / "playbook.yaml").write_bytes(playbook.source)
+        manifest["expect"] = {"verdict": playbook.expect.verdict, "at": playbook.expect.at}
+    run_dir.write_manifest(manifest)
     try:
         try:
             made = crash.prepare(path, on.setup.image, journal=journal, name=module)
         except ProbeBuildFailed as error:
             run_dir.write_text("build.log", f"{error}\n{error.log or ''}\n")
-            return _judge(run_dir, start)
+            return judge(run_dir, start)
         keep_module(made, run_dir)
+        if trial.keep_ram:
+            _make_room(run_dir.path.parent, journal)
         _attempt(on, made, trial, run_dir=run_dir, journal=journal)
     except LabError as error:
         error.log = error.log or run_dir.path / "journal.jsonl"
         error.add_note(f"run: {run_dir.path}")
         raise
-    return _judge(run_dir, start)
+    return judge(run_dir, start)
 
 
-def _judge(run_dir: rundir.RunDir, start: float) -> Result:
+def _make_room(base: Path, journal: Journal) -> None:
+    """Bound what kept RAM takes of the disk: the oldest goes, its run stays."""
+    removed = prune.drop_ram(base, keep=KEPT_RAM - 1)
+    if removed.paths:
+        journal.say(f"kept RAM of older runs removed: {', '.join(removed.paths)}")
+
+
+def judge(run_dir: rundir.RunDir, start: float | None = None) -> Result:
+    """Make the post-mortem of a run from its directory alone; `start` is when it began."""
+    start = time.monotonic() if start is None else start
     found = postmortem.analyse(run_dir)
     run_dir.write_json("postmortem.json", found.as_json())
     run_dir.write_text("postmortem.txt", postmortem.render(found))
@@ -157,8 +193,9 @@ def _attempt(
         with journal.step("restore", guest=GUEST):
             pair.restore_guest(GUEST, on.setup)
     pair.touch()
+    over_link = trial.workload is not None and trial.workload.over == "link"
     try:
-        pair.attach(GUEST, deadline=Deadline(ATTACH_S))
+        pair.attach(*([PEER] if over_link else []), GUEST, deadline=Deadline(ATTACH_S))
         crash.attempt(
             guest,
             made,
@@ -167,18 +204,39 @@ def _attempt(
             image=on.setup.image,
             folder=run_dir.guest(GUEST),
             journal=journal,
+            trigger=None if trial.workload is None else partial(_exchange, pair, trial.workload),
         )
     finally:
-        _clean(on, journal)
+        _clean(on, journal, peer_used=over_link)
 
 
-def _clean(on: Bench, journal: Journal) -> None:
+def _exchange(pair: topology.Lab, asked: spec.Workload, deadline: Deadline) -> None:
+    """Send and receive while the module is loaded; what programs it leaves are the peer's."""
+    sender = pair.guests[PEER if asked.over == "link" else GUEST]
+    try:
+        workload.run(
+            asked,
+            sender=sender,
+            receiver=pair.guests[GUEST],
+            seed=secrets.randbits(64),
+            gate=lambda _: None,
+            deadline=deadline,
+        )
+    except LabError:
+        with contextlib.suppress(LabError):
+            sender.require_agent().ask(
+                "kill sender KILL", expect="ok kill", deadline=Deadline(KILL_S)
+            )
+        raise
+
+
+def _clean(on: Bench, journal: Journal, *, peer_used: bool) -> None:
     """Put the crashed guest back; its peer goes on, unless this one cannot be restored."""
     pair = on.pair
     try:
         with journal.step("restore", guest=GUEST):
             pair.restore_guest(GUEST, on.setup)
-        if on.was_pristine:
+        if on.was_pristine and not peer_used:
             pair.untouch()
     except (GuestError, SnapshotError) as error:
         journal.say(f"{GUEST} could not be restored alone ({error}): restoring the pair")
@@ -211,6 +269,7 @@ def _manifest(on: Bench, path: Path, trial: crash.Trial, command: str) -> dict[s
         "trial": {
             "parameters": list(trial.parameters),
             "command": trial.command,
+            "workload": None if trial.workload is None else _plain(trial.workload),
             "soak_s": trial.soak_s,
             "deadline_s": trial.deadline_s,
             "unload": trial.unload,
@@ -222,6 +281,25 @@ def _manifest(on: Bench, path: Path, trial: crash.Trial, command: str) -> dict[s
         "command": command,
         "guests": [GUEST],
     }
+
+
+def _plain(asked: spec.Workload) -> dict[str, Any]:
+    payload = None if asked.payload is None else message.mask(asked.payload)
+    return {**asdict(asked), "payload": payload}
+
+
+def trial_of(asked: spec.Playbook) -> crash.Trial:
+    """Return what a playbook of the kind `crash` does with its module."""
+    module = asked.module
+    assert module is not None, "the reader of playbooks sees to it"
+    return crash.Trial(
+        parameters=module.params,
+        workload=asked.trigger,
+        soak_s=module.soak_s,
+        deadline_s=asked.deadline_s,
+        unload=module.unload,
+        kfence=module.kfence,
+    )
 
 
 def failure(found: postmortem.Postmortem, verdict: str | None, at: str | None) -> LabError | None:
@@ -257,10 +335,18 @@ def watch(
     command: str,
     module: str | None = None,
 ) -> Iterator[Result]:
-    """Try the module now and at every change, until the caller has enough."""
+    """Try the module now and at every change, until the caller has enough.
+
+    Of its runs the newest are kept, so that a day of saving does not fill the disk.
+    """
+    mine: deque[Path] = deque()
     while True:
         before = _stamp(path)
-        yield run(on, path, trial, journal=journal, command=command, module=module)
+        result = run(on, path, trial, journal=journal, command=command, module=module)
+        mine.append(result.run.path)
+        if len(mine) > KEPT_RUNS:
+            shutil.rmtree(mine.popleft(), ignore_errors=True)
+        yield result
         _wait_changed(path, before)
 
 

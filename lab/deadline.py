@@ -32,6 +32,10 @@ class Deadline:
     def expired(self) -> bool:
         return self.elapsed >= self.seconds
 
+    def cut(self) -> None:
+        """End it now: whoever still waits by it gives up."""
+        self.seconds = min(self.seconds, self.elapsed)
+
     def within(self, seconds: float) -> Deadline:
         """Return a deadline at most `seconds` away and never later than this one."""
         return Deadline(min(seconds, self.remaining))

@@ -230,7 +230,7 @@ class _Station:
     def _try(self, ready: experiment.Stand, one: Wanted, journal: Journal) -> rundir.RunDir:
         assert one.module is not None
         bench = attempt.Bench(pair=ready.pair, setup=ready.setup, was_pristine=False)
-        trial = crash.Trial(command=crash.SEND if one.send else None, soak_s=TRY_SOAK_S)
+        trial = crash.Trial(workload=crash.SEND if one.send else None, soak_s=TRY_SOAK_S)
         result = attempt.run(
             bench, one.module, trial, journal=journal, command=self.command, base=self.folder
         )

@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-Experiment = Literal["message", "steps"]
+Experiment = Literal["message", "steps", "crash"]
+# What became of a module that was tried.
+Verdict = Literal[
+    "loaded", "build-failed", "refused", "warn", "bug", "oops", "panic", "soft-lockup",
+    "hard-lockup", "hung-task", "rcu-stall", "kfence", "kasan", "slub", "corrupt", "leak",
+    "flood", "oom", "reset", "poweroff", "guest-lost", "deadline",
+]  # fmt: skip
 Device = Literal["virtio-net-pci", "e1000e"]
 Backend = Literal["dgram", "tap"]
 ProbeKind = Literal["kmod", "bpf", "both", "none"]
@@ -81,8 +87,21 @@ class Workload:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Module:
+    """A kernel module that may crash, and what is done with it."""
+
+    path: str  # a .c file, a folder with a Makefile, or a .ko; in a file relative to that
+    target: str | None = None  # which, where the folder makes several
+    params: tuple[str, ...] = ()
+    soak_s: float = 1.0  # watched on after the trigger
+    unload: bool = True
+    kfence: bool = False  # sample allocations
+    slub_debug: str | None = None  # the allocator's own checks, such as FZPU
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Expect:
-    """What the ledger must say; None: nothing is expected of that line."""
+    """What the ledger, or the post-mortem, must say; None: nothing is expected of that line."""
 
     complete: bool | None = None
     guest_cpu_copies: int | None = None
@@ -93,6 +112,8 @@ class Expect:
     same_head: bool | None = None
     skb_len_at_xmit: int | None = None
     unexplained: int | None = None
+    verdict: Verdict | None = None
+    at: str | None = None  # a beginning of the place, such as null_write.c:20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,7 +138,9 @@ class Playbook:
     kernel: str = "6.12"
     link: Link = field(default_factory=Link)
     probes: Probes = field(default_factory=Probes)
+    module: Module | None = None  # of a crash
     workload: Workload = field(default_factory=lambda: Workload(over="loopback"))
+    trigger: Workload | None = None  # what is sent while the module is loaded
     expect: Expect = field(default_factory=Expect)
     sweep: Sweep = field(default_factory=Sweep)
     deadline_s: float = 60.0
@@ -127,17 +150,25 @@ class Playbook:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sections:
-    """Which parts of a playbook an experiment reads; `link` and `probes` are all kinds'."""
+    """Which parts of a playbook an experiment reads; `link` and `probes` are most kinds'."""
 
     needs: tuple[str, ...] = ()
     may: tuple[str, ...] = ()
+    lacks: tuple[str, ...] = ()  # of the parts that most kinds have
     expects: tuple[str, ...] = ("complete",)  # lines of `expect`
+    must: tuple[str, ...] = ()  # those that have to be there
 
 
 EXPECTABLE = tuple(line.name for line in fields(Expect))
+ENDING = ("verdict", "at")
+OF_LEDGERS = tuple(line for line in EXPECTABLE if line not in ENDING)
 SECTIONS: dict[Experiment, Sections] = {
-    "message": Sections(needs=("workload",), may=("sweep",), expects=EXPECTABLE),
-    "steps": Sections(needs=("workload",), expects=EXPECTABLE),
-}
+    "message": Sections(needs=("workload",), may=("sweep",), expects=OF_LEDGERS),
+    "steps": Sections(needs=("workload",), expects=OF_LEDGERS),
+    "crash": Sections(
+        needs=("module",), may=("trigger",), lacks=("link", "probes"), expects=ENDING,
+        must=("verdict",),
+    ),
+}  # fmt: skip
 # Sections that belong to some kinds only.
 SPECIAL = frozenset(name for kind in SECTIONS.values() for name in kind.needs + kind.may)

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lab.commands import Console, lab_name
+from lab.commands import Console, crash, lab_name
 from lab.errors import (
     LedgerIncomplete,
     PlaybookError,
@@ -62,6 +62,11 @@ def run(console: Console, lab: str, name: str, options: Options) -> None:
     from lab import experiment
 
     asked = asked_for(name, options)
+    if asked.experiment == "crash":
+        if not options.reset:
+            raise PlaybookError("--no-reset: a module is tried in a guest that is clean")
+        crash.play(console, lab, asked, locked=options.locked, offline=options.offline)
+        return
     if asked.sweep != type(asked.sweep)():
         raise PlaybookError(
             f"playbook '{asked.name}' asks for many runs", hint=f"invoke lab.sweep {name}"
@@ -105,7 +110,11 @@ def sweep(console: Console, lab: str, name: str, options: Options) -> None:
 def recompute(console: Console, run: str) -> None:
     from lab import experiment, rundir
 
-    tell_outcome(console, experiment.analyse(rundir.resolve(run), journal=console.journal))
+    found = rundir.resolve(run)
+    if found.manifest_json().get("kind") == "try":
+        crash.recompute(console, found)
+        return
+    tell_outcome(console, experiment.analyse(found, journal=console.journal))
 
 
 def tell_outcome(console: Console, outcome: experiment.Outcome) -> None:

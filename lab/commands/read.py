@@ -4,24 +4,47 @@ from __future__ import annotations
 
 import contextlib
 import json as jsonlib
+from pathlib import Path
 from typing import Any
 
 from lab import paths
 from lab.commands import Console
+from lab.errors import PlaybookError
 
 
 def runs(console: Console) -> None:
+    from lab.rundir.prune import runs as known
+
     rows: list[dict[str, Any]] = []
-    for path in sorted(paths.runs().glob("*")):
-        if path.is_symlink() or not (path / "manifest.json").is_file():
-            continue
-        complete = None
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            complete = jsonlib.loads((path / "ledger.json").read_text()).get("complete")
-        rows.append({"run": str(path), "complete": complete})
+    for path in known(paths.runs()):
+        ledger, found = _read(path / "ledger.json"), _read(path / "postmortem.json")
+        complete, verdict = ledger.get("complete"), found.get("verdict")
+        if (path / "manifest.json").is_file():
+            rows.append({"run": str(path), "complete": complete, "verdict": verdict})
     words = {True: "COMPLETE", False: "INCOMPLETE", None: "no ledger"}
-    text = "\n".join(f"{words[row['complete']]:<11} {row['run']}" for row in rows)
+    text = "\n".join(
+        f"{(row['verdict'] or words[row['complete']]):<12} {row['run']}" for row in rows
+    )
     console.result(text or f"no run in {paths.runs()}", rows)
+
+
+def prune(console: Console, keep: int) -> None:
+    from lab.rundir import prune as pruning
+
+    if keep < 0:
+        raise PlaybookError(f"--prune {keep}: expected how many of the newest runs to keep")
+    removed = pruning.prune(paths.runs(), keep=keep)
+    console.result(
+        f"{len(removed.paths)} runs removed, {removed.bytes >> 20} MiB freed",
+        {"removed": list(removed.paths), "bytes": removed.bytes},
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        value = jsonlib.loads(path.read_text(encoding="utf-8"))
+        return value if isinstance(value, dict) else {}
+    return {}
 
 
 def lines(console: Console, run: str, grep: str) -> None:

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from lab import snapshot
+from lab import snapshot, spec
 from lab.crash import leak
 from lab.crash.core import write_core
 from lab.crash.module import Module, module_name, prepare, prepare_all
-from lab.crash.session import LOAD, RUN, UNLOAD, Session, watched
+from lab.crash.session import LOAD, RUN, UNLOAD, Session, Trigger, watched
 from lab.guest import Guest
 from lab.image import Image
 from lab.journal import Journal
@@ -34,15 +34,11 @@ __all__ = [
     "write_core",
 ]
 
+AGAIN = leak.LOADS
 UNLOAD_S = 5.0
 SETTLE_S = 0.3  # after unloading: what a module left behind is run over by then
 # The default exchange: one message by UDP over loopback, in the guest itself.
-SEND = (
-    "printf 'go\\ngo\\ngo\\n' | receiver --protocol udp --address 127.0.0.1 --port 9999"
-    " --size 16 --count 1 --seed 1 & sleep 0.3;"
-    " printf 'go\\ngo\\ngo\\n' | sender --protocol udp --address 127.0.0.1 --port 9999"
-    " --size 16 --count 1 --seed 1; wait"
-)
+SEND = spec.Workload(over="loopback")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,10 +47,11 @@ class Trial:
 
     parameters: tuple[str, ...] = ()
     command: str | None = None  # run in the guest when the module is loaded
+    workload: spec.Workload | None = None  # sent then; over the link it is the patient's peer's
     soak_s: float = 1.0  # watched on afterwards
     deadline_s: float = 20.0  # for loading and the command, each
     unload: bool = True
-    again: int = leak.LOADS  # loads between two counts of what the kernel holds; 0: no counts
+    again: int = AGAIN  # loads between two counts of what the kernel holds; 0: no counts
     kfence: bool = False
     knobs: Mapping[str, str] = field(default_factory=dict)  # more files of /proc/sys and /sys
     keep_ram: bool = False
@@ -69,10 +66,12 @@ def attempt(
     image: Image,
     folder: GuestDir,
     journal: Journal,
+    trigger: Trigger | None = None,
 ) -> None:
     """Try `module` in `guest`, which must be clean, and write what was seen into `folder`.
 
-    The guest is left as the module left it: the caller restores it.
+    `trigger` is called when it is loaded, after the trial's own command.  The guest is left as
+    the module left it: the caller restores it.
     """
     with watched(guest, stored=stored, image=image) as session:
         with journal.step("push the module", guest=guest.name):
@@ -80,7 +79,7 @@ def attempt(
             session.arm(kfence=trial.kfence, knobs=trial.knobs)
         with journal.step("load, run, watch", guest=guest.name):
             try:
-                _phases(session, module, trial, remote)
+                _phases(session, module, trial, remote, trigger)
             finally:
                 session.stop_watching()
         with journal.step("collect", guest=guest.name):
@@ -90,12 +89,17 @@ def attempt(
                 _keep(guest.folder.ram, folder.file("ram"))
 
 
-def _phases(session: Session, module: Module, trial: Trial, remote: str) -> None:
-    load = partial(session.run, LOAD, "insmod", remote, *trial.parameters, seconds=trial.deadline_s)
+def _phases(
+    session: Session, module: Module, trial: Trial, remote: str, trigger: Trigger | None
+) -> None:
+    seconds = trial.deadline_s
+    load = partial(session.run, LOAD, "insmod", remote, *trial.parameters, seconds=seconds)
     unload = partial(session.run, UNLOAD, "rmmod", module.name, seconds=UNLOAD_S)
-    steps = [load]
+    steps: list[leak.Step] = [load]
     if trial.command is not None:
-        steps.append(partial(session.run, RUN, "sh", "-c", trial.command, seconds=trial.deadline_s))
+        steps.append(partial(session.run, RUN, "sh", "-c", trial.command, seconds=seconds))
+    if trigger is not None:
+        steps.append(partial(session.use, trigger, seconds=seconds))
     if not all(step() for step in steps):
         return
     if not session.soak("soak", trial.soak_s) or not trial.unload:

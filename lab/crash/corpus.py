@@ -77,7 +77,7 @@ def trial(entry: Entry) -> Trial:
     """Return what is done with this module."""
     return Trial(
         parameters=entry.parameters,
-        command=SEND if entry.run == "send" else None,
+        workload=SEND if entry.run == "send" else None,
         soak_s=0.5,
         deadline_s=entry.deadline_s,
         kfence=entry.kfence,

@@ -26,7 +26,7 @@ QUICK_S = 5.0
 class Step(Protocol):
     """Load, use or unload the module, as a part of `phase`; return whether to go on."""
 
-    def __call__(self, *, phase: dict[str, Any]) -> bool: ...
+    def __call__(self, *, phase: dict[str, Any] | None = None) -> bool: ...
 
 
 def look(session: Session, steps: Sequence[Step], loads: int) -> None:

@@ -9,7 +9,8 @@ import contextlib
 import json
 import shutil
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,7 @@ LOAD, RUN, UNLOAD = "load", "run", "unload"  # what is done with a module, once 
 BY_AGENT = 30_000
 PUSH_S = 20.0
 QUICK_S = 5.0
+CUT_S = 2.0  # a trigger ends by itself at its deadline, a little later at most
 
 # Lowered for a module under trial and for nobody else.  Soft lockups are reported after
 # twice `watchdog_thresh`.  An oops kills the task, so that its kernel can be looked at.
@@ -45,6 +47,9 @@ KNOBS = {
 }
 KFENCE = "/sys/module/kfence/parameters/sample_interval"
 SYMBOLS = ("jiffies", "_stext", "_etext", *held.SYMBOLS)
+
+
+Trigger = Callable[[Deadline], None]
 
 
 class Session:
@@ -132,6 +137,30 @@ class Session:
         # A trigger may fail as it likes; a module that did not load has nothing to be tried.
         failed = name in (LOAD, UNLOAD) and phase["exit"] != 0
         return came and not watcher.seen.fatal and not failed
+
+    def use(self, trigger: Trigger, *, seconds: float, phase: dict[str, Any] | None = None) -> bool:
+        """Let `trigger` do what it does as phase `run`; return whether to go on.
+
+        It is cut short when something fatal comes; it may fail as it likes.
+        """
+        watcher, deadline = self.watcher, Deadline(seconds)
+        phase = watcher.phase(RUN) if phase is None else phase
+        with ThreadPoolExecutor(1) as pool:
+            done = pool.submit(trigger, deadline)
+            try:
+                came = watcher.until(done.done, deadline=Deadline(seconds + CUT_S), what="trigger")
+            finally:
+                deadline.cut()
+        failed = done.exception()
+        if failed is not None and not isinstance(failed, LabError):
+            raise failed
+        watcher.seen.deadline |= isinstance(failed, DeadlineExceeded) and not watcher.seen.fatal
+        phase |= {
+            "seconds": round(phase["seconds"] + deadline.elapsed, 3),
+            "exit": 0 if failed is None else 1,
+            "said": "" if failed is None else str(failed),
+        }
+        return came and not watcher.seen.fatal and not watcher.seen.deadline
 
     def _where(self, name: str) -> str:
         """Return the kernel stack of a program that does not end, as the guest tells it."""

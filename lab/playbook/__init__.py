@@ -19,6 +19,7 @@ from lab.message import SEARCHABLE_SIZE
 from lab.playbook.reading import FILE_LIMIT, Problem, Reading
 from lab.playbook.values import (
     NOT_YET,
+    OF_CRASHES,
     OPTIONS,
     PARTNERS,
     Fault,
@@ -45,7 +46,7 @@ def load(path_or_name: str | Path) -> Playbook:
     text = _decode(source, shown)
     if isinstance(text, Problem):
         raise _refuse(shown, [text])
-    reading = Reading(text, shown)
+    reading = Reading(text, shown, folder=path.parent)
     playbook = reading.playbook()
     if playbook is None or reading.problems:
         raise _refuse(shown, reading.sorted())
@@ -97,7 +98,11 @@ def override(
         "kernel": kernel,
         "deadline": f"{deadline:g}s" if isinstance(deadline, int | float) else deadline,
     }
-    faults: list[str] = []
+    faults = [
+        f"--{option}: an experiment 'crash' has none"
+        for option, text in given.items()
+        if playbook.experiment == "crash" and text is not None and option not in OF_CRASHES
+    ]
     values: dict[str, Any] = {}
     for option, text in given.items():
         if text is None:
@@ -117,6 +122,8 @@ def override(
         faults += [f"--{o}: {message}" for o in (key, *PARTNERS[key]) if given[o] is not None][:1]
     if faults:
         raise PlaybookError("\n".join(faults), hint="'invoke --help lab.run' names the options")
+    if changed.experiment == "crash":
+        return changed
     return dataclasses.replace(changed, expect=_still_expected(playbook, changed))
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -23,7 +24,7 @@ from lab.playbook.values import (
     switch,
     whole,
 )
-from lab.spec import SECTIONS, SPECIAL, Expect, Playbook, Workload
+from lab.spec import SECTIONS, SPECIAL, Expect, Playbook, Sections, Workload
 
 FILE_LIMIT = 64 * 1024
 DEPTH_LIMIT = 8
@@ -35,6 +36,7 @@ _KEYS = {
     "name": "playbook",
     "deadline_s": "deadline",
     "delay_s": "delay",
+    "soak_s": "soak",
 }  # fields whose key is another word
 _HIDDEN = ("source", "path")  # fields no file may set
 
@@ -61,8 +63,10 @@ class Problem:
 class Reading:
     """One pass over one file; collects problems and goes on."""
 
-    def __init__(self, text: str, path: str) -> None:
+    def __init__(self, text: str, path: str, *, folder: Path | None = None) -> None:
+        """Read `text`, shown as `path`; files it names are looked for from `folder` on."""
         self.path = path
+        self.folder = folder
         self.text = text.removeprefix("\ufeff")
         self.lines = _BREAK.split(self.text)
         self.problems: list[Problem] = []
@@ -176,14 +180,31 @@ class Reading:
                 if key not in nodes:
                     self._node(node, f"missing key '{key}'")
             for key, given in nodes.items():
-                if key in SPECIAL and key not in sections.needs + sections.may:
+                special = key in SPECIAL and key not in sections.needs + sections.may
+                if special or key in sections.lacks:
                     self._node(given, f"an experiment '{kind}' has no '{key}'")
-            expect = values.get("expect")
-            asked = dataclasses.asdict(expect) if isinstance(expect, Expect) else {}
-            for line in asked:
-                if asked[line] is not None and line not in sections.expects:
-                    named = line.replace("_", "-")
-                    self._node(nodes["expect"], f"an experiment '{kind}' says no '{named}'")
+            self._expected(kind, sections, node, nodes, values.get("expect"))
+
+    def _expected(
+        self,
+        kind: str,
+        sections: Sections,
+        node: yaml.Node,
+        nodes: dict[str, yaml.Node],
+        expect: object,
+    ) -> None:
+        """Note what this kind of experiment cannot answer, and what has to be expected of it."""
+        if "expect" in nodes and not isinstance(expect, Expect):
+            return  # a fault by itself
+        asked = dataclasses.asdict(expect) if isinstance(expect, Expect) else {}
+        here = nodes.get("expect", node)
+        for line in sections.must:
+            if asked.get(line) is None:
+                self._node(here, f"an experiment '{kind}' expects a '{line}'")
+        for line in asked:
+            if asked[line] is not None and line not in sections.expects:
+                named = line.replace("_", "-")
+                self._node(here, f"an experiment '{kind}' says no '{named}'")
 
     def _keys(self, node: yaml.MappingNode, schema: _Schema) -> dict[str, yaml.Node]:
         """Return the values of the keys that may be here, and note every other key."""
@@ -209,8 +230,8 @@ class Reading:
         }
 
     def _value(self, node: yaml.Node, annotation: object, where: str) -> object:
-        if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
-            return self._mapping(node, annotation, where)
+        if (nested := _nested(annotation)) is not None:
+            return self._mapping(node, nested, where)
         if get_origin(annotation) is tuple:
             return self._list(node, where)
         return self._scalar(node, _reader(annotation, where), where)
@@ -232,10 +253,28 @@ class Reading:
                 raise Fault("half a surrogate pair is no character")  # noqa: TRY301 - one way out
             value = read(node.value)
             refuse_unbuilt(where, node.value)
+            if where == "module.path" and self.folder is not None:
+                value = _there(self.folder, node.value)
         except Fault as fault:
             self._node(node, str(fault))
             return None
         return value
+
+
+def _nested(annotation: object) -> type[Any] | None:
+    """Return the dataclass that is a section of its own, optional or not; None for a value."""
+    for kind in get_args(annotation) or (annotation,):
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            return kind
+    return None
+
+
+def _there(folder: Path, text: str) -> str:
+    """Return the path of a file that a playbook names from where it lies itself."""
+    path = folder / text
+    if not path.exists():
+        raise Fault(f"there is no {shown(text)} beside this playbook")
+    return str(path)
 
 
 def _reader(annotation: object, where: str) -> Callable[[str], object]:
@@ -245,6 +284,8 @@ def _reader(annotation: object, where: str) -> Callable[[str], object]:
     kinds = [kind for kind in get_args(annotation) or (annotation,) if kind is not NoneType]
     if get_origin(annotation) is Literal:
         return one_of([str(kind) for kind in kinds])
+    if len(kinds) == 1 and get_origin(kinds[0]) is Literal:
+        return one_of(get_args(kinds[0]))
     if kinds == [bool]:
         return switch
     if kinds == [int]:
@@ -262,7 +303,7 @@ def _schema(cls: type[Any]) -> _Schema:
     return {
         _KEYS.get(field.name, field.name.replace("_", "-")): (field, hints[field.name])
         for field in dataclasses.fields(cls)
-        if field.name not in _HIDDEN
+        if cls is not Playbook or field.name not in _HIDDEN
     }
 
 
@@ -273,8 +314,8 @@ def _did_you_mean_key(key: str, schema: Iterable[str]) -> str:
     if key in top:
         return f" ('{key}' belongs to the top level)"
     for part, (_, annotation) in top.items():
-        nested = isinstance(annotation, type) and dataclasses.is_dataclass(annotation)
-        if nested and key in _schema(annotation):  # type: ignore[arg-type]
+        nested = _nested(annotation)
+        if nested is not None and key in _schema(nested):
             return f" ('{key}' belongs under '{part}')"
     return ""
 

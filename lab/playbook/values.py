@@ -78,9 +78,14 @@ def _kernel(text: str) -> str:
     return text if "/" in text else one_of(KERNELS)(text)
 
 
-def _duration(text: str) -> float:
+def _seconds(text: str) -> float:
+    """Return a duration in seconds, -1 for what is none."""
     found = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(ms|s|m)", text)
-    seconds = float(found[1]) * {"ms": 0.001, "s": 1, "m": 60}[found[2]] if found else 0
+    return float(found[1]) * {"ms": 0.001, "s": 1, "m": 60}[found[2]] if found else -1
+
+
+def _duration(text: str) -> float:
+    seconds = _seconds(text)
     if not 1 <= seconds <= 3600:
         raise Fault(f"expected a duration from 1s to 60m such as 60s; found {shown(text)}")
     return seconds
@@ -99,6 +104,43 @@ def _percent(text: str) -> float:
     if found is None or float(found[1]) > 100:
         raise Fault(f"expected a share from 0% to 100% such as 1.5%; found {shown(text)}")
     return float(found[1])
+
+
+def _soak(text: str) -> float:
+    seconds = _seconds(text)
+    if not 0 <= seconds <= 600:
+        raise Fault(f"expected a duration from 0s to 10m such as 500ms; found {shown(text)}")
+    return seconds
+
+
+def _path(text: str) -> str:
+    if not text or not text.isprintable():
+        raise Fault(f"expected a .c file, a folder or a .ko; found {shown(text)}")
+    return text
+
+
+def _parameter(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_]+(=[!-~]*)?", text):
+        raise Fault(f"expected a parameter such as count=3; found {shown(text)}")
+    return text
+
+
+def _module_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,55}", text):
+        raise Fault(f"expected the name of a module; found {shown(text)}")
+    return text
+
+
+def _slub_debug(text: str) -> str:
+    if not re.fullmatch(r"[FZPUA]{1,5}", text):
+        raise Fault(f"expected letters of F, Z, P, U and A such as FZPU; found {shown(text)}")
+    return text
+
+
+def _place(text: str) -> str:
+    if not 1 <= len(text) <= 200 or not text.isprintable():
+        raise Fault(f"expected a place such as null_write.c:20; found {shown(text)}")
+    return text
 
 
 def _payload(text: str) -> bytes:
@@ -156,6 +198,12 @@ READERS: dict[str, Callable[[str], object]] = {
     "link.copybreak": whole(0, 4096),
     "link.delay": _delay,
     "link.loss": _percent,
+    "module.path": _path,
+    "module.target": _module_name,
+    "module.params": _parameter,
+    "module.soak": _soak,
+    "module.slub-debug": _slub_debug,
+    "expect.at": _place,
     "link.mtu": whole(68, 65_535),  # RFC 791's least; the device's most
     "probes.without": _hook,
     "probes.comm": _comm,
@@ -171,6 +219,14 @@ READERS: dict[str, Callable[[str], object]] = {
     "sweep.size": _size,
 }
 
+# A trigger is a workload.
+READERS |= {
+    key.replace("workload.", "trigger."): read
+    for key, read in READERS.items()
+    if key.startswith("workload.")
+}
+
+OF_CRASHES = ("kernel", "deadline")  # options that change an experiment `crash`
 OPTIONS: dict[str, tuple[str, Callable[[str], object]]] = {
     "size": ("workload.size", _size),
     "count": ("workload.count", READERS["workload.count"]),

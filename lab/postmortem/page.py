@@ -12,8 +12,12 @@ IN_THEIR_WORDS = ("build-failed", "refused", "deadline", "reset", "guest-lost", 
 def render(found: Postmortem) -> str:
     """Return the page that is shown at the terminal."""
     verdict = found.verdict
-    head = f"{verdict.word.upper()} in phase '{verdict.phase}'"
+    head = verdict.word.upper()
+    if verdict.word != "loaded":
+        head += f" in phase '{verdict.phase}'"
     lines = [f"{head}: {found.at}" if found.at else head, f"  {verdict.why}"]
+    if verdict.complaint is not None and verdict.complaint.title != verdict.why:
+        lines.append(f"  {verdict.complaint.title}")
     if found.source:
         lines.append(f"  source       {found.source}")
     if found.member is not None:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
+from lab import spec
 from lab.postmortem.leak import leaks
 from lab.postmortem.log import Complaint, Entry, errno_said, unknown_symbols, version_magic
 
-VERDICTS = (
-    "loaded", "build-failed", "refused", "warn", "bug", "oops", "panic", "soft-lockup",
-    "hard-lockup", "hung-task", "rcu-stall", "kfence", "kasan", "slub", "corrupt", "leak",
-    "flood", "oom", "reset", "poweroff", "guest-lost", "deadline",
-)  # fmt: skip
+VERDICTS: tuple[str, ...] = get_args(spec.Verdict)
 NUMBERS = re.compile(r"0x[0-9a-f]+|[0-9a-f]{8,}|\d+")
 MOST_ALSO = 8
 LOCKUPS = frozenset({"soft-lockup", "hung-task", "rcu-stall"})
@@ -51,7 +48,8 @@ def decide(seen: dict[str, Any], entries: Sequence[Entry], reports: Sequence[Com
     word, why, complaint = _word(seen, entries, reports, believed, changed)
     if word == "leak":
         also += [str(one) for one in leaks(seen)[1:]]
-    return Verdict(word, phase, why, complaint, tuple(also))
+    # A panic that ends what an oops began is the verdict itself, not one thing more.
+    return Verdict(word, phase, why, complaint, tuple(one for one in also if one != why))
 
 
 def _word(

@@ -153,6 +153,11 @@ class RunDir:
         path = self.file("manifest.json")
         return reading.read_manifest(read_json(path), path)
 
+    def manifest_json(self) -> dict[str, Json]:
+        """Return the manifest as it is written, of whatever kind the run is."""
+        value = self.read_json("manifest.json")
+        return value if isinstance(value, dict) else {}
+
     def write_manifest(self, values: Mapping[str, object]) -> Path:
         """Write manifest.json whole or not at all."""
         return self.write_json("manifest.json", dict(values))

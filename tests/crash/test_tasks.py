@@ -72,6 +72,42 @@ def test_exit_codes(up: Invoke, words: tuple[str, ...], code: int, text: str) ->
     assert text in done.out + done.err
 
 
+PLAYBOOK = """\
+playbook: mine
+question: Does it oops?
+experiment: crash
+module: {path: null_write.c}
+deadline: 20s
+expect: {verdict: VERDICT, at: "null_write.c:20"}
+"""
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("oops", 0), ("panic", 4)])
+def test_a_playbook_passes_when_it_ends_as_expected_and_only_then(
+    up: Invoke, tmp_path: Path, verdict: str, code: int
+) -> None:
+    for name in ("null_write.c", "guest_only.h"):
+        (tmp_path / name).write_text((CORPUS / name).read_text())
+    (tmp_path / "mine.yaml").write_text(PLAYBOOK.replace("VERDICT", verdict))
+    done = up("lab.run", str(tmp_path / "mine.yaml"))
+    again = up("lab.report", "last")
+
+    assert code == done.code, done.out + done.err
+    assert "OOPS in phase 'load': null_write.c:20" in done.out
+    assert code == again.code, "the run directory knows what was expected"
+    assert again.out.startswith(done.out.partition("\n")[0])
+
+
+def test_a_playbook_is_a_trigger(up: Invoke) -> None:
+    """What `nic` sends comes from the peer, over the link, into the guest with the probe."""
+    done = up("lab.try", str(CORPUS / "worksheet_final.c"), "--playbook", "nic", "--json")
+    log = (Path(json.loads(done.out)["run"]) / "receiver" / "kernel.log").read_text()
+
+    assert 0 == done.code, done.out + done.err
+    # The first load and those that look for leaks.
+    assert 7 == sum("comm=receiver" in line and "len=16" in line for line in log.splitlines())
+
+
 def test_a_failed_build_shows_the_compilers_words_and_is_5(up: Invoke, tmp_path: Path) -> None:
     (tmp_path / "broken.c").write_text("int f(void) { return nothing; }\n")
     done = up("lab.try", str(tmp_path / "broken.c"))

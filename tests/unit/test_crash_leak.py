@@ -56,8 +56,9 @@ def look(session: Session, *, loads: int = 3, fails_at: int = 0) -> int:
     """Return how often the module was loaded."""
     done = 0
 
-    def step(*, phase: dict[str, Any]) -> bool:
+    def step(*, phase: dict[str, Any] | None = None) -> bool:
         nonlocal done
+        assert phase is not None
         assert "again" == phase["name"]
         done += 1
         return done != fails_at

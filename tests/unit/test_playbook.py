@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 from pathlib import Path
@@ -15,8 +14,8 @@ from hypothesis import strategies as st
 from lab import experiment, paths, playbook
 from lab.errors import PlaybookError
 from lab.playbook import override
-from lab.playbook.reading import _reader, _schema
-from lab.spec import HOOKS, SECTIONS, Expect, Experiment, Link, Playbook, Probes, Workload
+from lab.playbook.reading import _nested, _reader, _schema
+from lab.spec import HOOKS, SECTIONS, Expect, Experiment, Link, Module, Playbook, Probes, Workload
 
 GOOD = """\
 playbook: mine
@@ -125,7 +124,8 @@ def test_a_message_needs_a_workload_and_an_unknown_experiment_is_named() -> None
 
 
 def test_every_kind_of_experiment_is_run_by_somebody() -> None:
-    assert set(experiment.KINDS) == set(SECTIONS) == set(get_args(Experiment))
+    tried = {"crash"}  # by lab.attempt
+    assert set(experiment.KINDS) | tried == set(SECTIONS) == set(get_args(Experiment))
 
 
 def test_a_payload_gives_the_size(tmp_path: Path) -> None:
@@ -140,9 +140,12 @@ def test_every_field_of_the_spec_has_a_key_and_a_reader() -> None:
         (Link, "link."),
         (Probes, "probes."),
         (Workload, "workload."),
+        (Workload, "trigger."),
+        (Module, "module."),
+        (Expect, "expect."),
     ):
         for key, (_, annotation) in _schema(cls).items():
-            if not dataclasses.is_dataclass(annotation) and "tuple" not in str(annotation):
+            if _nested(annotation) is None and "tuple" not in str(annotation):
                 assert callable(_reader(annotation, where + key))
     with pytest.raises(TypeError, match=r"nothing reads expect\.novel"):
         _reader(complex, "expect.novel")
@@ -561,3 +564,81 @@ def test_an_option_that_contradicts_the_file_is_the_one_named(tmp_path: Path) ->
         override(file, size="4")
     with pytest.raises(PlaybookError, match=r"^--probes: hooks cannot be left out"):
         override(left_out, probes="none")
+
+
+# Modules that may crash.
+
+CRASH = """\
+playbook: mine
+question: What does it do?
+experiment: crash
+module: {path: x.c}
+expect: {verdict: oops, at: "x.c:3"}
+"""
+
+
+def test_a_crash_says_what_is_done_and_how_it_ends(tmp_path: Path) -> None:
+    (tmp_path / "x.c").touch()
+    loaded = load_text(
+        tmp_path,
+        CRASH.replace(
+            "{path: x.c}",
+            "{path: x.c, target: one, params: [a=1, b=c], soak: 500ms, unload: no,"
+            " kfence: yes, slub-debug: FZP}",
+        )
+        + "trigger: {over: link, size: 2K}\n",
+    )
+
+    assert (
+        Module(
+            path=str(tmp_path / "x.c"), target="one", params=("a=1", "b=c"), soak_s=0.5,
+            unload=False, kfence=True, slub_debug="FZP",
+        )
+        == loaded.module
+    )  # fmt: skip
+    assert Workload(over="link", size=2048) == loaded.trigger
+    assert ("oops", "x.c:3") == (loaded.expect.verdict, loaded.expect.at)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("module: {path: x.c}\n", "", "1:1: missing key 'module'"),
+        ("{path: x.c}", "{}", "4:9: missing key 'path'"),
+        ('expect: {verdict: oops, at: "x.c:3"}\n', "", "1:1: an experiment 'crash' expects a"),
+        ("verdict: oops, ", "", "5:9: an experiment 'crash' expects a 'verdict'"),
+        ("oops", "opps", "found 'opps' (did you mean 'oops'?)"),
+        ("verdict: oops", "complete: yes, verdict: oops", "5:9: an experiment 'crash' says no"),
+        ("module", "workload: {over: link}\nmodule", "4:11: an experiment 'crash' has no 'work"),
+        ("module", "link: {mtu: 68}\nmodule", "4:7: an experiment 'crash' has no 'link'"),
+        ("module", "probes: {kind: none}\nmodule", "4:9: an experiment 'crash' has no 'probes'"),
+        ("{path: x.c}", "{path: x.c, soak: 11m}", "expected a duration from 0s to 10m"),
+        ("{path: x.c}", "{path: x.c, params: [a b]}", "4:30: expected a parameter such as"),
+        ("{path: x.c}", "{path: x.c, slub-debug: Q}", "expected letters of F, Z, P, U and A"),
+        ("{path: x.c}", "{path: x.c, soke: 1s}", "unknown key 'soke' (did you mean 'soak'?)"),
+        ("module", "verdict: oops\nmodule", "('verdict' belongs under 'expect')"),
+        ("module", "trigger: {size: 4}\nmodule", "4:10: missing key 'over'"),
+        ("crash", "message", "an experiment 'message' has no 'module'"),
+        ("crash", "message", "an experiment 'message' says no 'verdict'"),
+    ],
+)
+def test_a_fault_of_a_crash_is_told_where_it_stands(old: str, new: str, said: str) -> None:
+    text = CRASH.replace(old, new, 1)
+
+    assert text != CRASH
+    assert any(said in one for one in messages(text)), messages(text)
+
+
+def test_a_module_that_is_not_there_is_a_fault_at_its_line(tmp_path: Path) -> None:
+    with pytest.raises(PlaybookError, match=r"4:16: there is no 'x\.c' beside this playbook"):
+        load_text(tmp_path, CRASH)
+
+
+def test_the_options_of_a_message_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "x.c").touch()
+    loaded = load_text(tmp_path, CRASH)
+
+    assert "6.1" == override(loaded, kernel="6.1").kernel
+    assert loaded.expect == override(loaded, kernel="6.1").expect
+    with pytest.raises(PlaybookError, match="--size: an experiment 'crash' has none"):
+        override(loaded, size=5)

@@ -44,6 +44,18 @@ def test_the_page_has_what_is_known_and_makes_up_nothing(tmp_path: Path) -> None
     assert "" == found.source
 
 
+def test_a_panic_says_what_it_began_with_and_nothing_twice(tmp_path: Path) -> None:
+    found = postmortem.analyse(cook(tmp_path, "a", "worksheet_bug1", end="panicked"))
+    page = postmortem.render(found)
+
+    assert page.startswith("PANIC in phase 'load'")
+    assert "BUG: unable to handle page fault" in page
+    assert 1 == page.count(found.verdict.why)
+    quiet = cook(tmp_path, "b", "null_write")
+    (quiet.path / "receiver" / "kernel.log").write_text("")
+    assert postmortem.render(postmortem.analyse(quiet)).startswith("LOADED\n")
+
+
 def test_json_has_the_five_fields_of_the_contract(tmp_path: Path) -> None:
     value = postmortem.analyse(cook(tmp_path, "a", "null_write")).as_json()
 
