@@ -35,7 +35,7 @@ MEASURE = {
     "payload": "a text of your own instead of one derived from the run's seed",
     "without": "leave out these hooks (comma-separated)",
     "comm": "record only what this program causes",
-    "probes": "kmod or none",
+    "probes": "kmod, bpf, both or none",
     "reset": "start from the snapshot (--no-reset: the lab as it stands)",
     **SOURCE,
 }

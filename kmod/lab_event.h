@@ -14,13 +14,16 @@
 #ifndef LAB_EVENT_H
 #define LAB_EVENT_H
 
+#ifndef __VMLINUX_H__	/* BPF programs have the types from the kernel's BTF */
 #include <linux/types.h>
+#endif
 
 #define LAB_RING_MAGIC		0x474e4952424c4b53ULL	/* "SKBLRING" in memory */
-#define LAB_RING_VERSION	1
+#define LAB_RING_VERSION	2
 #define LAB_RING_HEADER_SIZE	8192			/* bytes, page aligned */
 #define LAB_RING_CHUNK_SIZE	(256 * 1024)		/* bytes, contiguous */
 #define LAB_RING_CHUNKS		128			/* at most 128 Ki events */
+#define LAB_RING_PAGES		512			/* pages of a chunk, LAB_RING_PAGED */
 #define LAB_RING_HOOKS		48
 #define LAB_EVENTS_PER_CHUNK	(LAB_RING_CHUNK_SIZE / 256)
 
@@ -88,9 +91,9 @@ struct lab_event {
 				 * search of guest RAM for a message never finds a trace */
 };
 
-/* One hook that was asked for: attached, or absent and why. 64 bytes. */
+/* One hook that was asked for: attached, or absent and why. 72 bytes. */
 struct lab_hook {
-	char  name[40];		/* "symbol", "module:symbol" or "caller>callee" (call sites) */
+	char  name[48];		/* "symbol", "module:symbol" or "caller>callee" (call sites) */
 	__s32 error;		/* 0 attached, else -errno of the registration */
 	__u32 flags;		/* LAB_HOOK_* */
 	__u64 hits;		/* times the handler ran */
@@ -99,6 +102,15 @@ struct lab_hook {
 
 #define LAB_HOOK_COPY		0x01	/* sees a copy of message bytes */
 #define LAB_HOOK_LEFT_OUT	0x02	/* taken out by the "without" parameter */
+/* How BPF attached it; modules leave these 0. */
+#define LAB_HOOK_FENTRY		0x10
+#define LAB_HOOK_FEXIT		0x20
+#define LAB_HOOK_TRACEPOINT	0x40
+#define LAB_HOOK_KPROBE		0x80	/* at entry, or at the call where the name says so */
+
+/* lab_ring_header.flags: what is different in a ring that BPF programs write */
+#define LAB_RING_PAGED		0x01	/* chunk_phys: pages of 512 addresses of pages */
+#define LAB_RING_NANOSECONDS	0x02	/* .tsc is CLOCK_MONOTONIC: the loader did not end */
 
 /* LAB_RING_HEADER_SIZE bytes, two contiguous pages */
 struct lab_ring_header {
@@ -113,8 +125,8 @@ struct lab_ring_header {
 	__u32 hook_count;
 	__u32 chunk_count;
 	__u32 finished;		/* 1 after "finish": hooks are off, missed is final */
-	__u32 reserved;
-	char  name[24];		/* module name */
+	__u32 flags;		/* LAB_RING_* */
+	char  name[24];		/* module name, "bpf" */
 	__u64 module_base;	/* address of the module's text */
 	__u64 pad[18];		/* hooks start at byte 256 */
 	struct lab_hook hooks[LAB_RING_HOOKS];

@@ -19,7 +19,7 @@
 #include "lab_ring.h"
 
 static_assert(sizeof(struct lab_event) == 256);
-static_assert(sizeof(struct lab_hook) == 64);
+static_assert(sizeof(struct lab_hook) == 72);
 static_assert(offsetof(struct lab_ring_header, hooks) == 256);
 static_assert(sizeof(struct lab_ring_header) <= LAB_RING_HEADER_SIZE);
 static_assert(sizeof(atomic64_t) == sizeof(__u64));

@@ -57,17 +57,17 @@ def build_guest_programs(
     The bytes depend on the sources and the compiler alone, not on any folder's name.
     """
     source = source if source is not None else paths.data() / "guest"
-    compiler = _tool(os.environ.get("CC") or "gcc", package="gcc")
+    compiler = tool(os.environ.get("CC") or "gcc", package="gcc")
     texts = sorted([*source.glob("*.c"), *source.glob("*.h")])
     # The record's layout lies with the modules and is shared by guest programs.
     shared = sorted((source.parent / "kmod").glob("*.h"))
-    key = _digest([*texts, *shared], extra=[_version(compiler), *GUEST_FLAGS, *MESSAGE_FLAGS])
+    key = digest([*texts, *shared], extra=[version(compiler), *GUEST_FLAGS, *MESSAGE_FLAGS])
     home = (cache if cache is not None else paths.cache()) / "guest" / key[:16]
     names = [path.stem for path in texts if path.suffix == ".c"]
     built = {name: home / name for name in names}
     if all(path.is_file() for path in built.values()):
         return built
-    with journal.step("compile guest programs"), _Fresh(home) as work:
+    with journal.step("compile guest programs"), Fresh(home) as work:
         for name in names:
             _compile(compiler, source, name, work / name)
     return built
@@ -105,14 +105,14 @@ def build_modules(
     )
     if not any(path.name in _KBUILD_FILES for path in texts):
         raise ProbeBuildFailed(f"there is no Makefile in {source}")
-    make = _tool("make", package="make")
-    strip = _tool("strip", package="binutils")
+    make = tool("make", package="make")
+    strip = tool("strip", package="binutils")
     compiler = _kernel_compiler(target.headers)
     relative = [str(path.relative_to(source)) for path in texts]
-    key = _digest(texts, extra=[*relative, target.release, str(target.headers), _version(compiler)])
+    key = digest(texts, extra=[*relative, target.release, str(target.headers), version(compiler)])
     home = (cache if cache is not None else paths.cache()) / "kmod" / key[:16]
-    if not _intact(home):
-        with journal.step(f"build modules for {target.release}"), _Fresh(home) as work:
+    if not intact(home):
+        with journal.step(f"build modules for {target.release}"), Fresh(home) as work:
             # In a copy, so that a checkout stays clean and two builds do not meet.
             tree = work / "src"
             for path, name in zip(texts, relative, strict=True):
@@ -135,7 +135,7 @@ def build_modules(
                     what=path.name,
                 )
             shutil.rmtree(tree)
-            _seal(work)
+            seal(work)
     return {path.stem: path for path in sorted(home.glob("*.ko"))}
 
 
@@ -143,12 +143,12 @@ def build_witness(api: int, *, journal: Journal) -> Path:
     """Build the QEMU plugin that logs accesses, for the plugin interface `api`."""
     source = paths.data() / "witness"
     texts = sorted([*source.glob("*.c"), *source.glob("*.h")])
-    compiler = _tool("gcc", package="gcc")
-    key = _digest(texts, extra=[str(api), _version(compiler), *WITNESS_FLAGS])
+    compiler = tool("gcc", package="gcc")
+    key = digest(texts, extra=[str(api), version(compiler), *WITNESS_FLAGS])
     home = paths.cache() / "witness" / key[:16]
     plugin = home / "access.so"
-    if not _intact(home):
-        with journal.step("build the witness"), _Fresh(home) as work:
+    if not intact(home):
+        with journal.step("build the witness"), Fresh(home) as work:
             run(
                 [
                     *(compiler, *WITNESS_FLAGS, f"-DLAB_PLUGIN_API={api}"),
@@ -157,25 +157,25 @@ def build_witness(api: int, *, journal: Journal) -> Path:
                 cwd=work,
                 what="witness/",
             )
-            _seal(work)
+            seal(work)
     return plugin
 
 
 SEAL = "sha256.json"
 
 
-def _seal(folder: Path) -> None:
+def seal(folder: Path) -> None:
     """Write down what was built, so that a bit that flips later is noticed."""
     digests = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
     (folder / SEAL).write_text(json.dumps(digests), encoding="utf-8")
 
 
-def _intact(folder: Path) -> bool:
+def intact(folder: Path) -> bool:
     """Say whether a folder still holds what was built into it."""
     try:
         digests = json.loads((folder / SEAL).read_text(encoding="utf-8"))
         return bool(digests) and all(
-            _sha256(folder / name) == digest for name, digest in digests.items()
+            _sha256(folder / name) == written for name, written in digests.items()
         )
     except (OSError, ValueError, AttributeError):
         return False
@@ -201,7 +201,7 @@ def _kernel_compiler(headers: Path) -> str:
             if line.startswith("CONFIG_GCC_VERSION="):
                 wanted = f"gcc-{int(line.partition('=')[2]) // 10000}"
                 break
-    return shutil.which(wanted) or _tool("gcc", package="gcc")
+    return shutil.which(wanted) or tool("gcc", package="gcc")
 
 
 def run(argv: Sequence[str], *, cwd: Path, what: str, jobs: bool = False) -> str:
@@ -235,7 +235,8 @@ def run(argv: Sequence[str], *, cwd: Path, what: str, jobs: bool = False) -> str
 _UNWANTED = frozenset({"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "ARCH", "KBUILD_OUTPUT", "CFLAGS"})
 
 
-def _tool(name: str, *, package: str) -> str:
+def tool(name: str, *, package: str) -> str:
+    """Return where a program is; `ToolMissing` names the package that has it."""
     found = shutil.which(name)
     if found is None:
         raise ToolMissing(
@@ -244,14 +245,16 @@ def _tool(name: str, *, package: str) -> str:
     return found
 
 
-def _version(compiler: str) -> str:
+def version(compiler: str) -> str:
+    """Return the first line of what a compiler says of itself."""
     done = subprocess.run(
         [compiler, "--version"], capture_output=True, text=True, timeout=20, check=False
     )
     return done.stdout.partition("\n")[0]
 
 
-def _digest(files: Iterable[Path], *, extra: Iterable[str]) -> str:
+def digest(files: Iterable[Path], *, extra: Iterable[str]) -> str:
+    """Return one digest of files, by name and content, and of further texts."""
     whole = hashlib.sha256()
     for path in files:
         whole.update(f"{path.name}\0".encode())
@@ -261,7 +264,7 @@ def _digest(files: Iterable[Path], *, extra: Iterable[str]) -> str:
     return whole.hexdigest()
 
 
-class _Fresh:
+class Fresh:
     """A folder that appears under its name whole, or not at all."""
 
     def __init__(self, home: Path) -> None:
@@ -277,7 +280,7 @@ class _Fresh:
             if kind is None:
                 self.work.chmod(0o755)
                 with paths.exclusive(self.home.parent / ".lock"):
-                    if not _intact(self.home):  # else another command was quicker: it is in use
+                    if not intact(self.home):  # else another command was quicker: it is in use
                         shutil.rmtree(self.home, ignore_errors=True)
                         self.work.rename(self.home)
         finally:

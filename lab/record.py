@@ -23,7 +23,7 @@ from typing import Any, overload
 from lab.errors import TraceCorrupt
 
 MAGIC = 0x474E4952424C4B53  # "SKBLRING" in memory
-VERSION = 1
+VERSION = 2
 HEADER_SIZE = 8192
 CHUNK_SIZE = 256 * 1024
 CHUNKS = 128
@@ -42,11 +42,11 @@ FIELDS = (
     ("flags", "B"), ("iter_type", "B"), ("frags", "I"), ("bytes", "64s"),
 )  # fmt: skip
 # struct lab_hook and the head of struct lab_ring_header, up to its padding
-HOOK_FIELDS = (("name", "40s"), ("error", "i"), ("flags", "I"), ("hits", "Q"), ("missed", "Q"))
+HOOK_FIELDS = (("name", "48s"), ("error", "i"), ("flags", "I"), ("hits", "Q"), ("missed", "Q"))
 HEADER_FIELDS = (
     ("magic", "Q"), ("nonce", "16s"), ("version", "I"), ("event_size", "I"), ("capacity", "Q"),
     ("claimed", "Q"), ("dropped", "Q"), ("skipped", "Q"), ("hook_count", "I"),
-    ("chunk_count", "I"), ("finished", "I"), ("reserved", "I"), ("name", "24s"),
+    ("chunk_count", "I"), ("finished", "I"), ("flags", "I"), ("name", "24s"),
     ("module_base", "Q"),
 )  # fmt: skip
 HOOKS_AT = 256  # offset of the hook table in the header
@@ -60,6 +60,11 @@ _CHECKED = struct.Struct("<Q8xQI8xHB145xH70x")
 
 HOOK_COPY = 0x01
 HOOK_LEFT_OUT = 0x02
+HOOK_WAYS = {0x10: "fentry", 0x20: "fexit", 0x40: "tracepoint", 0x80: "kprobe"}
+
+RING_PAGED = 0x01  # written by BPF programs: its chunks are scattered pages
+PAGE = 4096
+PAGES = 512  # of a chunk of a paged ring
 
 
 class Kind(IntEnum):
@@ -115,6 +120,11 @@ class Hook:
         """Whether somebody took it out on purpose."""
         return bool(self.flags & HOOK_LEFT_OUT)
 
+    @property
+    def way(self) -> str:
+        """How BPF attached it; empty for a module's hook and for one that is absent."""
+        return next((way for bit, way in HOOK_WAYS.items() if self.flags & bit), "")
+
 
 @dataclass(frozen=True, slots=True)
 class Header:
@@ -130,6 +140,7 @@ class Header:
     module_base: int
     hooks: tuple[Hook, ...]
     chunks: tuple[int, ...]  # physical addresses
+    paged: bool = False  # a chunk is a page of the addresses of its pages
 
     @property
     def stored(self) -> int:
@@ -374,13 +385,14 @@ def parse_header(data: bytes | memoryview, *, where: str = "ring", at: int = 0) 
             f"found {len(data) - at} bytes"
         )
     (magic, nonce, version, event_size, capacity, claimed, dropped, skipped, hook_count,
-     chunk_count, finished, _, name, base) = HEADER_LAYOUT.unpack_from(data, at)  # fmt: skip
+     chunk_count, finished, flags, name, base) = HEADER_LAYOUT.unpack_from(data, at)  # fmt: skip
     check("magic", magic, just(MAGIC), hex(MAGIC))
     check("version", version, just(VERSION), VERSION)
     check("event_size", event_size, just(EVENT_SIZE), EVENT_SIZE)
     check("hook_count", hook_count, range(HOOKS + 1), f"at most {HOOKS}")
     check("chunk_count", chunk_count, range(CHUNKS + 1), f"at most {CHUNKS}")
-    room = chunk_count * EVENTS_PER_CHUNK
+    paged = bool(flags & RING_PAGED)
+    room = chunk_count * (PAGES * PAGE if paged else CHUNK_SIZE) // EVENT_SIZE
     check("capacity", capacity, range(room + 1), f"at most {room}, which the chunks hold")
     hooks = []
     for index in range(hook_count):
@@ -397,6 +409,7 @@ def parse_header(data: bytes | memoryview, *, where: str = "ring", at: int = 0) 
         module_base=base,
         hooks=tuple(hooks),
         chunks=struct.unpack_from(f"<{chunk_count}Q", data, at + CHUNKS_AT),
+        paged=paged,
     )
 
 
@@ -489,10 +502,12 @@ def dump(header: bytes, read_physical: Callable[[int, int], bytes]) -> bytes:
     """
     header = bytes(header[:HEADER_SIZE])
     parsed = parse_header(header)
+    if parsed.paged:  # its second page is somebody else's
+        header = header[:PAGE].ljust(HEADER_SIZE, b"\0")
     parts = [header]
     left = parsed.stored * EVENT_SIZE
-    for address in parsed.chunks:
-        size = min(left, CHUNK_SIZE)
+    for address, room in places(parsed, read_physical):
+        size = min(left, room)
         if not size:
             break
         part = read_physical(address, size)
@@ -504,6 +519,17 @@ def dump(header: bytes, read_physical: Callable[[int, int], bytes]) -> bytes:
         parts.append(part)
         left -= size
     return b"".join(parts)
+
+
+def places(header: Header, read_physical: Callable[[int, int], bytes]) -> Iterator[tuple[int, int]]:
+    """Yield (physical address, size) of the pieces of a ring's memory, in order."""
+    for chunk in header.chunks:
+        if not header.paged:
+            yield chunk, CHUNK_SIZE
+            continue
+        for page in struct.unpack(f"<{PAGES}Q", read_physical(chunk, PAGE)):
+            if page:
+                yield page, PAGE
 
 
 def encode_section(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from lab import capture, clock
 from lab import record as records
@@ -17,6 +18,7 @@ from lab.symbols import Symbols
 
 SENDER, RECEIVER = "sender", "receiver"  # roles of the workload
 ENOENT = 2
+KMOD, BPF = "probe:kmod", "probe:bpf"  # witnesses whose accounts are records
 MOST_MESSAGES = 100_000  # ten times what a playbook may ask for
 
 
@@ -33,7 +35,8 @@ class GuestInputs:
     rings: Rings | None
     clock: ClockMap | None
     symbols: Symbols
-    witness: str = "probe:kmod"  # whose account the records are
+    bpf: Trace | None = None  # what BPF programs left; `trace` where no module did
+    witness: str = KMOD  # whose account the records are
 
     @cached_property
     def records(self) -> tuple[Record, ...]:
@@ -95,13 +98,15 @@ def load(run: RunDir) -> Inputs:
 
 
 def _guest(folder: GuestDir) -> GuestInputs:
-    trace = _trace(folder)
+    trace, bpf = _trace(folder, folder.trace), _trace(folder, folder.bpf)
     sections = () if trace is None else trace.sections
     modules = {section.header.module_base: section.name for section in sections}
     return GuestInputs(
         name=folder.name,
         folder=folder,
-        trace=trace,
+        trace=bpf if trace is None else trace,
+        bpf=bpf,
+        witness=BPF if trace is None and bpf is not None else KMOD,
         frames=tuple(capture.read(folder.wire)) if folder.wire.is_file() else None,
         workloads=folder.workloads() if folder.has("workload.json") else (),
         census=folder.census() if folder.has("census.json") else None,
@@ -111,10 +116,10 @@ def _guest(folder: GuestDir) -> GuestInputs:
     )
 
 
-def _trace(folder: GuestDir) -> Trace | None:
-    if not folder.trace.is_file() or folder.trace.stat().st_size == 0:
+def _trace(folder: GuestDir, path: Path) -> Trace | None:
+    if not path.is_file() or path.stat().st_size == 0:
         return None
-    return records.read(folder.trace, guest=folder.name)
+    return records.read(path, guest=folder.name)
 
 
 # --- Hooks ----------------------------------------------------------------------------------

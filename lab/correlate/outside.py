@@ -6,6 +6,7 @@ both accounts; the two flows are then held against each other, byte by byte.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
@@ -19,6 +20,7 @@ from lab.correlate.identity import Identity
 from lab.correlate.inputs import SENDER, GuestInputs, Inputs
 from lab.correlate.rings import RingWitness
 from lab.correlate.types import Disagreement, Flow, Kind, Movement, PlaceKind
+from lab.errors import TraceCorrupt
 from lab.record import Context, Flag, Hook, Record
 from lab.record import Kind as At
 
@@ -81,7 +83,8 @@ def look(inputs: Inputs) -> Outside | None:
         path = guest.folder.file("access.bin")
         if not path.is_file():
             return None
-        logs[guest.name] = access.read(path, guest=guest.name)
+        log = access.read(path, guest=guest.name)
+        logs[guest.name] = _without_notes(inputs, guest, log)
     # The sender first: what its device read says which bytes a frame carries.
     made: dict[str, GuestInputs] = {}
     for guest in sorted(inputs.guests, key=lambda guest: guest.role(SENDER) is None):
@@ -107,13 +110,36 @@ def _outside(
     )
     sections = () if guest.trace is None else guest.trace.sections
     known = {one.name: getattr(guest, one.name) for one in fields(GuestInputs)}
-    known |= {"trace": None, "witness": WITNESS}
+    known |= {"trace": None, "bpf": None, "witness": WITNESS}
     return OutsideGuest(
         **known,
         seen=seen,
         identity=identity,
         probes=frozenset(f"[{section.name}]" for section in sections),
     )
+
+
+def _without_notes(inputs: Inputs, guest: GuestInputs, log: AccessLog) -> AccessLog:
+    # A BPF program can read memory only into memory: what it stores in the pages of its own
+    # ring, and masks there, is the trace and no copy of a message.
+    text = dict(inputs.manifest.notes).get(guest.name, "")
+    if not text:
+        return log
+    try:
+        notes = sorted((int(a, 16), int(b, 16)) for a, _, b in _dashed(text))
+    except ValueError as error:
+        raise TraceCorrupt(f"manifest.json: probes: notes: {error}") from error
+    starts = [start for start, _ in notes]
+
+    def mine(one: access.Access) -> bool:
+        at = bisect_right(starts, one.physical) - 1
+        return at >= 0 and one.physical < notes[at][1]
+
+    return replace(log, records=tuple(one for one in log.records if not mine(one)))
+
+
+def _dashed(text: str) -> Iterator[tuple[str, str, str]]:
+    return (word.partition("-") for word in text.split())
 
 
 def _present(guest: GuestInputs) -> list[tuple[int, int]]:
@@ -264,22 +290,22 @@ def agree(inside: Flow, outside: Flow) -> tuple[Disagreement, ...]:
     Compared are copies by guest CPUs: for each byte of a message, from which physical
     address to which.  What a device did is confirmed where the log shows that no CPU did.
     """
-    mine, theirs = _by_message(inside), _by_message(outside)
+    mine, theirs = by_message(inside), by_message(outside)
     found: list[Disagreement] = []
     for movement in _copies(inside):
-        twins = _twins(movement, theirs)
+        twins = same_copies(movement, theirs)
         if twins:
             movement.confirmed_by.add(WITNESS)
             ids = [one for twin in twins for one in twin.evidence]
             movement.evidence += [one for one in ids if one not in movement.evidence][
                 :MOST_EVIDENCE
             ]
-        elif _comparable(movement) and _decidable(movement, outside):
-            found.append(_lonely(movement, "a probe reports a copy that no CPU was seen to make: "))
+        elif comparable(movement) and _decidable(movement, outside):
+            found.append(lonely(movement, "a probe reports a copy that no CPU was seen to make: "))
     found += [
-        _lonely(movement, "a copy was made that no probe reported: ")
+        lonely(movement, "a copy was made that no probe reported: ")
         for movement in _copies(outside)
-        if not _twins(movement, mine) and _comparable(movement)
+        if not same_copies(movement, mine) and comparable(movement)
     ]
     _confirm_devices(inside, outside)
     return tuple(found)
@@ -303,7 +329,8 @@ def _key(movement: Movement) -> tuple[str, int]:
     return movement.guest, movement.message
 
 
-def _by_message(flow: Flow) -> dict[tuple[str, int], list[Movement]]:
+def by_message(flow: Flow) -> dict[tuple[str, int], list[Movement]]:
+    """Return the copies of an account by guest and message."""
     out: dict[tuple[str, int], list[Movement]] = defaultdict(list)
     for movement in _copies(flow):
         out[_key(movement)].append(movement)
@@ -317,7 +344,9 @@ def _same_bytes(left: Movement, right: Movement) -> bool:
     )
 
 
-def _twins(movement: Movement, others: dict[tuple[str, int], list[Movement]]) -> list[Movement]:
+def same_copies(
+    movement: Movement, others: dict[tuple[str, int], list[Movement]]
+) -> list[Movement]:
     """Return the other account's movements that together are this one; [] where they are not."""
     wanted = _moved(movement)
     twins = []
@@ -338,7 +367,8 @@ def _moved(movement: Movement) -> set[tuple[int, int, int]]:
     return {(at, source[at], target[at]) for at in source.keys() & target.keys()}
 
 
-def _comparable(movement: Movement) -> bool:
+def comparable(movement: Movement) -> bool:
+    """Tell whether it is known where in memory a copy began and ended."""
     return bool(movement.source.extents and movement.target.extents)
 
 
@@ -359,7 +389,8 @@ def _decidable(movement: Movement, outside: Flow) -> bool:
     )
 
 
-def _lonely(movement: Movement, text: str) -> Disagreement:
+def lonely(movement: Movement, text: str) -> Disagreement:
+    """Return the disagreement about a movement that one account has alone."""
     where = f"{movement.function} of {movement.payload_size} bytes"
     if movement.caller:
         where += f", called from {movement.caller}"

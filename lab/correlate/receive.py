@@ -120,7 +120,7 @@ class Receive:
             size=record.size,
             tsc=record.tsc,
             evidence=[record.id] + ([found.evidence] if found else []),
-            confirmed={"probe:kmod", "wire"} | ({"rings"} if found else set()),
+            confirmed={self.guest.witness, "wire"} | ({"rings"} if found else set()),
         )
         self._check_order(record, arrival)
         more = _buffers(record, header) - 1

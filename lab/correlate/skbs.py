@@ -303,7 +303,7 @@ class Skbs:
                 certainty=certainty,
                 tsc=record.tsc,
                 evidence=list(evidence),
-                confirmed_by={"probe:kmod"},
+                confirmed_by={self.memory.guest.witness},
             )
             now = self.memory.holdings.find(ranges(mine[0].place))
             self.board.move(movement, now[0] if now else mine[0])

@@ -112,7 +112,7 @@ class Transmit:
             size=chain.size,
             tsc=chain.records[-1].tsc,
             evidence=[entry.id for entry in chain.records] + [one.evidence for one in found],
-            confirmed={"probe:kmod", "wire"} | ({"rings"} if found else set()),
+            confirmed={self.guest.witness, "wire"} | ({"rings"} if found else set()),
         )
 
     def finish(self) -> None:

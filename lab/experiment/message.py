@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import secrets
 from collections.abc import Sequence
@@ -14,7 +13,6 @@ from typing import Any, Protocol
 from lab import (
     ledger,
     message,
-    probe,
     report,
     rundir,
     spec,
@@ -24,7 +22,7 @@ from lab import (
 )
 from lab.deadline import Deadline
 from lab.errors import LabError
-from lab.experiment import conditions
+from lab.experiment import conditions, watchers
 from lab.experiment.outcome import Outcome
 from lab.experiment.stand import Stand, common_manifest, digests, keep_logs, keep_symbols
 from lab.guest import Guest
@@ -210,14 +208,17 @@ def _measure(taken: _Measurement, modules: dict[str, Path], manifest: dict[str, 
     # Before the probes: what this reads and sends would fill their rings.
     with journal.step("conditions"):
         _conditions(taken, manifest)
-    probes: dict[str, probe.Probe] = {}
-    if taken.asked.probes.kind == "kmod":
-        with journal.step("load probes"):
-            probes = _load(taken, modules)
-        manifest["probes"]["hooks"] = {name: probe.hooks(p) for name, p in probes.items()}
-        manifest["digests"]["modules"] = {
-            name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in modules.items()
-        }
+    loaded = watchers.load(
+        {guest.name: MODULES[taken.asked.workload.over][guest.name] for guest in taken.guests},
+        taken.asked,
+        taken.stand,
+        modules,
+        symbols={guest.name: taken.run.guest(guest.name).symbols for guest in taken.guests},
+        nonce=taken.nonce,
+        journal=journal,
+        deadline=deadline,
+    )
+    watchers.describe(loaded, manifest, modules)
     captures = [witness.Capture(guest) for guest in taken.guests]
     for capture in captures:
         capture.start()
@@ -240,7 +241,12 @@ def _measure(taken: _Measurement, modules: dict[str, Path], manifest: dict[str, 
                 capture.stop()
             capture.keep(taken.run.guest(capture.guest.name).wire)
     with journal.step("read out traces"):
-        _both(taken, lambda guest: _read_out(taken, probes.get(guest.name), guest))
+        _both(
+            taken,
+            lambda guest: watchers.read_out(
+                loaded[guest.name], taken.run.guest(guest.name), deadline=deadline
+            ),
+        )
     _write_witnesses(taken, sides, manifest)
     _keep_logs(taken)
     manifest["files"] = digests(taken.run, guests(taken.asked))
@@ -250,23 +256,6 @@ def _measure(taken: _Measurement, modules: dict[str, Path], manifest: dict[str, 
 def _both(taken: _Measurement, work: Any) -> dict[str, Any]:
     names = {guest.name for guest in taken.guests}
     return taken.pair.both(lambda guest: work(guest) if guest.name in names else None)
-
-
-def _load(taken: _Measurement, modules: dict[str, Path]) -> dict[str, probe.Probe]:
-    wanted = MODULES[taken.asked.workload.over]
-
-    def load(guest: Guest) -> probe.Probe:
-        return probe.load(
-            guest,
-            {name: modules[name] for name in wanted[guest.name]},
-            taken.asked.probes,
-            nonce=taken.nonce,
-            records=probe.records_for(taken.asked.workload.count, taken.asked.workload.size),
-            pushed=taken.stand.pushed.setdefault(guest.name, set()),
-            deadline=taken.deadline,
-        )
-
-    return {name: value for name, value in _both(taken, load).items() if value is not None}
 
 
 def _conditions(taken: _Measurement, manifest: dict[str, Any]) -> None:
@@ -330,14 +319,6 @@ def _sample_clocks(taken: _Measurement) -> None:
             )
 
 
-def _read_out(taken: _Measurement, loaded: probe.Probe | None, guest: Guest) -> None:
-    if loaded is None:
-        return
-    probe.finish(loaded, deadline=taken.deadline)
-    taken.run.guest(guest.name).trace.write_bytes(probe.drain(loaded))
-    probe.unload(loaded, deadline=taken.deadline)
-
-
 def _write_witnesses(
     taken: _Measurement, sides: tuple[workload.Side, ...], manifest: dict[str, Any]
 ) -> None:
@@ -370,8 +351,7 @@ def _write_witnesses(
     lacking = [name for name, log in taken.logs.items() if log.control is None]
     absent = topology.access_log_absent(taken.stand.setup.accelerator)
     manifest["witnesses"] = {
-        "probe:kmod": "present" if taken.asked.probes.kind == "kmod" else "absent: not asked for",
-        "probe:bpf": "absent: not built yet",
+        **watchers.witnesses(taken.asked.probes.kind),
         "access-log": f"absent: {absent or 'the lab was up without it'}" if lacking else "present",
         "census": "present" if needle is not None else "absent: message below 8 bytes",
         "wire": "present",

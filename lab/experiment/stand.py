@@ -16,6 +16,7 @@ from typing import Any
 import lab
 from lab import (
     accelerator,
+    bpf,
     build,
     image,
     process,
@@ -52,7 +53,10 @@ def setup_for(
 ) -> tuple[topology.Setup, dict[str, Path]]:
     """Return what a pair for this playbook is made of, and the modules that watch it."""
     kernel = image.ensure(asked.kernel, journal=journal, locked=locked, offline=offline)
-    modules = build.build_modules(kernel, journal=journal) if asked.probes.kind == "kmod" else {}
+    kind = asked.probes.kind
+    if kind in ("bpf", "both"):
+        bpf.require_tools()
+    modules = build.build_modules(kernel, journal=journal) if kind in ("kmod", "both") else {}
     speed = accelerator.choose(kernel, journal=journal)
     setup = topology.standard(kernel, speed, journal=journal, device=asked.link.device)
     return setup, modules

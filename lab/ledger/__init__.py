@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from lab import correlate, spec
 from lab import message as message_bytes
-from lab.correlate import Flow, Inputs, outside
+from lab.correlate import Flow, Inputs, accounts, outside
 from lab.correlate import types as flow_types
 from lab.correlate.identity import Identity
 from lab.correlate.inputs import RECEIVER, SENDER, GuestInputs
@@ -26,6 +26,7 @@ from lab.ledger.entries import (
     Totals,
     Unexplained,
 )
+from lab.record import Section
 from lab.rundir import RunDir, Workload
 
 __all__ = [
@@ -55,7 +56,7 @@ def build(run: RunDir) -> Ledger:
     """
     inputs = correlate.load(run)
     log = outside.look(inputs)
-    flow, against = _flow(inputs, log)
+    flow, against, notes = _flow(inputs, log)
     faults = (*_faults(inputs, flow), *_log_faults(inputs, log))
     manifest = inputs.manifest
     return Ledger(
@@ -74,24 +75,29 @@ def build(run: RunDir) -> Ledger:
         incomplete=faults,
         unexplained=tuple(_unexplained(flow)),
         disagreements=tuple(_disagreement(one) for one in (*flow.disagreements, *against)),
-        notes=flow.notes,
+        notes=(*flow.notes, *notes),
     )
 
 
 def _flow(
     inputs: Inputs, log: outside.Outside | None
-) -> tuple[Flow, tuple[flow_types.Disagreement, ...]]:
-    """Walk by the probes' account, and hold it against the access log's where there is one.
+) -> tuple[Flow, tuple[flow_types.Disagreement, ...], tuple[str, ...]]:
+    """Walk by the probes' account, and hold it against all others there are; adds notes.
 
-    Without probes the log's account is the only one.
+    Others are the access log's, and that of BPF programs beside modules.  Without probes
+    the log's account is the only one.
     """
-    if log is None:
-        return correlate.follow(inputs), ()
-    other = correlate.follow(log.inputs)
-    if inputs.manifest.probe_kind == "none":
-        return other, ()
+    if log is not None and inputs.manifest.probe_kind == "none":
+        return correlate.follow(log.inputs), (), ()
     flow = correlate.follow(inputs)
-    return flow, outside.agree(flow, other) if log.complete else ()
+    against: tuple[flow_types.Disagreement, ...] = ()
+    notes: tuple[str, ...] = ()
+    beside = accounts.second(inputs)
+    if beside is not None and accounts.complete(inputs):
+        against, notes = accounts.agree(inputs, flow, correlate.follow(beside))
+    if log is not None and log.complete:
+        against += outside.agree(flow, correlate.follow(log.inputs))
+    return flow, against, notes
 
 
 def _log_faults(inputs: Inputs, log: outside.Outside | None) -> Iterator[Incomplete]:
@@ -143,10 +149,8 @@ def _lost(inputs: Inputs, log: outside.Outside | None) -> dict[str, int]:
     if log is not None:
         out |= log.lost
     for guest in inputs.guests:
-        for section in guest.trace.sections if guest.trace is not None else ():
-            header = section.header
-            lost = header.missed + header.dropped + len(section.torn)
-            name = f"{guest.name}/{section.name}"
+        for section, lost in accounts.lost(guest):
+            name = f"{guest.name}/{section}"
             out[name] = out.get(name, 0) + lost
     return dict(sorted(out.items()))
 
@@ -168,7 +172,7 @@ def _absent(inputs: Inputs, witness: str) -> str | None:
     lacking = [guest.name for guest in inputs.guests if _silent(guest, witness)]
     if not lacking:
         return None
-    if witness in ("probe:bpf", "access-log"):
+    if witness == "access-log" or not _asked(inputs, witness):
         return "this run has none"
     if witness in ("wire", "rings") and inputs.loopback:
         return "over loopback nothing reaches a device"
@@ -181,19 +185,16 @@ def _absent(inputs: Inputs, witness: str) -> str | None:
 
 
 def _silent(guest: GuestInputs, witness: str) -> bool:
-    match witness:
-        case "probe:kmod":
-            return guest.trace is None
-        case "census":
-            return guest.census is None or guest.census.absent is not None
-        case "wire":
-            return guest.frames is None
-        case "access-log":
-            return not guest.folder.has("access.bin")
-        case "rings":
-            return guest.rings is None or not guest.rings.queues
-        case _:
-            return True
+    # A run of BPF programs alone has their account in the place of the modules'.
+    silent = {
+        "probe:kmod": guest.trace is None or guest.trace is guest.bpf,
+        "probe:bpf": guest.bpf is None,
+        "census": guest.census is None or guest.census.absent is not None,
+        "wire": guest.frames is None,
+        "access-log": not guest.folder.has("access.bin"),
+        "rings": guest.rings is None or not guest.rings.queues,
+    }
+    return silent.get(witness, True)
 
 
 # --- What is not accounted for --------------------------------------------------------------
@@ -315,11 +316,10 @@ def _trace_faults(inputs: Inputs) -> Iterator[Incomplete]:
     if inputs.manifest.probe_kind == "none":
         return
     for guest in inputs.guests:
-        if guest.trace is None:
-            if guest.workloads:
-                yield _fault(guest.name, f"{guest.name}/trace.bin is absent or empty")
-            continue
-        for section in guest.trace.sections:
+        for witness, file in (("probe:kmod", "trace.bin"), ("probe:bpf", "bpf.bin")):
+            if guest.workloads and _asked(inputs, witness) and _silent(guest, witness):
+                yield _fault(guest.name, f"{guest.name}/{file} is absent or empty")
+        for section in _sections(guest):
             header = section.header
             lost = (
                 ("missed", header.missed),
@@ -331,6 +331,17 @@ def _trace_faults(inputs: Inputs) -> Iterator[Incomplete]:
                 yield _fault(guest.name, f"{section.name} lost records: {', '.join(words)}")
             if not header.finished:
                 yield _fault(guest.name, f"{section.name} was not finished: its losses are unknown")
+
+
+def _asked(inputs: Inputs, witness: str) -> bool:
+    """Tell whether a run was to have these probes; True for every other witness."""
+    kinds = {"probe:kmod": ("kmod", "both"), "probe:bpf": ("bpf", "both")}
+    return witness not in kinds or inputs.manifest.probe_kind in kinds[witness]
+
+
+def _sections(guest: GuestInputs) -> Iterator[Section]:
+    for trace in (guest.trace, None if guest.bpf is guest.trace else guest.bpf):
+        yield from trace.sections if trace is not None else ()
 
 
 # --- Messages -------------------------------------------------------------------------------

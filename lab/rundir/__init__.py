@@ -94,6 +94,11 @@ class GuestDir:
         return self.path / "trace.bin"
 
     @property
+    def bpf(self) -> Path:
+        """The records of BPF programs."""
+        return self.path / "bpf.bin"
+
+    @property
     def wire(self) -> Path:
         return self.path / "wire.pcap"
 

@@ -227,6 +227,7 @@ class Manifest:
     kernel: str
     probe_kind: str
     without: tuple[str, ...]
+    notes: tuple[tuple[str, str], ...]  # guest -> ranges of its BPF ring, "0x1000-0x2000 …"
     witnesses: tuple[tuple[str, str], ...]
     guests: tuple[str, ...]
     drifted: tuple[str, ...]

@@ -53,6 +53,7 @@ def read_manifest(value: Json, path: Path) -> Manifest:
         kernel=top.text("kernel", ""),
         probe_kind=probes.text("kind", "none"),
         without=probes.texts("without"),
+        notes=_pairs(probes, "notes"),
         witnesses=_pairs(top, "witnesses"),
         guests=_names(top),
         drifted=tuple(str(entry) for entry in top.rows("drifted")),

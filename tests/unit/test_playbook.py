@@ -259,8 +259,6 @@ RULES: list[tuple[str, str]] = [
     (GOOD + "link: {backend: tap}\n", "4:17: 'backend: tap' is not built yet"),
     (GOOD + "link: {iommu: on}\n", "4:15: 'iommu: on' is not built yet"),
     (GOOD + "link: {iommu: yes}\n", "4:15: 'iommu: yes' is not built yet"),
-    (GOOD + "probes: {kind: bpf}\n", "4:16: 'kind: bpf' is not built yet"),
-    (GOOD + "probes: {kind: both}\n", "4:16: 'kind: both' is not built yet"),
 ]
 
 
@@ -530,7 +528,6 @@ def test_of_another_protocol_only_a_complete_ledger_is_expected(name: str) -> No
         ({"probes": "none", "without": "_copy_to_iter"}, "--without: hooks cannot be left out"),
         ({"probes": "none", "comm": "x"}, "--comm: a comm cannot be picked"),
         ({"comm": "a b"}, "--comm: expected a comm"),
-        ({"probes": "bpf"}, "--probes: 'kind: bpf' is not built yet"),
         ({"protocol": "sctp"}, "--protocol: expected one of udp, tcp"),
         ({"protocol": "sctp"}, "--protocol: expected one of udp, tcp; found 'sctp'"),
         ({"kernel": "5.4"}, "--kernel: expected one of 6.12, 6.1; found '5.4'"),

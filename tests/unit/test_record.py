@@ -205,7 +205,7 @@ def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
     ("offset", "value", "said"),
     [
         (0, b"x", r"sender/trace\.bin: offset 0: magic: expected 0x474e4952424c4b53, found"),
-        (24, b"\x02", r"offset 24: version: expected 1, found 0x2"),
+        (24, b"\x01", r"offset 24: version: expected 2, found 0x1"),
         (28, b"\x80", r"offset 28: event_size: expected 256, found 0x180"),
         (32, b"\xff\xff", r"offset 32: capacity: expected at most 1024, which the chunks hold"),
         (64, b"\x31", r"offset 64: hook_count: expected at most 48, found 0x31"),
@@ -322,3 +322,25 @@ def test_any_trace_survives_the_way_there_and_back(
     for event, found in zip(events, trace.records, strict=True):
         assert event == {name: getattr(found, name) for name in event}
     assert data == record.encode_section(list(trace.records), nonce=nonce, hooks=hooks)
+
+
+def test_a_ring_of_scattered_pages_is_read_page_by_page(tmp_path: Path) -> None:
+    count = 40  # of 256 bytes: two pages and a half
+    section = record.encode_section([COPY] * count, name="bpf")
+    body = section[record.HEADER_SIZE :]
+    pages = {0x9000: body[:4096], 0x3000: body[4096:8192], 0x7000: body[8192:]}
+    table = struct.pack("<512Q", *pages, *[0] * 509)
+    memory = {at: page.ljust(4096, b"\0") for at, page in pages.items()} | {0x5000: table}
+    head = bytearray(section[:4096])
+    head[72 + 4 : 72 + 8] = struct.pack("<I", record.RING_PAGED)
+    head[record.CHUNKS_AT : record.CHUNKS_AT + 8] = struct.pack("<Q", 0x5000)
+    head += b"somebody else's page".ljust(4096, b"!")
+
+    dumped = record.dump(bytes(head), lambda at, size: memory[at][:size])
+
+    found = read(dumped, tmp_path)
+    assert count == len(found.records)
+    assert body == dumped[record.HEADER_SIZE :]
+    assert b"somebody" not in dumped
+    with pytest.raises(TraceCorrupt, match="chunk at 0x3000"):
+        record.dump(bytes(head), lambda at, size: memory[at][: 0 if at == 0x3000 else size])
