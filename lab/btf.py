@@ -61,6 +61,7 @@ _EACH = {
 }
 _ALIAS = frozenset({Kind.TYPEDEF, Kind.VOLATILE, Kind.CONST, Kind.RESTRICT, Kind.TYPE_TAG})
 _COMPOSITE = frozenset({Kind.STRUCT, Kind.UNION})
+_ENUMS = frozenset({Kind.ENUM, Kind.ENUM64})
 _NAMED = frozenset({Kind.STRUCT, Kind.UNION, Kind.ENUM, Kind.ENUM64, Kind.TYPEDEF})
 # What stands before a type's name in C, or alone where it has none.
 _WORDS = {
@@ -134,6 +135,7 @@ class Btf:
         self._places = array("I", [0])  # of type 0, void, which is not written down
         self._named: dict[int, list[int]] = {}  # offset of the name -> types
         self._functions: dict[int, int] = {}  # offset of the name -> the first function
+        self._asked: dict[str, Field] = {}  # path -> what was found
         self._index()
 
     def extended(self, data: bytes) -> Btf:
@@ -179,11 +181,21 @@ class Btf:
             return False
         return True
 
+    def has_enum(self, name: str) -> bool:
+        """Tell whether there is such an enum."""
+        try:
+            self._find(name, _ENUMS)
+        except EvidenceError:
+            return False
+        return True
+
     def field(self, path: str) -> Field:
         """Return where a member lies; structs and unions without a name are looked through.
 
         A path does not go through pointers: what a member points to is another struct.
         """
+        if path in self._asked:
+            return self._asked[path]
         name, *members = path.split(".")
         kind = self._find(name, _COMPOSITE)
         found = Field(0, self._size(kind), kind)
@@ -192,6 +204,7 @@ class Btf:
             if inner is None:
                 raise EvidenceError(f"BTF: {path}: there is no member '{member}'")
             found = inner
+        self._asked[path] = found
         return found
 
     def points_to(self, path: str) -> str:
@@ -204,7 +217,7 @@ class Btf:
 
     def enum(self, name: str) -> dict[str, int]:
         """Return the values of an enum by name."""
-        kind = self._find(name, frozenset({Kind.ENUM, Kind.ENUM64}))
+        kind = self._find(name, _ENUMS)
         _, info, _ = self._record(kind)
         at, wide = self._places[kind] + 12, self._kind(kind) is Kind.ENUM64
         values: dict[str, int] = {}

@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lab import access, process, rings
+from lab import access, kernel, pages, process, rings
+from lab.btf import Btf
 from lab.deadline import Deadline
+from lab.errors import EvidenceError
 from lab.guest import Guest
 from lab.memory import GuestMemory
 from lab.message import BLOCK_SIZE, Messages
@@ -21,8 +23,13 @@ LINK_DEVICE = "lab0"
 MOST_HITS = 4096
 
 
-def census(memory: GuestMemory, messages: Messages, gate: str) -> dict[str, Any]:
-    """Search all of a guest's RAM for the messages; return the maximal runs found."""
+def census(
+    memory: GuestMemory, messages: Messages, gate: str, names: PageNames | None = None
+) -> dict[str, Any]:
+    """Search all of a guest's RAM for the messages; return the maximal runs found.
+
+    With `names` each says what the kernel uses the page for, in which it begins.
+    """
     start = time.monotonic()
     needle = messages.needle()
     # Less than a block is no copy: a program's register that held the start of one, or
@@ -51,9 +58,14 @@ def census(memory: GuestMemory, messages: Messages, gate: str) -> dict[str, Any]
             hits.append(
                 {"physical": f"{address:#x}", "message": index, "offset": offset, "size": size}
             )
+    named = None if names is None or not hits else names.of(memory)
+    if isinstance(named, pages.Pages):
+        for hit in hits:
+            hit["page"] = named.name(int(hit["physical"], 16))
     return {
         "gate": gate,
         "hits": hits,
+        **({"pages": f"absent: {named}"} if isinstance(named, str) else {}),
         "hits_not_listed": more,
         "fragments": fragments,
         "scanned_bytes": scanned,
@@ -81,6 +93,26 @@ def read_rings(guest: Guest, held: Rings | None, gate: str) -> Rings:
     with guest.memory() as memory:
         rings.read(found, gate, monitor=monitor, memory=memory)
     return found
+
+
+class PageNames:
+    """Names the pages of one guest; its symbols and types are read once."""
+
+    def __init__(self, kallsyms: Path) -> None:
+        self._symbols = kernel.addresses(kallsyms.read_bytes(), pages.NEEDED)
+        self._near: int | None = None
+        self._types: Btf | None = None
+
+    def of(self, memory: GuestMemory) -> pages.Pages | str:
+        """Return what names the pages as they are now, or why nothing can."""
+        try:
+            found = kernel.find(memory, near=self._near)
+            self._near = found.at
+            named = pages.Pages(found, self._symbols, self._types)
+        except (EvidenceError, KeyError, ValueError) as error:
+            return str(error)
+        self._types = named.types
+        return named
 
 
 class AccessLog:

@@ -30,6 +30,7 @@ from lab.errors import TraceCorrupt
 
 LIMIT = 1 << 20  # bytes of a filtered log, and LIMIT_PER_BYTE for each byte of messages
 LIMIT_PER_BYTE = 16
+MOST_FOLLOWED = 2000  # stores that carry on a piece of a few bytes; the last step may add more
 STEPS = 8  # copies one after the other that a piece of a few bytes is followed through
 # Of many records only these fields are looked at: unpacking the others takes most of the time.
 _SCANNED = ("virt", "phys", "content", "call", "size", "flags")
@@ -72,7 +73,7 @@ def keep(
     listed = _Places(ranges).touched_by(rows)
     found = [] if texts and len(texts[0]) < LEAST else _holding(rows, content, texts, needle)
     stores = _stores_by_call(rows)
-    followed = _followed(rows, content, stores, {*from_, *found})
+    followed = _followed(rows, content, stores, {*from_, *found}, texts)
     around = _around(rows, sorted({*found, *followed}))
     calls = {rows[number][_CALL] for number in from_ if not rows[number][_FLAGS] & Flag.STORE}
     stored = sorted(number for call in calls for number in stores.get(call, ()))
@@ -167,44 +168,68 @@ def _stores_by_call(rows: list[Row]) -> dict[int, list[int]]:
 
 
 def _followed(
-    rows: list[Row], content: bytes, stores: dict[int, list[int]], seeds: set[int]
+    rows: list[Row],
+    content: bytes,
+    stores: dict[int, list[int]],
+    seeds: Iterable[int],
+    texts: Sequence[bytes],
 ) -> list[int]:
-    """Return the stores that carried on what lies where `seeds` were seen.
+    """Return the stores that carried on the few last bytes of a message, or all of a short one.
 
-    A call that loads from there and stores the same bytes elsewhere makes a new place, from
-    which others load: step by step, as far as `STEPS`.
+    A call that loads them from where `seeds` were seen and stores the same elsewhere makes a
+    new place, from which others load: step by step, as far as `STEPS`.
     """
+    ends = _Ends(texts)
 
     def data(number: int) -> bytes:
         row = rows[number]
         return content[row[_CONTENT] : row[_CONTENT] + row[_SIZE]]
 
-    known = set(seeds)
+    known = {number for number in seeds if ends.in_(data(number))}
     out: set[int] = set()
     new = known
     for _ in range(STEPS):
-        touched = _Places.of(rows, new).touched_by(rows)
+        loads = [
+            number
+            for number in _Places.of(rows, new).touched_by(rows)
+            if not rows[number][_FLAGS] & Flag.STORE
+        ]
         new = set()
-        for load in touched:
-            if rows[load][_FLAGS] & Flag.STORE:
-                continue
+        for load in loads:
             held = data(load)
-            new.update(
-                store
-                for store in stores.get(rows[load][_CALL], ())
-                if store not in known and _carries(data(store), held)
-            )
-        if not new:
+            if ends.in_(held):
+                new.update(
+                    store
+                    for store in stores.get(rows[load][_CALL], ())
+                    if store not in known and _carries(data(store), held)
+                )
+        if not new or len(out) > MOST_FOLLOWED:
             break
         known |= new
         out |= new
     return sorted(out)
 
 
+class _Ends:
+    """The ends of messages that are too short to be told by content."""
+
+    def __init__(self, texts: Sequence[bytes]) -> None:
+        self._small = {
+            text if len(text) < LEAST else text[-size:]
+            for text in dict.fromkeys(texts)
+            for size in range(1, LEAST)
+        }
+        self._last = {text[-1:] for text in self._small}
+
+    def in_(self, data: bytes) -> bool:
+        """Tell whether `data` may be, or end with, such an end."""
+        return data in self._small if len(data) < LEAST else data[-1:] in self._last
+
+
 def _carries(stored: bytes, loaded: bytes) -> bool:
     if min(len(stored), len(loaded)) < LEAST:
         return stored == loaded
-    return stored in loaded or loaded in stored
+    return stored.endswith(loaded) or loaded.endswith(stored)
 
 
 def _around(rows: list[Row], found: list[int]) -> list[int]:

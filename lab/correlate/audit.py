@@ -136,6 +136,7 @@ def unexplained(board: Board) -> list[Unexplained]:
                             offset=(hit.offset or 0) + shift,
                             size=last - first,
                             evidence=f"{guest.name}/census.json#{gate.name}/{number}",
+                            page=hit.page,
                         ),
                     )
     return list(out.values())

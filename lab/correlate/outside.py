@@ -19,7 +19,8 @@ from lab.correlate.devices import DEVICE_HEADERS, arrivals, buffer_parts
 from lab.correlate.identity import Identity
 from lab.correlate.inputs import SENDER, GuestInputs, Inputs
 from lab.correlate.rings import RingWitness
-from lab.correlate.types import Disagreement, Flow, Kind, Movement, PlaceKind
+from lab.correlate.spans import missing
+from lab.correlate.types import Disagreement, Flow, Kind, Movement, PlaceKind, Unexplained
 from lab.errors import TraceCorrupt
 from lab.record import Context, Flag, Hook, Record
 from lab.record import Kind as At
@@ -309,6 +310,23 @@ def agree(inside: Flow, outside: Flow) -> tuple[Disagreement, ...]:
     ]
     _confirm_devices(inside, outside)
     return tuple(found)
+
+
+def without_spills(flow: Flow, outside: Outside | None) -> tuple[Unexplained, ...]:
+    """Return what a census found and nobody explains: a spill explains what it left behind."""
+    if outside is None:
+        return flow.unexplained
+    spilled = {
+        guest.name: [
+            (start, start + size) for spill in guest.seen.spills for start, size in spill.target
+        ]
+        for guest in outside.guests
+    }
+    return tuple(
+        hit
+        for hit in flow.unexplained
+        if missing([(hit.physical, hit.physical + hit.size)], spilled.get(hit.guest, []))
+    )
 
 
 def _copies(flow: Flow) -> Iterator[Movement]:

@@ -144,6 +144,7 @@ class Unexplained:
     offset: int
     size: int
     evidence: str
+    page: str = ""  # what the kernel used the page for when it was found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

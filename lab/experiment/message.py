@@ -77,6 +77,7 @@ class _Measurement:
     census: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     rings: dict[str, Rings] = field(default_factory=dict)
     logs: dict[str, witness.AccessLog] = field(default_factory=dict)
+    pages: dict[str, witness.PageNames] = field(default_factory=dict)
     clock: dict[str, list[dict[str, int]]] = field(default_factory=dict)
     beside: Beside | None = None
 
@@ -276,6 +277,7 @@ def _conditions(taken: _Measurement, manifest: dict[str, Any]) -> None:
             journal=taken.journal,
             deadline=taken.deadline,
         )
+        taken.pages[guest.name] = witness.PageNames(taken.run.guest(guest.name).symbols)
         return text
 
     said = _both(taken, gather)[taken.sender.name]
@@ -296,7 +298,8 @@ def _gate(taken: _Measurement, name: str) -> None:
             log.arm(deadline=taken.deadline.within(SWITCH_S))
             return
         with guest.memory() as memory:
-            found = witness.census(memory, taken.messages, name)
+            names = taken.pages.get(guest.name)
+            found = witness.census(memory, taken.messages, name, names)
         taken.census.setdefault(guest.name, []).append(found)
 
     if taken.beside is not None and name == "received":

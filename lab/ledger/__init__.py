@@ -24,6 +24,7 @@ from lab.ledger.entries import (
     Sighting,
     Skb,
     Totals,
+    Touch,
     Unexplained,
 )
 from lab.record import Section
@@ -40,6 +41,7 @@ __all__ = [
     "Sighting",
     "Skb",
     "Totals",
+    "Touch",
     "Unexplained",
     "build",
     "check",
@@ -73,9 +75,10 @@ def build(run: RunDir) -> Ledger:
         witnesses=_witnesses(inputs),
         messages=tuple(_messages(inputs, flow, faults)),
         incomplete=faults,
-        unexplained=tuple(_unexplained(flow)),
+        unexplained=tuple(_unexplained(outside.without_spills(flow, log))),
+        touches=tuple(_touches(log)),
         disagreements=tuple(_disagreement(one) for one in (*flow.disagreements, *against)),
-        notes=(*flow.notes, *notes),
+        notes=(*flow.notes, *notes, *_log_notes(inputs, log)),
     )
 
 
@@ -107,6 +110,13 @@ def _log_faults(inputs: Inputs, log: outside.Outside | None) -> Iterator[Incompl
     for name, lost in log.lost.items():
         if lost:
             yield _fault(name.partition("/")[0], f"{name} lost {lost} accesses")
+
+
+def _log_notes(inputs: Inputs, log: outside.Outside | None) -> Iterator[str]:
+    """Say where two accounts were not held against each other."""
+    if log is not None and not log.complete and inputs.manifest.probe_kind != "none":
+        lost = ", ".join(f"{name} {count}" for name, count in log.lost.items() if count)
+        yield f"the access log lost accesses ({lost}): probes were not held against it"
 
 
 def check(ledger: Ledger, expect: spec.Expect) -> list[str]:
@@ -473,8 +483,10 @@ def _totals(
     )
 
 
-def _unexplained(flow: Flow) -> Iterator[Unexplained]:
-    for hit in flow.unexplained:
+def _unexplained(
+    hits: tuple[flow_types.Unexplained, ...],
+) -> Iterator[Unexplained]:
+    for hit in hits:
         yield Unexplained(
             guest=hit.guest,
             message=hit.message,
@@ -482,7 +494,39 @@ def _unexplained(flow: Flow) -> Iterator[Unexplained]:
             offset=hit.offset,
             size=hit.size,
             evidence=hit.evidence,
+            page=hit.page,
         )
+
+
+def _touches(log: outside.Outside | None) -> Iterator[Touch]:
+    """Yield what CPUs did with message bytes besides copying them."""
+    for guest in () if log is None else log.guests:
+        for read in guest.seen.reads:
+            yield Touch(
+                kind="read",
+                guest=guest.name,
+                message=read.message,
+                function=read.function,
+                caller=read.callers[0] if read.callers else "",
+                physical=read.physical[0][0],
+                offset=read.offset,
+                size=read.payload_size,
+                times=read.times,
+                evidence=read.evidence[: outside.MOST_EVIDENCE],
+            )
+        for spill in guest.seen.spills:
+            yield Touch(
+                kind="spill",
+                guest=guest.name,
+                message=spill.message,
+                function=spill.function,
+                caller=spill.callers[0] if spill.callers else "",
+                physical=spill.target[0][0] + spill.payload_at,
+                offset=spill.offset,
+                size=spill.payload_size,
+                times=1,
+                evidence=spill.evidence[: outside.MOST_EVIDENCE],
+            )
 
 
 def _disagreement(entry: flow_types.Disagreement) -> Disagreement:

@@ -135,6 +135,27 @@ class Unexplained:
     offset: int
     size: int
     evidence: str
+    page: str  # what the kernel used the page for when it was found; "": nobody looked
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Touch:
+    """Message bytes that a CPU loaded and that were not copied on, by the access log.
+
+    A "read" went nowhere: a checksum, a program that looks, a probe that notes them down.  A
+    "spill" went with a register onto a kernel stack, and no further.
+    """
+
+    kind: str
+    guest: str
+    message: int
+    function: str
+    caller: str
+    physical: int  # of the bytes read; where a spill put them
+    offset: int
+    size: int
+    times: int  # accesses
+    evidence: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,6 +183,7 @@ class Ledger:
     messages: tuple[Message, ...]
     incomplete: tuple[Incomplete, ...]
     unexplained: tuple[Unexplained, ...]
+    touches: tuple[Touch, ...]
     disagreements: tuple[Disagreement, ...]
     notes: tuple[str, ...]
 

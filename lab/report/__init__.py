@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lab import capture
-from lab.ledger import Ledger, Message, Movement, Place
+from lab.ledger import Ledger, Message, Movement, Place, Unexplained
 from lab.message import Messages
 from lab.report.frames import holds, known_addresses
 from lab.report.log import lines
@@ -90,10 +90,14 @@ def _trouble(ledger: Ledger) -> list[str]:
     for hit in ledger.unexplained[:SHOWN_ROWS]:
         out += paragraph(
             f"? {hit.guest}: {hit.size} bytes of message {hit.message} at physical "
-            f"0x{hit.physical:x} that no movement put there ({hit.evidence})"
+            f"0x{hit.physical:x}{_page_of(hit)} that no movement put there ({hit.evidence})"
         )
     out += _more(len(ledger.unexplained), "unexplained run")
     return out
+
+
+def _page_of(hit: Unexplained) -> str:
+    return f" ({hit.page})" if hit.page else ""
 
 
 def _more(count: int, what: str) -> list[str]:

@@ -120,6 +120,7 @@ class Hit:
     message: int | None
     offset: int | None
     size: int
+    page: str = ""  # what the kernel used its first page for, such as "slab kmalloc-512"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -183,6 +183,7 @@ def read_census(value: Json, path: Path) -> Census:
                     message=hit.size("message") if hit.has("message") else None,
                     offset=hit.size("offset") if hit.has("offset") else None,
                     size=hit.size("size"),
+                    page=hit.text("page", ""),
                 )
                 for hit in gate.each("hits")
             ),

@@ -710,13 +710,29 @@ def test_a_short_message_is_followed_by_address(tmp_path: Path) -> None:
 def test_the_last_bytes_of_a_message_are_kept_with_who_carried_them_on(tmp_path: Path) -> None:
     """And with all who stored to where they went, before or after."""
     records = [
-        record(0x1020, TEXTS[0][32:35], call=1),
-        record(0x7000, TEXTS[0][32:35], store=True, call=1),
+        record(0x1025, TEXTS[0][37:40], call=1),
+        record(0x7000, TEXTS[0][37:40], store=True, call=1),
         record(0x7000, b"new", store=True, call=2),
     ]
 
     assert 3 == len(kept(tmp_path, records, sources=[(0x1000, 0x1028)]))
     assert 1 == len(kept(tmp_path, records, ranges=[(0x1000, 0x1028)]))
+
+
+def test_what_is_no_end_of_a_message_is_not_followed(tmp_path: Path) -> None:
+    """A page of a buffer holds much else, and zeros are everywhere."""
+    records = [record(0x1000, TEXTS[0], call=1)]
+    for at in range(300):
+        records += [
+            record(0x1800 + 8 * (at % 200), bytes(8), call=at + 2),
+            record(0x10_0000 + 64 * at, bytes(8), store=True, call=at + 2),
+            record(0x10_0000 + 64 * at, bytes(8), call=at + 1000),
+            record(0x20_0000 + 64 * at, bytes(8), store=True, call=at + 1000),
+        ]
+
+    found = kept(tmp_path, records, sources=[(0x1000, 0x2000)])
+
+    assert not [r for r in found if r.physical >= 0x20_0000]
 
 
 def test_filtering_a_corrupt_log_says_where(tmp_path: Path) -> None:

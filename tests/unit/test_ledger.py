@@ -100,7 +100,7 @@ def test_json_keeps_the_contract(tmp_path: Path) -> None:
 
     assert {
         "schema", "playbook", "complete", "lost", "accelerator", "link", "witnesses",
-        "messages", "incomplete", "unexplained", "disagreements", "notes",
+        "messages", "incomplete", "unexplained", "touches", "disagreements", "notes",
     } == set(top)  # fmt: skip
     assert {"sender/send_trace": 0, "receiver/recv_trace": 0} == top["lost"]
     assert {"device", "backend", "offloads"} == set(top["link"])
