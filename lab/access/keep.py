@@ -211,19 +211,21 @@ def _followed(
 
 
 class _Ends:
-    """The ends of messages that are too short to be told by content."""
+    """The ends of messages that are too short to be told by content; of zeros none can be."""
 
     def __init__(self, texts: Sequence[bytes]) -> None:
-        self._small = {
-            text if len(text) < LEAST else text[-size:]
-            for text in dict.fromkeys(texts)
-            for size in range(1, LEAST)
-        }
-        self._last = {text[-1:] for text in self._small}
+        self._small: set[bytes] = set()
+        last: set[bytes] = set()
+        for text in dict.fromkeys(texts):
+            ends = [text] if len(text) < LEAST else [text[-size:] for size in range(1, LEAST)]
+            told = [end for end in ends if any(end)]
+            self._small.update(told)
+            last.update(told[:1])
+        self._last = tuple(last)
 
     def in_(self, data: bytes) -> bool:
         """Tell whether `data` may be, or end with, such an end."""
-        return data in self._small if len(data) < LEAST else data[-1:] in self._last
+        return data in self._small if len(data) < LEAST else data.endswith(self._last)
 
 
 def _carries(stored: bytes, loaded: bytes) -> bool:

@@ -285,7 +285,7 @@ def _owner(guest: OutsideGuest, extents: Iterable[tuple[int, int]]) -> int:
 # --- The two accounts held against each other ----------------------------------------------------
 
 
-def agree(inside: Flow, outside: Flow) -> tuple[Disagreement, ...]:
+def agree(inside: Flow, outside: Flow, identity: Identity) -> tuple[Disagreement, ...]:
     """Confirm each movement the other account has too; return what only one of them has.
 
     Compared are copies by guest CPUs: for each byte of a message, from which physical
@@ -301,7 +301,7 @@ def agree(inside: Flow, outside: Flow) -> tuple[Disagreement, ...]:
             movement.evidence += [one for one in ids if one not in movement.evidence][
                 :MOST_EVIDENCE
             ]
-        elif comparable(movement) and _decidable(movement, outside):
+        elif comparable(movement) and _decidable(movement, outside, identity):
             found.append(lonely(movement, "a probe reports a copy that no CPU was seen to make: "))
     found += [
         lonely(movement, "a copy was made that no probe reported: ")
@@ -390,12 +390,17 @@ def comparable(movement: Movement) -> bool:
     return bool(movement.source.extents and movement.target.extents)
 
 
-def _decidable(movement: Movement, outside: Flow) -> bool:
+def _decidable(movement: Movement, outside: Flow, identity: Identity) -> bool:
     """Tell whether the log would show a copy: of a few bytes only where it knew the source.
 
-    Fewer than eight are followed by address, from where it is known that they lie.
+    Fewer than eight are followed by address, from where it is known that they lie; zeros are
+    everywhere, and are not.
     """
-    return movement.payload_size >= access.LEAST or any(
+    if movement.payload_size >= access.LEAST:
+        return True
+    end = movement.offset + movement.payload_size
+    text = identity.bytes_of(movement.message)[movement.offset : end]
+    return any(text) and any(
         place.guest == movement.guest
         and place.message == movement.message
         and any(

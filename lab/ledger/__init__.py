@@ -99,7 +99,7 @@ def _flow(
     if beside is not None and accounts.complete(inputs):
         against, notes = accounts.agree(inputs, flow, correlate.follow(beside))
     if log is not None and log.complete:
-        against += outside.agree(flow, correlate.follow(log.inputs))
+        against += outside.agree(flow, correlate.follow(log.inputs), inputs.identity)
     return flow, against, notes
 
 

@@ -709,14 +709,15 @@ def test_a_short_message_is_followed_by_address(tmp_path: Path) -> None:
 
 def test_the_last_bytes_of_a_message_are_kept_with_who_carried_them_on(tmp_path: Path) -> None:
     """And with all who stored to where they went, before or after."""
+    text = Messages(seed=0x29, size=43, count=1).bytes(0)
     records = [
-        record(0x1025, TEXTS[0][37:40], call=1),
-        record(0x7000, TEXTS[0][37:40], store=True, call=1),
+        record(0x1028, text[40:], call=1),
+        record(0x7000, text[40:], store=True, call=1),
         record(0x7000, b"new", store=True, call=2),
     ]
 
-    assert 3 == len(kept(tmp_path, records, sources=[(0x1000, 0x1028)]))
-    assert 1 == len(kept(tmp_path, records, ranges=[(0x1000, 0x1028)]))
+    assert 3 == len(kept(tmp_path, records, texts=[text], sources=[(0x1000, 0x102B)]))
+    assert 1 == len(kept(tmp_path, records, texts=[text], ranges=[(0x1000, 0x102B)]))
 
 
 def test_what_is_no_end_of_a_message_is_not_followed(tmp_path: Path) -> None:
