@@ -52,13 +52,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def invoke(runs: Path) -> Invoke:
     """Run `invoke WORDS` as a user would, in a lab of this session."""
 
-    def run(*words: str, lab: str = LAB, **environ: str) -> Done:
+    def run(*words: str, lab: str = LAB, cwd: Path = TOP, **environ: str) -> Done:
+        elsewhere = {} if cwd == TOP else {"PYTHONPATH": str(cwd)}  # another checkout
         done = subprocess.run(
             [str(INVOKE), *words],
-            cwd=TOP,
+            cwd=cwd,
             capture_output=True,
             text=True,
-            env={**os.environ, "LAB_NAME": lab, "LAB_RUNS": str(runs), **environ},
+            env={**os.environ, "LAB_NAME": lab, "LAB_RUNS": str(runs), **elsewhere, **environ},
             timeout=300,
             check=False,
         )
