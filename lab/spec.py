@@ -137,6 +137,7 @@ class Sweep:
     backend: tuple[Backend, ...] = ()
     protocol: tuple[Protocol, ...] = ()
     size: tuple[int, ...] = ()
+    repeat: int = 1  # runs of each cell
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -105,9 +105,10 @@ def cells(asked: spec.Playbook) -> list[spec.Playbook]:
                             work = dataclasses.replace(
                                 asked.workload, over=over, protocol=protocol, size=size
                             )
-                            out.append(
-                                dataclasses.replace(asked, kernel=kernel, link=link, workload=work)
+                            cell = dataclasses.replace(
+                                asked, kernel=kernel, link=link, workload=work
                             )
+                            out += [cell] * of.repeat
     return out
 
 

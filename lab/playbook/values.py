@@ -226,6 +226,7 @@ READERS: dict[str, Callable[[str], object]] = {
     "sweep.backend": one_of(get_args(Backend)),
     "sweep.protocol": one_of(get_args(Protocol)),
     "sweep.size": _size,
+    "sweep.repeat": whole(1, 1000),
 }
 
 # A trigger is a workload.

@@ -65,6 +65,13 @@ def test_an_empty_list_is_the_playbooks_own_value(tmp_path: Path) -> None:
     assert ("6.12", "link", 16) == (cell.kernel, cell.workload.over, cell.workload.size)
 
 
+def test_a_cell_may_be_measured_many_times(tmp_path: Path) -> None:
+    text = TEXT.replace("sweep:", "sweep:\n  repeat: 3", 1)
+    once, thrice = sweep.cells(asked(tmp_path)), sweep.cells(asked(tmp_path, text))
+    assert 3 * len(once) == len(thrice)
+    assert thrice[0].workload == thrice[2].workload
+
+
 def test_the_labs_own_sweep_has_the_thresholds_of_the_driver() -> None:
     sizes = set(playbook.load("sweep").sweep.size)
 
