@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lab import accelerator, image, process, qemu, topology
-from lab.deadline import Deadline
+from lab import accelerator, crash, image, process, qemu, topology
+from lab.crash import corpus
+from lab.deadline import Deadline, wait_until
 from lab.errors import HostError
 from lab.guest import Guest
 from lab.journal import Journal
@@ -28,7 +31,14 @@ TARGETS = {  # seconds, or MiB; what issue 2 asks for
     "invoke --list": 0.4,
     "invoke lab.up lab.run-nic (warm)": 4.0,
     "host memory per idle guest, MiB": 200.0,
+    "lab.try, prebuilt, dies on load": 3.0,  # twenty in a minute
+    "lab.watch, from save to verdict": 4.0,
 }
+DIE_ON_LOAD = (
+    "null_write", "double_free", "stack_overflow", "bug_on", "skb_shared_info", "bad_jump",
+    "reboot", "poweroff", "triple_fault", "init_fails",
+)  # fmt: skip
+VERDICT_S = 60.0
 
 
 def measure(*, rounds: int, journal: Journal) -> dict[str, Any]:
@@ -42,6 +52,8 @@ def measure(*, rounds: int, journal: Journal) -> dict[str, Any]:
         with journal.step(f"round {number + 1} of {rounds}"):
             for name, value in _round(built, speed).items():
                 series.setdefault(name, []).append(value)
+    with journal.step("crashes"):
+        series |= _crashes(built, rounds)
     ratios = [
         pair / bare for pair, bare in zip(series["pair boot"], series["bare boot"], strict=True)
     ]
@@ -113,6 +125,65 @@ def _boot(built: image.Image, speed: accelerator.Accelerator, *, only: bool) -> 
             pair.bring_down()
 
 
+def _crashes(built: image.Image, rounds: int) -> dict[str, list[float]]:
+    """Time `lab.try` and `lab.watch` as a user types them, with a lab that is up."""
+    quiet = Journal(stream=Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+    known = [one for one in corpus.load() if one.name in DIE_ON_LOAD]
+    crash.prepare_all([one.path for one in known], built, journal=quiet)
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        environment = {**os.environ, "LAB_NAME": LAB, "LAB_RUNS": f"{folder}/runs"}
+        _process(["lab.up"], environment)
+        try:
+            tried = [
+                _process(["lab.try", str(one.path), "--expect", one.verdict["6.12"]], environment)
+                for one in known * 2
+            ]
+            watched = _watched(Path(folder), environment, rounds)
+        finally:
+            _process(["lab.down"], environment)
+    return {
+        "lab.try, prebuilt, dies on load": tried,
+        "lab.watch, from save to verdict": watched,
+    }
+
+
+def _watched(folder: Path, environment: Mapping[str, str], rounds: int) -> list[float]:
+    """Return how long each of some saves took until its verdict was printed."""
+    source = (corpus.folder() / "null_write.c").read_text(encoding="utf-8")
+    shutil.copyfile(corpus.folder() / "guest_only.h", folder / "guest_only.h")
+    module, log = folder / "null_write.c", folder / "verdicts"
+
+    def wait_verdicts(number: int) -> None:
+        wait_until(
+            lambda: log.read_text(encoding="utf-8").count("fingerprint") >= number,
+            what=f"verdict {number} of lab.watch",
+            deadline=Deadline(VERDICT_S),
+        )
+
+    module.write_text(source, encoding="utf-8")
+    with log.open("wb") as out:
+        watching = subprocess.Popen(
+            [_invoke(), "lab.watch", str(module)],
+            stdout=out,
+            stderr=subprocess.DEVNULL,
+            env={**environment, "PYTHONUNBUFFERED": "1"},
+        )
+    try:
+        wait_verdicts(1)
+        seconds = []
+        for number in range(rounds):
+            # Another number each time, so that the compiler has to run.
+            text = source.replace("count = 7", f"count = {time.time_ns() % 10**9}")
+            start = time.monotonic()
+            module.write_text(text, encoding="utf-8")
+            wait_verdicts(number + 2)
+            seconds.append(time.monotonic() - start)
+    finally:
+        watching.send_signal(signal.SIGINT)
+        watching.wait(VERDICT_S)
+    return seconds
+
+
 def _timed(work: Callable[[], None]) -> float:
     start = time.monotonic()
     work()
@@ -121,16 +192,19 @@ def _timed(work: Callable[[], None]) -> float:
 
 def _process(words: list[str], environment: Mapping[str, str]) -> float:
     """Return how long `invoke WORDS` takes as a whole process."""
-    invoke = shutil.which("invoke", path=str(Path(sys.executable).parent)) or "invoke"
     start = time.monotonic()
     done = subprocess.run(
-        [invoke, *words], capture_output=True, text=True, env=dict(environment), check=False
+        [_invoke(), *words], capture_output=True, text=True, env=dict(environment), check=False
     )
     seconds = time.monotonic() - start
     if done.returncode != 0:
         said = done.stderr[-300:]
         raise HostError(f"invoke {' '.join(words)} returned {done.returncode}: {said}")
     return seconds
+
+
+def _invoke() -> str:
+    return shutil.which("invoke", path=str(Path(sys.executable).parent)) or "invoke"
 
 
 def _held(guest: Guest) -> float:
