@@ -17,7 +17,7 @@ from lab.accelerator import kvm_group
 from lab.agent import Agent, ClockSample
 from lab.deadline import Deadline, wait_until
 from lab.errors import GuestError, GuestLost, GuestPanicked, LaunchFailed, SnapshotError
-from lab.image import Image
+from lab.image import Image, used
 from lab.memory import GuestMemory
 from lab.qmp import Monitor
 
@@ -185,6 +185,7 @@ class Guest:
         for stale in ("qmp", "agent"):
             (self.folder.own / stale).unlink(missing_ok=True)
         (self.folder.base / "link" / self.name).unlink(missing_ok=True)
+        used(image)
         with contextlib.ExitStack() as opened:
             files = [opened.enter_context(image.kernel.open("rb"))]
             if not incoming:

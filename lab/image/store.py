@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,7 @@ DEFAULT_SERIES = "6.12"
 _SCHEMA = 1
 _MANIFEST = "manifest.json"
 _KEPT = 3  # images of a series, 35 MB each: a developer goes back and forth between two
+_IN_USE_S = 3600.0  # used so lately, an image stays: a lab that is up may be restored from it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -243,11 +246,17 @@ def _build(
 
 
 def _prune(folder: Path, pattern: str) -> None:
-    # A guest that runs has read its image; only a boot between two lines of ours could miss it,
-    # and not one of the newest.
+    # A guest that is restored reads its kernel's file again, so what was used lately stays.
     found = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in found[_KEPT:]:
-        shutil.rmtree(path, ignore_errors=True)
+        if time.time() - path.stat().st_mtime > _IN_USE_S:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def used(image: Image) -> None:
+    """Remember that an image is in use: the cache gives up those used longest ago."""
+    with contextlib.suppress(OSError):
+        os.utime(image.kernel.parent)
 
 
 def _store(path: Path, data: bytes) -> dict[str, Any]:
@@ -296,7 +305,7 @@ def _market(recipe: Recipe) -> Callable[[], Market]:
     return make
 
 
-@contextmanager
+@contextlib.contextmanager
 def _held(folder: Path) -> Iterator[None]:
     # One build at a time on a host; the second finds the first one's result.
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -305,7 +314,7 @@ def _held(folder: Path) -> Iterator[None]:
         yield
 
 
-@contextmanager
+@contextlib.contextmanager
 def _replaced(home: Path) -> Iterator[Path]:
     # What is made inside appears as `home` whole, or not at all.
     home.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

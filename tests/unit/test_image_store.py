@@ -283,3 +283,25 @@ def test_old_images_go_and_new_ones_stay(tmp_path: Path) -> None:
     (images / "6.1-0").mkdir()
     store._prune(images, "6.12-*")
     assert {"6.12-0", "6.12-1", "6.12-2", "6.1-0"} == {path.name for path in images.iterdir()}
+
+
+def test_an_image_that_a_lab_was_started_from_lately_stays(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for age in range(5):
+        folder = images / f"6.12-{age}"
+        folder.mkdir()
+        os.utime(folder, (1000 - age, 1000 - age))
+    home = images / "6.12-4"
+    store.used(
+        store.Image(
+            series="6.12", digest="", kernel=home / "vmlinuz", initramfs=home / "initramfs",
+            release="", headers=home, drifted=(),
+        )
+    )  # fmt: skip
+    store._prune(images, "6.12-*")
+    assert {"6.12-4", "6.12-0", "6.12-1"} == {path.name for path in images.iterdir()}
+    for number in range(4):
+        (images / f"6.12-new{number}").mkdir()
+    store._prune(images, "6.12-*")
+    assert (images / "6.12-4").is_dir(), "the newest are four, and this one is in use"
