@@ -296,7 +296,7 @@ def test_an_image_that_a_lab_was_started_from_lately_stays(tmp_path: Path) -> No
     store.used(
         store.Image(
             series="6.12", digest="", kernel=home / "vmlinuz", initramfs=home / "initramfs",
-            release="", headers=home, drifted=(),
+            release="", headers=home, drifted=(), packages=(),
         )
     )  # fmt: skip
     store._prune(images, "6.12-*")
