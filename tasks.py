@@ -234,10 +234,16 @@ def check(_: Context, playbook: list[str], json: bool = False) -> None:
         host.check(out, playbook)
 
 
-def _measuring(name: str, doc: str, *, of: str = "", link: str = "") -> Task[Callable[..., None]]:
+OF_A_MESSAGE = ("size", "count", "protocol", "payload", "comm", "probes")
+
+
+def _measuring(
+    name: str, doc: str, *, of: str = "", link: str = "", lacks: tuple[str, ...] = ()
+) -> Task[Callable[..., None]]:
     """Make a task that runs the playbook called `of`, or the one named on the command line.
 
-    With `link` it has an option --over, and runs that playbook for --over=link.
+    With `link` it has an option --over, and runs that playbook for --over=link; `lacks` are
+    options that its kind of experiment has no use for.
     """
 
     def run(
@@ -279,8 +285,8 @@ def _measuring(name: str, doc: str, *, of: str = "", link: str = "") -> Task[Cal
 
     signature = inspect.signature(run)
     parameters = dict(signature.parameters)
-    if not link:
-        del parameters["over"]
+    for option in (*lacks, *(() if link else ("over",))):
+        del parameters[option]
     if of:
         del parameters["playbook"]
     else:
@@ -301,6 +307,12 @@ run_loopback = _measuring(
     "run-loopback",
     "Send a message over loopback inside one kernel and account for every copy.",
     of="loopback",
+)
+run_socket = _measuring(
+    "run-socket",
+    "Follow one socket(2) through the kernel; then fail, leak and interrupt it.",
+    of="socket",
+    lacks=OF_A_MESSAGE,
 )
 
 run_steps = _measuring(
@@ -529,7 +541,7 @@ def test(_: Context, long: bool = False, quick: bool = False, select: str = "") 
 LAB_TASKS = (
     up, down, status, reset, ps, gc, ssh, execute, put, get, console, gdb,
     doctor, image, build, check,
-    run, run_nic, run_loopback, run_steps, sweep,
+    run, run_nic, run_loopback, run_steps, run_socket, sweep,
     report, runs, lines, steps, accesses, claims, bench,
     try_, watch, crashes, vmcore,
 )  # fmt: skip

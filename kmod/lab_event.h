@@ -36,6 +36,7 @@ enum lab_kind {
 	LAB_ENTRY	= 1,	/* first instruction */
 	LAB_RETURN	= 2,	/* return; arguments as saved at entry */
 	LAB_CALLSITE	= 3,	/* a call instruction inside the function */
+	LAB_SKIPPED	= 4,	/* entered by a task of another name: no more is recorded */
 };
 
 /* lab_event.context: bits */
@@ -47,6 +48,9 @@ enum lab_kind {
 #define LAB_F_SRC_USER		0x01	/* the source of the copy is user memory: .user */
 #define LAB_F_DST_USER		0x02	/* the destination is user memory: .user */
 #define LAB_F_SKB		0x04	/* .head .data .skb_len .skb_data_len are valid */
+#define LAB_F_SOCKET		0x08	/* .socket and what follows it are, not .skb */
+#define LAB_F_ARGS		0x10	/* .bytes hold no memory: struct lab_words_args */
+#define LAB_F_BARRIER		0x20	/* .bytes hold no memory: struct lab_words_barrier */
 
 /*
  * One observation, 256 bytes.  0 means "does not apply here" in every field.
@@ -63,15 +67,31 @@ struct lab_event {
 	__u8  kind;		/* enum lab_kind */
 	__u8  context;		/* LAB_CTX_* */
 	char  comm[LAB_COMM_LEN];
-	__u64 skb;		/* struct sk_buff * */
-	__u64 head;		/* skb->head */
-	__u64 data;		/* skb->data */
-	__u32 skb_len;		/* skb->len */
-	__u32 skb_data_len;	/* skb->data_len: bytes in frags and frag lists */
-	__u64 src;		/* kernel virtual address bytes are read from */
-	__u64 dst;		/* kernel virtual address bytes are written to */
-	__u64 src_phys;		/* physical address of .src; of .data where only an skb applies */
-	__u64 dst_phys;		/* physical address of .dst */
+	union {
+		struct {
+			__u64 skb;	/* struct sk_buff * */
+			__u64 head;	/* skb->head */
+			__u64 data;	/* skb->data */
+			__u32 skb_len;	/* skb->len */
+			__u32 skb_data_len;	/* skb->data_len: bytes in frags and frag lists */
+			__u64 src;	/* kernel virtual address bytes are read from */
+			__u64 dst;	/* kernel virtual address bytes are written to */
+			__u64 src_phys;	/* physical address of .src; of .data where only
+					 * an skb applies */
+			__u64 dst_phys;	/* physical address of .dst */
+		};
+		struct {		/* LAB_F_SOCKET: as they are at that moment */
+			__u64 socket;	/* struct socket *; its .sk is in .sk */
+			__u64 ops;	/* socket->ops */
+			__u64 inode;	/* the socket's, around it */
+			__u32 state;	/* socket->state */
+			__u32 type;	/* socket->type */
+			__u64 socket_file;	/* socket->file */
+			__u64 file;	/* struct file * */
+			__u64 private_data;	/* file->private_data */
+			__u64 sk_socket;	/* sk->sk_socket */
+		};
+	};
 	__u32 size;		/* bytes asked for (copies), buffer length (devices) */
 	__s32 ret;		/* return value: bytes copied, error, ...; kind RETURN only */
 	__u64 user;		/* user virtual address the copy reads or writes */
@@ -79,7 +99,7 @@ struct lab_event {
 	__u64 caller;		/* return address: who called the hooked function */
 	char  dev[LAB_DEV_LEN];	/* netdev name, NUL padded */
 	__u64 aux;		/* hook's own: instruction address at CALLSITE, virtqueue at
-				 * virtqueue_add_outbuf, struct file * / struct socket * later */
+				 * virtqueue_add_outbuf, instruction bytes at __x64_sys_* */
 	__u64 shinfo;		/* address of skb_shared_info, 0 where no skb applies */
 	__u16 bytes_len;	/* how many of .bytes are valid */
 	__u8  flags;		/* LAB_F_* */
@@ -89,6 +109,25 @@ struct lab_event {
 	__u64 bytes[LAB_BYTES_LEN / 8];	/* first bytes at the observed address, XORed with the
 				 * ring's nonce (repeating every 16 bytes) so that a
 				 * search of guest RAM for a message never finds a trace */
+};
+
+/* lab_event.bytes with LAB_F_ARGS */
+struct lab_words_args {
+	__u64 arg[6];		/* rdi rsi rdx rcx r8 r9 as they were at entry */
+	__u64 ret;		/* rax, kind RETURN only: all 64 bits of it */
+	__u64 task;		/* LAB_TASK_* */
+};
+
+#define LAB_TASK_SIGNAL		0x01	/* a signal is pending */
+
+/* lab_event.bytes with LAB_F_BARRIER: registers of the program at its syscall instruction */
+struct lab_words_barrier {
+	__u64 di, si, dx;
+	__u64 number;		/* rax */
+	__u64 ip;		/* rip: of the next instruction */
+	__u64 cs_before;	/* the program's code segment; bits 0-1: privilege level */
+	__u64 cs_after;		/* the CPU's, in the kernel */
+	__u64 lstar;		/* MSR_LSTAR: where the instruction jumps to */
 };
 
 /* One hook that was asked for: attached, or absent and why. 72 bytes. */
@@ -102,6 +141,7 @@ struct lab_hook {
 
 #define LAB_HOOK_COPY		0x01	/* sees a copy of message bytes */
 #define LAB_HOOK_LEFT_OUT	0x02	/* taken out by the "without" parameter */
+#define LAB_HOOK_ACTIVE_SHIFT	16	/* above: maxactive of a RETURN hook */
 /* How BPF attached it; modules leave these 0. */
 #define LAB_HOOK_FENTRY		0x10
 #define LAB_HOOK_FEXIT		0x20

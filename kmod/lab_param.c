@@ -117,10 +117,10 @@ static bool in_lab_guest(void)
 	return found;
 }
 
-int lab_start(const struct lab_spec *specs, u32 count)
+int lab_start(const struct lab_spec *specs, u32 count, const struct lab_spec *shared,
+	      u32 shared_count)
 {
 	static struct lab_spec all[LAB_RING_HOOKS];
-	u32 shared = beside ? 0 : lab_skb_count;
 	u8 key[NONCE_SIZE];
 	int error;
 
@@ -133,14 +133,16 @@ int lab_start(const struct lab_spec *specs, u32 count)
 		pr_err("%s: nonce= wants 32 hexadecimal digits\n", THIS_MODULE->name);
 		return -EINVAL;
 	}
-	if (count + shared > ARRAY_SIZE(all))
+	if (beside)
+		shared_count = 0;
+	if (count + shared_count > ARRAY_SIZE(all))
 		return -E2BIG;
 	memcpy(all, specs, count * sizeof(*specs));
-	memcpy(all + count, lab_skb_specs, shared * sizeof(*specs));
+	memcpy(all + count, shared, shared_count * sizeof(*specs));
 	mutex_lock(&lock);
 	error = lab_ring_make(records, key);
 	if (!error)
-		error = lab_probe_start(all, count + shared, without, comm);
+		error = lab_probe_start(all, count + shared_count, without, comm);
 	if (error)
 		lab_ring_free();
 	mutex_unlock(&lock);

@@ -44,6 +44,32 @@ static nokprobe_inline void take_registers(struct lab_args *args, const struct p
 	};
 }
 
+static void identify(struct lab_event *event, const struct lab_point *point, u8 kind)
+{
+	event->pid = current->pid;
+	event->tgid = current->tgid;
+	event->hook = point->index;
+	event->kind = kind;
+	memcpy(event->comm, current->comm, sizeof(event->comm));
+}
+NOKPROBE_SYMBOL(identify);
+
+static void skip(const struct lab_point *point)
+{
+	struct lab_event *event;
+	u64 index;
+
+	lab_ring_skip();
+	if (!point->spec->tell_skipped)
+		return;
+	event = lab_ring_claim(&index);
+	if (!event)
+		return;
+	identify(event, point, LAB_SKIPPED);
+	lab_ring_commit(event, index);
+}
+NOKPROBE_SYMBOL(skip);
+
 static nokprobe_inline bool wanted(struct lab_point *point, const struct lab_args *args)
 {
 	if (!READ_ONCE(on))
@@ -52,7 +78,7 @@ static nokprobe_inline bool wanted(struct lab_point *point, const struct lab_arg
 		return false;
 	atomic64_inc((atomic64_t *)&point->hook->hits);
 	if (only_comm[0] && strncmp(current->comm, only_comm, sizeof(only_comm))) {
-		lab_ring_skip();
+		skip(point);
 		return false;
 	}
 	return true;
@@ -99,12 +125,8 @@ static void record(struct lab_point *point, struct lab_args *args, const struct 
 		event = lab_ring_claim(&index);
 		if (!event)
 			break;
-		event->pid = current->pid;
-		event->tgid = current->tgid;
-		event->hook = point->index;
-		event->kind = point->spec->kind;
+		identify(event, point, point->spec->kind);
 		event->context = context_of(args);
-		memcpy(event->comm, current->comm, sizeof(event->comm));
 		event->caller = args->caller;
 		more = point->spec->fill(event, args);
 		lab_ring_commit(event, index);
@@ -275,12 +297,20 @@ static struct ftrace_ops tracer = {
 };
 static bool tracing;
 
+/* What runs in place of a function that is replaced; its caller finds rax as it was set. */
+static noinline void nothing(void)
+{
+	asm volatile("");
+}
+NOKPROBE_SYMBOL(nothing);
+
 /* Calls nothing that `tracer` traces, so it needs no protection from itself. */
 static void traced(unsigned long ip, unsigned long parent, struct ftrace_ops *ops,
 		   struct ftrace_regs *fregs)
 {
 	struct pt_regs *regs = ftrace_get_regs(fregs);
 	struct lab_args args;
+	bool replaced;
 	u32 i;
 
 	if (!regs)
@@ -295,7 +325,12 @@ static void traced(unsigned long ip, unsigned long parent, struct ftrace_ops *op
 		if (!wanted(point, &args))
 			return;
 		args.caller = parent;
+		replaced = point->spec->replace && point->spec->replace(&args);
 		record(point, &args, regs);
+		if (replaced) {
+			regs->ax = args.ret;
+			regs->ip = (unsigned long)nothing;
+		}
 		return;
 	}
 }
@@ -313,6 +348,8 @@ static int trace(struct lab_point *point)
 	error = ftrace_set_filter_ip(&tracer, start, 0, 0);
 	if (!error)
 		point->traced = start;
+	if (!error && point->spec->replace)
+		tracer.flags |= FTRACE_OPS_FL_IPMODIFY;
 	return error;
 }
 
@@ -372,8 +409,8 @@ static int attach(const struct lab_spec *spec, u16 index, void *address)
 		point->rp.data_size = sizeof(struct lab_args);
 		point->rp.maxactive = spec->maxactive;
 		error = register_kretprobe(&point->rp);
-	} else if (spec->kind == LAB_ENTRY && !trace(point)) {
-		error = 0;
+	} else if (spec->kind == LAB_ENTRY && !address && (!(error = trace(point)) || spec->replace)) {
+		;
 	} else {
 		point->kp.symbol_name = address ? NULL : spec->symbol;
 		point->kp.addr = address;
@@ -446,7 +483,7 @@ static void attach_hook(const struct lab_spec *spec, u16 index, const char *with
 
 	for (try = spec; try; try = try->other) {
 		name_hook(hook, try);
-		hook->flags = try->flags;
+		hook->flags = try->flags | try->maxactive << LAB_HOOK_ACTIVE_SHIFT;
 		if (listed(without, hook->name)) {
 			hook->flags |= LAB_HOOK_LEFT_OUT;
 			hook->error = -ECANCELED;

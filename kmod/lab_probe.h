@@ -34,6 +34,13 @@ struct lab_spec {
 	bool (*want)(const struct lab_args *args);
 	/* LAB_RETURN: reads at entry what the function is going to change. */
 	void (*keep)(struct lab_args *args);
+	/* LAB_ENTRY: leaves a record, kind LAB_SKIPPED, of each call that `comm` filters out. */
+	bool tell_skipped;
+	/*
+	 * LAB_ENTRY: acts before the function does; true: it does not run at all, and its
+	 * caller gets args->ret.  Only ftrace can do that: where it cannot, the hook is absent.
+	 */
+	bool (*replace)(struct lab_args *args);
 	/* Fills one record; true asks for a further one. */
 	bool (*fill)(struct lab_event *event, struct lab_args *args);
 	/* What to attach to where a kernel has no such symbol, or NULL. */
@@ -63,8 +70,9 @@ void lab_fill_copy_out(struct lab_event *event, const struct lab_args *args, u64
 /* At a call of memcpy(dst, src, size). */
 bool lab_fill_memcpy(struct lab_event *event, struct lab_args *args);
 
-/* lab_param.c: the whole of a module's init and exit. */
-int lab_start(const struct lab_spec *specs, u32 count);
+/* lab_param.c: the whole of a module's init and exit; `shared` is left out by `beside`. */
+int lab_start(const struct lab_spec *specs, u32 count, const struct lab_spec *shared,
+	      u32 shared_count);
 void lab_stop(void);
 
 #endif /* LAB_PROBE_H */

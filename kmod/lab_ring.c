@@ -161,3 +161,13 @@ fault:
 	event->bytes_len = done;
 }
 NOKPROBE_SYMBOL(lab_ring_bytes);
+
+void lab_ring_words(struct lab_event *event, const void *words, u64 size)
+{
+	u32 i, wanted = min_t(u64, size, LAB_BYTES_LEN) / 8;
+
+	for (i = 0; i < wanted; i++)
+		event->bytes[i] = ((const u64 *)words)[i] ^ mask[i % 2];
+	event->bytes_len = wanted * 8;
+}
+NOKPROBE_SYMBOL(lab_ring_words);

@@ -21,4 +21,7 @@ void lab_ring_bytes(struct lab_event *event, u64 address, u64 size);
 
 void lab_ring_skip(void);
 
+/* Puts what is no memory there: at most LAB_BYTES_LEN bytes. */
+void lab_ring_words(struct lab_event *event, const void *words, u64 size);
+
 #endif /* LAB_RING_H */

@@ -160,7 +160,7 @@ static const struct lab_spec specs[] = {
 
 static int __init recv_trace_init(void)
 {
-	return lab_start(specs, ARRAY_SIZE(specs));
+	return lab_start(specs, ARRAY_SIZE(specs), lab_skb_specs, lab_skb_count);
 }
 
 static void __exit recv_trace_exit(void)

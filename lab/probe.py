@@ -126,3 +126,11 @@ def unload(probe: Probe, *, deadline: Deadline) -> None:
     """Unload the modules, last loaded first."""
     names = " ".join(reversed(list(probe.rings)))
     probe.guest.require_shell().run(f"rmmod {names}", deadline=deadline)
+
+
+def gone(probe: Probe) -> dict[str, bool]:
+    """Say of each module that was unloaded whether it took its ring away, as rmmod makes it."""
+    with probe.guest.memory() as memory:
+        return {
+            name: not any(memory.read(at, record.HEADER_SIZE)) for name, at in probe.rings.items()
+        }

@@ -65,6 +65,10 @@ HOOK_WAYS = {0x10: "fentry", 0x20: "fexit", 0x40: "tracepoint", 0x80: "kprobe"}
 RING_PAGED = 0x01  # written by BPF programs: its chunks are scattered pages
 PAGE = 4096
 PAGES = 512  # of a chunk of a paged ring
+HOOK_ACTIVE_SHIFT = 16
+
+WORDS = struct.Struct("<8Q")  # struct lab_words_args, struct lab_words_barrier
+TASK_SIGNAL = 0x01
 
 
 class Kind(IntEnum):
@@ -73,6 +77,7 @@ class Kind(IntEnum):
     ENTRY = 1
     RETURN = 2
     CALLSITE = 3
+    SKIPPED = 4
 
 
 class Context(IntFlag):
@@ -89,6 +94,9 @@ class Flag(IntFlag):
     SRC_USER = 0x01
     DST_USER = 0x02
     SKB = 0x04
+    SOCKET = 0x08
+    ARGS = 0x10
+    BARRIER = 0x20
 
 
 _KINDS = {int(kind): kind for kind in Kind}
@@ -116,6 +124,11 @@ class Hook:
         return bool(self.flags & HOOK_COPY)
 
     @property
+    def maxactive(self) -> int:
+        """How many calls at once a RETURN hook can follow; more are counted as missed."""
+        return self.flags >> HOOK_ACTIVE_SHIFT
+
+    @property
     def left_out(self) -> bool:
         """Whether somebody took it out on purpose."""
         return bool(self.flags & HOOK_LEFT_OUT)
@@ -124,6 +137,45 @@ class Hook:
     def way(self) -> str:
         """How BPF attached it; empty for a module's hook and for one that is absent."""
         return next((way for bit, way in HOOK_WAYS.items() if self.flags & bit), "")
+
+
+@dataclass(frozen=True, slots=True)
+class Socket:
+    """A socket, its file and its sock as a record found them; 0 where there was none."""
+
+    socket: int
+    sk: int
+    ops: int
+    inode: int
+    state: int  # enum socket_state
+    type: int
+    socket_file: int  # socket->file
+    file: int  # the file the function was about
+    private_data: int  # file->private_data
+    sk_socket: int  # sk->sk_socket
+
+
+@dataclass(frozen=True, slots=True)
+class Args:
+    """Registers at entry, in the order of arguments, and rax at the return."""
+
+    arg: tuple[int, ...]
+    ret: int  # 64 bits, unsigned
+    signal_pending: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Barrier:
+    """A program's registers at its syscall instruction, and what the CPU made of it."""
+
+    di: int
+    si: int
+    dx: int
+    number: int
+    ip: int
+    cs_before: int
+    cs_after: int
+    lstar: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +250,37 @@ class Record:
     @property
     def guest(self) -> str:
         return self.source.partition("/")[0]
+
+    @property
+    def socket(self) -> Socket | None:
+        """What lies where other records have an skb (union in struct lab_event)."""
+        if Flag.SOCKET not in self.flags:
+            return None
+        return Socket(
+            socket=self.skb,
+            sk=self.sk,
+            ops=self.head,
+            inode=self.data,
+            state=self.skb_len,
+            type=self.skb_data_len,
+            socket_file=self.src,
+            file=self.dst,
+            private_data=self.src_phys,
+            sk_socket=self.dst_phys,
+        )
+
+    @property
+    def args(self) -> Args | None:
+        if Flag.ARGS not in self.flags or len(self.bytes) != WORDS.size:
+            return None
+        *arg, ret, task = WORDS.unpack(self.bytes)
+        return Args(arg=tuple(arg), ret=ret, signal_pending=bool(task & TASK_SIGNAL))
+
+    @property
+    def barrier(self) -> Barrier | None:
+        if Flag.BARRIER not in self.flags or len(self.bytes) != WORDS.size:
+            return None
+        return Barrier(*WORDS.unpack(self.bytes))
 
     @property
     def function(self) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Literal, get_args
 
-Experiment = Literal["message", "steps", "crash"]
+Experiment = Literal["message", "steps", "socket", "crash"]
 # What became of a module that was tried.
 Verdict = Literal[
     "loaded", "build-failed", "refused", "warn", "bug", "oops", "panic", "soft-lockup",
@@ -17,8 +17,11 @@ Backend = Literal["dgram", "tap"]
 ProbeKind = Literal["kmod", "bpf", "both", "none"]
 Over = Literal["loopback", "link"]
 Protocol = Literal["udp", "tcp"]
+Fault = Literal["alloc_file_pseudo", "sock_alloc_file"]
 
-# What `probes.without` may name: the hooks of send_trace.ko and recv_trace.ko, as in
+FAULTS: tuple[Fault, ...] = get_args(Fault)
+
+# What `probes.without` may name: the hooks of the modules, as in
 # docs/internals.md (a test compares the two).
 HOOKS: tuple[str, ...] = (
     "_copy_from_iter",
@@ -48,6 +51,27 @@ HOOKS: tuple[str, ...] = (
     "skb_copy_and_csum_bits",
     "pskb_expand_head",
     "swiotlb_bounce>memcpy",
+    # socket_latency_probe.ko and socket_chain_probe.ko
+    "__x64_sys_socket",
+    "__x64_sys_sendto",
+    "__x64_sys_recvfrom",
+    "__sys_socket",
+    "__sys_socket_create",
+    "sock_map_fd",
+    "sock_create",
+    "__sock_create",
+    "sock_alloc",
+    "inet_create",
+    "get_unused_fd_flags",
+    "sock_alloc_file",
+    "alloc_file_pseudo",
+    "fd_install",
+    "put_unused_fd",
+    "sock_release",
+    "__sock_release",
+    "inet_release",
+    "iput",
+    "get_signal",
 )
 
 # Hooks that BPF programs alone have: the calls of functions to which BPF cannot attach, and
@@ -111,6 +135,15 @@ class Module:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Calls:
+    """What an experiment with socket(2) does besides its single calls."""
+
+    repeats: int = 10_000  # of each way to fail between sock_alloc and fd_install
+    fault: Fault = "alloc_file_pseudo"  # the function that is made to fail
+    control: int = 200  # sockets lost on purpose, so that the check for leaks is checked
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Expect:
     """What the ledger, or the post-mortem, must say; None: nothing is expected of that line."""
 
@@ -153,6 +186,7 @@ class Playbook:
     module: Module | None = None  # of a crash
     workload: Workload = field(default_factory=lambda: Workload(over="loopback"))
     trigger: Workload | None = None  # what is sent while the module is loaded
+    calls: Calls = field(default_factory=Calls)
     expect: Expect = field(default_factory=Expect)
     sweep: Sweep = field(default_factory=Sweep)
     deadline_s: float = 60.0
@@ -169,6 +203,7 @@ class Sections:
     lacks: tuple[str, ...] = ()  # of the parts that most kinds have
     expects: tuple[str, ...] = ("complete",)  # lines of `expect`
     must: tuple[str, ...] = ()  # those that have to be there
+    probes: tuple[str, ...] = get_args(ProbeKind)  # kinds it can be done with
 
 
 EXPECTABLE = tuple(line.name for line in fields(Expect))
@@ -177,6 +212,7 @@ OF_LEDGERS = tuple(line for line in EXPECTABLE if line not in ENDING)
 SECTIONS: dict[Experiment, Sections] = {
     "message": Sections(needs=("workload",), may=("sweep",), expects=OF_LEDGERS),
     "steps": Sections(needs=("workload",), expects=OF_LEDGERS),
+    "socket": Sections(may=("calls",), probes=("kmod",)),
     "crash": Sections(
         needs=("module",), may=("trigger",), lacks=("link", "probes"), expects=ENDING,
         must=("verdict",),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lab.rundir import fields as checked
@@ -54,6 +54,15 @@ class Symbols:
         for line in self._load():
             if line[17:18] in (b"t", b"T", b"w", b"W"):
                 found.add(line[19:].partition(b"\t")[0].decode("ascii", "replace"))
+        return found
+
+    def addresses(self, names: Iterable[str]) -> dict[str, int]:
+        """Return where symbols of the kernel itself lie; those that are not there are left out."""
+        wanted = {b" %s" % name.encode() for name in names}
+        found: dict[str, int] = {}
+        for line in self._load():
+            if line[18:] in wanted:  # `ffffffff81000000 T name`
+                found.setdefault(line[19:].decode(), int(line[:16], 16))
         return found
 
     def _load(self) -> list[bytes]:

@@ -135,5 +135,5 @@ def _coloured(text: str) -> str:
     if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
         return text
     first, _, rest = text.partition("\n")
-    colour = "32" if first.startswith("COMPLETE") else "31"
+    colour = "32" if first.startswith(("COMPLETE", "PROVEN")) else "31"
     return f"\x1b[1;{colour}m{first}\x1b[0m\n{rest}"

@@ -48,9 +48,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def lines(console: Console, run: str, grep: str) -> None:
-    from lab import report, rundir
+    from lab import report, rundir, socket
 
-    for line in report.lines(rundir.resolve(run), grep=grep or None):
+    found = rundir.resolve(run)
+    of = socket.lines if found.manifest().experiment == "socket" else report.lines
+    for line in of(found, grep=grep or None):
         print(line)
     del console
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,12 @@ from lab.playbook.values import (
     Fault,
     contradictions,
     did_you_mean,
+    misplaced,
     refuse_unbuilt,
     shown,
     why_not,
 )
-from lab.spec import Expect, Playbook
+from lab.spec import SECTIONS, Expect, Playbook
 
 __all__ = ["NOT_YET", "Problem", "load", "names", "override", "problems", "why_not"]
 
@@ -118,6 +119,7 @@ def override(
     if "workload.payload" in values and "workload.size" not in values:
         values["workload.size"] = len(values["workload.payload"])
     changed = _with(playbook, values)
+    faults += _not_of_its_kind(changed, given)
     for key, message in contradictions(changed.workload) + contradictions(changed.probes):
         faults += [f"--{o}: {message}" for o in (key, *PARTNERS[key]) if given[o] is not None][:1]
     if faults:
@@ -125,6 +127,21 @@ def override(
     if changed.experiment == "crash":
         return changed
     return dataclasses.replace(changed, expect=_still_expected(playbook, changed))
+
+
+def _not_of_its_kind(changed: Playbook, given: Mapping[str, str | None]) -> list[str]:
+    """Return faults of options that this kind of experiment has no use for."""
+    options: dict[str, list[str]] = {}
+    for option, text in given.items():
+        if text is not None:
+            options.setdefault(OPTIONS[option][0].partition(".")[0], []).append(option)
+    found = misplaced(
+        changed.experiment,
+        {*options, *SECTIONS[changed.experiment].needs},
+        expect=changed.expect,
+        probes=changed.probes,
+    )
+    return [f"--{option}: {message}" for key, message in found for option in options.get(key, [])]
 
 
 def _with(playbook: Playbook, values: dict[str, Any]) -> Playbook:

@@ -18,13 +18,14 @@ from lab.playbook.values import (
     Fault,
     contradictions,
     did_you_mean,
+    misplaced,
     one_of,
     refuse_unbuilt,
     shown,
     switch,
     whole,
 )
-from lab.spec import SECTIONS, SPECIAL, Expect, Playbook, Sections, Workload
+from lab.spec import Expect, Playbook, Probes, Workload
 
 FILE_LIMIT = 64 * 1024
 DEPTH_LIMIT = 8
@@ -173,38 +174,16 @@ class Reading:
         """Note sections that this kind of experiment lacks, or does not have."""
         if "experiment" in nodes and "experiment" not in values:
             return  # a fault by itself
-        for kind, sections in SECTIONS.items():
-            if kind != values.get("experiment", "message"):
-                continue
-            for key in sections.needs:
-                if key not in nodes:
-                    self._node(node, f"missing key '{key}'")
-            for key, given in nodes.items():
-                special = key in SPECIAL and key not in sections.needs + sections.may
-                if special or key in sections.lacks:
-                    self._node(given, f"an experiment '{kind}' has no '{key}'")
-            self._expected(kind, sections, node, nodes, values.get("expect"))
-
-    def _expected(
-        self,
-        kind: str,
-        sections: Sections,
-        node: yaml.Node,
-        nodes: dict[str, yaml.Node],
-        expect: object,
-    ) -> None:
-        """Note what this kind of experiment cannot answer, and what has to be expected of it."""
-        if "expect" in nodes and not isinstance(expect, Expect):
-            return  # a fault by itself
-        asked = dataclasses.asdict(expect) if isinstance(expect, Expect) else {}
-        here = nodes.get("expect", node)
-        for line in sections.must:
-            if asked.get(line) is None:
-                self._node(here, f"an experiment '{kind}' expects a '{line}'")
-        for line in asked:
-            if asked[line] is not None and line not in sections.expects:
-                named = line.replace("_", "-")
-                self._node(here, f"an experiment '{kind}' says no '{named}'")
+        kind = str(values.get("experiment", "message"))
+        probes = values.get("probes", Probes())
+        for key, message in misplaced(
+            kind,
+            nodes,
+            # One that could not be read is a fault by itself.
+            expect=values.get("expect", None if "expect" in nodes else Expect()),
+            probes=probes if isinstance(probes, Probes) else Probes(),
+        ):
+            self._node(nodes.get(key, node), message)
 
     def _keys(self, node: yaml.MappingNode, schema: _Schema) -> dict[str, yaml.Node]:
         """Return the values of the keys that may be here, and note every other key."""

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import get_args
+from typing import cast, get_args
 
 from lab.spec import (
     BPF_HOOKS,
     HOOKS,
+    SECTIONS,
+    SPECIAL,
     Backend,
     Device,
+    Expect,
+    Experiment,
     Link,
     Over,
     Playbook,
@@ -216,6 +221,9 @@ READERS: dict[str, Callable[[str], object]] = {
     "link.mtu": whole(68, 65_535),  # RFC 791's least; the device's most
     "probes.without": _hook,
     "probes.comm": _comm,
+    # Of fewer the few hundred objects that slab caches keep by themselves would be a leak.
+    "calls.repeats": whole(3000, 1_000_000),  # the most is what guest/socket_test.c takes
+    "calls.control": whole(1, 1_000_000),
     "workload.size": _size,
     "workload.count": whole(1, COUNT_LIMIT),
     "workload.payload": _payload,
@@ -307,6 +315,34 @@ def contradictions(part: object) -> list[tuple[str, str]]:
             out.append(("without", "hooks cannot be left out where probes are none"))
         if part.comm is not None:
             out.append(("comm", "a comm cannot be picked where probes are none"))
+    return out
+
+
+def misplaced(
+    kind: str, given: Iterable[str], *, expect: object, probes: Probes
+) -> list[tuple[str, str]]:
+    """Return what a kind of experiment lacks and what it does not have: (section, message).
+
+    Where `expect` is no `Expect`, nothing is said of it.
+    """
+    sections = SECTIONS[cast("Experiment", kind)]
+    present = set(given)
+    other = (SPECIAL - {*sections.needs, *sections.may}) | {*sections.lacks}
+    out = [(key, f"missing key '{key}'") for key in sections.needs if key not in present]
+    out += [(key, f"an experiment '{kind}' has no '{key}'") for key in sorted(present & other)]
+    if probes.kind not in sections.probes:
+        out.append(("probes", f"an experiment '{kind}' needs probes; found '{probes.kind}'"))
+    if not isinstance(expect, Expect):
+        return out
+    asked = {line for line, value in dataclasses.asdict(expect).items() if value is not None}
+    out += [
+        ("expect", f"an experiment '{kind}' expects a '{line}'")
+        for line in sections.must
+        if line not in asked
+    ]
+    for line in sorted(asked - {*sections.expects}):
+        named = line.replace("_", "-")
+        out.append(("expect", f"an experiment '{kind}' says no '{named}'"))
     return out
 
 

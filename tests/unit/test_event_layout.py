@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import struct
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,31 @@ import pytest
 from lab import record
 
 KMOD = Path(__file__).parents[2] / "kmod"
+
+
+def socket_offsets() -> dict[str, int]:
+    """Return where `Record.socket` reads each field: a record whose fields are offsets."""
+    offsets, at = {}, 0
+    for name, code in record.FIELDS:
+        offsets[name] = at
+        at += struct.calcsize("<" + code)
+    event = {"hook": "h", "flags": record.Flag.SOCKET, "context": 0, "kind": record.Kind.ENTRY}
+    names = ("skb", "head", "data", "skb_len", "skb_data_len", "src", "dst", "src_phys", "dst_phys")
+    event |= {name: offsets[name] for name in (*names, "sk")}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.bin"
+        path.write_bytes(record.encode_section([event]))
+        found = record.read(path, guest="sender").records[0].socket
+    assert found is not None
+    return dataclasses.asdict(found)
+
+
 STRUCTS = {
     "lab_event": record.FIELDS,
     "lab_hook": record.HOOK_FIELDS,
     "lab_ring_header": record.HEADER_FIELDS,
+    "lab_words_args": (("arg", "48s"), ("ret", "Q"), ("task", "Q")),
+    "lab_words_barrier": tuple((f.name, "Q") for f in dataclasses.fields(record.Barrier)),
 }
 CONSTANTS = {
     "LAB_RING_MAGIC": record.MAGIC,
@@ -36,7 +59,19 @@ CONSTANTS = {
     "LAB_CTX_IRQ_OFF": record.Context.IRQ_OFF,
     "LAB_F_SRC_USER": record.Flag.SRC_USER,
     "LAB_F_DST_USER": record.Flag.DST_USER,
+    "LAB_SKIPPED": record.Kind.SKIPPED,
     "LAB_F_SKB": record.Flag.SKB,
+    "LAB_F_SOCKET": record.Flag.SOCKET,
+    "LAB_F_ARGS": record.Flag.ARGS,
+    "LAB_F_BARRIER": record.Flag.BARRIER,
+    "LAB_TASK_SIGNAL": record.TASK_SIGNAL,
+    "LAB_HOOK_ACTIVE_SHIFT": record.HOOK_ACTIVE_SHIFT,
+    "sizeof(struct lab_words_args)": record.WORDS.size,
+    "sizeof(struct lab_words_barrier)": record.WORDS.size,
+    **{
+        f"offsetof(struct lab_event, {theirs})": offset
+        for theirs, offset in socket_offsets().items()
+    },
     "sizeof(struct lab_event)": record.EVENT_SIZE,
     "sizeof(struct lab_hook)": record.HOOK_LAYOUT.size,
     "offsetof(struct lab_ring_header, hooks)": record.HOOKS_AT,

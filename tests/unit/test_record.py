@@ -224,8 +224,8 @@ def test_a_damaged_header_is_refused(offset: int, value: bytes, said: str, tmp_p
     ("name", "value", "said"),
     [
         ("commit", 99, "offset 8448: commit: expected 2 or 0, found 0x63"),
-        ("hook", 2, "expected a hook below 2 and a kind of 1 to 3, found 2 and 1"),
-        ("kind", 4, "expected a hook below 2 and a kind of 1 to 3, found 1 and 4"),
+        ("hook", 2, "expected a hook below 2 and a kind of 1 to 4, found 2 and 1"),
+        ("kind", 5, "expected a hook below 2 and a kind of 1 to 4, found 1 and 5"),
         ("bytes_len", 65, "offset 8448: bytes_len: expected at most 64, found 65"),
     ],
 )

@@ -1,0 +1,32 @@
+"""What socket(2) did, from a run's records alone: the calls, the proofs, the lines, the report.
+
+::
+
+    run directory -- inputs --> Inputs -- calls --> Calls -- proofs --> Proofs -- build --> Findings
+                                                                        render, log --> text
+"""
+
+from __future__ import annotations
+
+from lab.rundir import RunDir
+from lab.socket.calls import follow
+from lab.socket.findings import Findings
+from lab.socket.hooked import functions
+from lab.socket.inputs import read
+from lab.socket.log import lines
+from lab.socket.proofs import prove
+from lab.socket.render import render
+
+__all__ = ["Findings", "build", "lines", "render"]
+
+
+def build(run: RunDir) -> Findings:
+    """Return what a run shows; raises `TraceCorrupt` for files that are not whole."""
+    inputs = read(run)
+    calls = follow(inputs)
+    return Findings(
+        inputs=inputs,
+        calls=calls,
+        functions=functions(inputs),
+        proofs=prove(inputs, calls),
+    )
