@@ -20,6 +20,10 @@ from lab.deadline import Deadline
 from lab.errors import DeadlineExceeded, GuestError, GuestLost
 
 T = TypeVar("T")
+MOST_LINE = 1 << 20  # bytes; the protocol's lines end at 65,536
+MOST_SAID = 16 << 20  # characters kept of what one program says
+MOST_TOLD = 600  # characters of that in an error
+MOST_ANSWERS = 10_000  # lines that nobody asked for yet
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +46,7 @@ class Agent:
         self._ready = threading.Condition()
         self._answers: list[str] = []
         self._said: dict[str, list[str]] = {}
+        self._room: dict[str, int] = {}  # characters that a program may still say
         self._exits: dict[str, int] = {}
         self._open = False
         self._pings = 0
@@ -81,7 +86,8 @@ class Agent:
         self._pings += 1
         before = time.monotonic_ns()
         words = self.ask(f"ping {self._pings}", expect=f"pong {self._pings}", deadline=deadline)
-        return ClockSample(before_ns=before, tsc=int(words[2]), after_ns=time.monotonic_ns())
+        after = time.monotonic_ns()
+        return ClockSample(before_ns=before, tsc=self._number(words, 2), after_ns=after)
 
     def put(self, path: str, content: bytes, *, mode: int, deadline: Deadline) -> None:
         """Write a small file in the guest."""
@@ -90,20 +96,29 @@ class Agent:
     def get(self, path: str, *, deadline: Deadline) -> bytes:
         """Return the first 24 KiB of a file in the guest."""
         words = self.ask(f"get {quote(path)}", expect="file", deadline=deadline)
-        return bytes.fromhex(words[2]) if len(words) > 2 else b""
+        try:
+            return bytes.fromhex(words[2]) if len(words) > 2 else b""
+        except ValueError as error:
+            raise GuestError(self.guest, f"the agent's {path} is no hexadecimal") from error
 
     def start(self, name: str, *argv: str, deadline: Deadline) -> int:
         """Start a program under `name` and return its pid in the guest."""
         with self._ready:
-            self._said.pop(name, None)
-            self._exits.pop(name, None)
+            for held in (self._said, self._exits, self._room):
+                held.pop(name, None)
         line = " ".join(["start", name, *(quote(word) for word in argv)])
-        return int(self.ask(line, expect=f"ok start {name}", deadline=deadline)[3])
+        return self._number(self.ask(line, expect=f"ok start {name}", deadline=deadline), 3)
+
+    def _number(self, words: list[str], at: int) -> int:
+        try:
+            return int(words[at])
+        except (ValueError, IndexError) as error:
+            raise GuestError(self.guest, f"the agent said '{' '.join(words)[:80]}'") from error
 
     def begin(self, name: str, *argv: str) -> None:
         """Send `start` and wait for nothing: the guest may be dead before it can answer."""
         with self._ready:
-            for held in (self._said, self._exits, self._pids):
+            for held in (self._said, self._exits, self._pids, self._room):
                 held.pop(name, None)
         self._send(" ".join(["start", name, *(quote(word) for word in argv)]))
 
@@ -137,7 +152,8 @@ class Agent:
                     del lines[: at + 1]
                     return line[len(f"out {word} ") :]
             if name in self._exits:
-                said = " | ".join(line[4:] for line in lines) or "nothing"
+                said = " | ".join(line[4:] for line in lines)[-MOST_TOLD:] or "nothing"
+                said = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in said)
                 raise GuestError(
                     self.guest,
                     f"{name} ended with {self._exits[name]} before '{word}'; it said: {said}",
@@ -205,19 +221,33 @@ class Agent:
             if not piece:
                 break
             *lines, rest = (rest + piece).split(b"\n")
+            rest = rest[-MOST_LINE:]
             with self._ready:
                 for line in lines:
-                    self._take(line.decode("utf-8", "replace"))
+                    # A line that a dying guest garbled says nothing; the next one may.
+                    with contextlib.suppress(ValueError):
+                        self._take(line.decode("utf-8", "replace"))
+                del self._answers[:-MOST_ANSWERS]
                 self._ready.notify_all()
         with self._ready:
             self._open = False
             self._ready.notify_all()
 
+    def _hear(self, name: str, line: str) -> None:
+        """Keep a line of a program's, up to a limit that a flood of lines would reach."""
+        room = self._room.get(name, MOST_SAID)
+        if room > 0:
+            said = self._said.setdefault(name, [])
+            said.append(line)
+            if room <= len(line):
+                said.append(f"err [what {name} said beyond {MOST_SAID} characters was not kept]")
+        self._room[name] = room - len(line)
+
     def _take(self, line: str) -> None:
         kind, _, rest = line.partition(" ")
         name, _, text = rest.partition(" ")
         if kind in ("out", "err"):
-            self._said.setdefault(name, []).append(f"{kind} {urllib.parse.unquote(text)}")
+            self._hear(name, f"{kind} {urllib.parse.unquote(text)}")
         elif kind == "exit":
             self._exits[name] = int(text)
         elif kind == "heartbeat":

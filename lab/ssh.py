@@ -21,7 +21,7 @@ from invoke.exceptions import UnexpectedExit
 
 from lab import paths
 from lab.deadline import Deadline, wait_until
-from lab.errors import CommandFailed, GuestLost, LabError
+from lab.errors import CommandFailed, DeadlineExceeded, GuestLost, LabError
 
 if TYPE_CHECKING:
     from fabric import Connection
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from paramiko import PKey
 
 TICK_S = 0.05
+DEATH_S = 1.0  # from a connection that closes to the end of its QEMU
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,6 +103,8 @@ class Shell:
             )
             self._wait_finished(promise.runner, deadline)
             done = promise.join()
+            if done.exited < 0:
+                self._look_for_death(connection, command)
         output = Output(stdout=done.stdout, stderr=done.stderr, exit_code=done.exited)
         if ok and done.exited != 0:
             raise CommandFailed(self.guest, command, done.exited, done.stderr or done.stdout)
@@ -119,6 +122,23 @@ class Shell:
         except BaseException:
             self._drop()
             raise
+
+    def _look_for_death(self, connection: Connection, command: str) -> None:
+        """Raise if a command without an exit status ended because its guest did.
+
+        A signal ends one so too; QEMU's connections close a moment before its lock is let go.
+        """
+
+        def dead() -> bool | None:
+            self.check()
+            return None
+
+        if connection.transport is not None and connection.transport.is_active():
+            self.check()
+            return
+        with contextlib.suppress(DeadlineExceeded):
+            wait_until(dead, what="the guest's end", deadline=Deadline(DEATH_S))
+        raise GuestLost(self.guest, f"SSH ended during '{command}'")
 
     def put(self, local: Path, remote: str, *, deadline: Deadline) -> None:
         """Copy a file into the guest."""

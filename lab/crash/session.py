@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from lab import kernel, record, snapshot
+from lab import kernel, process, record, snapshot
 from lab.crash import compare, held
 from lab.crash.module import Module
 from lab.crash.watch import BEAT_MS, Seen, Watcher
@@ -217,7 +216,7 @@ class Session:
         self._keep_trace(folder)
         for source, name in ((guest.folder.console, "console.log"), (guest.folder.log, "qemu.log")):
             with contextlib.suppress(OSError):
-                shutil.copyfile(source, folder.file(name))
+                folder.file(name).write_bytes(process.read_given(source))
         folder.file("argv").write_text("\n".join(guest.argv) + "\n", encoding="utf-8")
 
     def _keep_trace(self, folder: GuestDir) -> None:

@@ -142,3 +142,36 @@ def test_a_program_that_ends_early_says_what_it_said(
 
 def test_quoting_keeps_a_line_a_line() -> None:
     assert "a%20b%0Ac%25" == quote("a b\nc%")
+
+
+def test_a_flood_is_heard_to_its_end_and_kept_in_part(
+    connect: Callable[..., tuple[Agent, FakeGuest]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lab.agent.MOST_SAID", 1000)
+    monkeypatch.setattr("lab.agent.MOST_ANSWERS", 10)
+    agent, fake = connect()
+    fake.say(f"out x {'a' * 90}\n" * 500 + "noise\n" * 500 + "exit x 0\n")
+    assert 0 == agent.wait_exit("x", deadline=Deadline(5))
+    assert len(agent.said("x")) < 1300
+    assert "was not kept" in agent.said("x")
+    assert len(agent._answers) <= 10
+
+
+@pytest.mark.parametrize("answer", ["pong 1\n", "pong 1 x\n", "pong 1 \xff\n"])
+def test_an_answer_without_its_number_is_the_guest_s_fault(
+    connect: Callable[..., tuple[Agent, FakeGuest]], answer: str
+) -> None:
+    agent, _ = connect(lambda line: answer if line.startswith("ping") else usual(line))
+    with pytest.raises(GuestError, match="the agent said 'pong 1"):
+        agent.ping(deadline=Deadline(5))
+
+
+def test_what_is_told_of_a_program_s_words_is_short_and_plain(
+    connect: Callable[..., tuple[Agent, FakeGuest]],
+) -> None:
+    agent, fake = connect()
+    fake.say(f"out x {'%00' * 5000}\nexit x 3\n")
+    with pytest.raises(GuestError, match="x ended with 3 before 'ready'") as wrong:
+        agent.wait_said("x", "ready", deadline=Deadline(5))
+    assert len(str(wrong.value)) < 700
+    assert "\0" not in str(wrong.value)

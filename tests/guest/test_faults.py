@@ -1,0 +1,350 @@
+"""What goes wrong in the middle: each ends in time, by its name, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from invoke.exceptions import Exit
+
+from lab import experiment, paths, playbook, rundir, snapshot, topology
+from lab.commands import told
+from lab.deadline import Deadline
+from lab.errors import DeadlineExceeded, GuestError
+from lab.experiment import message
+from lab.guest import Guest
+from lab.journal import Journal
+from tests.guest.at_step import AtStep
+from tests.guest.conftest import LAB, TOP, Invoke, qemus
+
+OWN = f"run-{os.getpid()}"  # the pair that a run in this process makes for itself
+SOON_S = 15.0  # from a fault to its error, on a host that does other things too
+STAGES = (
+    "conditions",
+    "load probes",
+    "gate armed",
+    "gate sent",
+    "gate received",
+    "read out traces",
+)
+IN_SHORT = {("load probes", 0), ("gate received", 1)}
+KILLS = [
+    pytest.param(
+        *(stage, which),
+        marks=()
+        if (stage, which) in {("load probes", 0), ("gate received", 1)}
+        else pytest.mark.long,
+    )
+    for stage in STAGES
+    for which in (0, 1)
+]
+
+
+def stages(*short: str, every: tuple[str, ...] = STAGES) -> list[object]:
+    """Return the stages as parameters; those not in `short` belong to the long form."""
+    return [
+        stage if stage in short else pytest.param(stage, marks=pytest.mark.long) for stage in every
+    ]
+
+
+def take(journal: Journal) -> experiment.Outcome:
+    """Run the nic playbook on a pair of its own."""
+    return experiment.run(
+        playbook.load("nic"), lab_name=f"{LAB}-none", journal=journal, command="test"
+    )
+
+
+def nothing_left(*names: str) -> None:
+    """Check that no process and no file of these labs stays."""
+    for name in names:
+        assert [] == qemus(name)
+        assert not (paths.runtime() / name).exists()
+        assert not (paths.ram() / name).exists()
+
+
+def last_run(runs: Path) -> Path:
+    return max((path for path in runs.iterdir() if path.name != "last"), key=os.path.getmtime)
+
+
+@pytest.fixture(autouse=True)
+def _runs_here(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAB_RUNS", str(runs))
+
+
+@pytest.fixture
+def pair() -> Iterator[experiment.Stand]:
+    """Yield a pair of guests of this test's own, ready for runs."""
+    setup, modules = experiment.setup_for(playbook.load("nic"), journal=Journal())
+    with experiment.stand(setup, modules, lab_name=f"{LAB}-none", journal=Journal()) as ready:
+        yield ready
+    nothing_left(OWN)
+
+
+def measure(ready: experiment.Stand, journal: Journal) -> message.Answer:
+    """Take one measurement on a pair that is there."""
+    asked = playbook.load("nic")
+    run_dir = experiment.new_run(asked, ready.setup, paths.runs(), guests=message.guests(asked))
+    message.take(ready, asked, run_dir, journal=journal, command="test")
+    return message.answer(run_dir, asked.expect, journal=journal)
+
+
+# -- killed -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("stage", "which"), KILLS)
+def test_qemu_killed_at_any_stage_is_a_guest_error_soon(runs: Path, stage: str, which: int) -> None:
+    since = [0.0]
+
+    def kill() -> None:
+        os.kill(qemus(OWN)[which], signal.SIGKILL)
+        since[0] = time.monotonic()
+
+    journal = AtStep(stage, kill)
+    with pytest.raises(GuestError) as lost:
+        take(journal)
+    assert time.monotonic() - since[0] < SOON_S
+    assert "QEMU died" in str(lost.value)
+    assert (last_run(runs) / "manifest.json").exists()
+    assert f"run: {last_run(runs)}" in getattr(lost.value, "__notes__", [])
+    nothing_left(OWN)
+
+
+KILLED = """
+import os, signal, sys
+from lab import experiment, image, accelerator, playbook, topology
+from lab.journal import Journal
+from tests.guest.at_step import AtStep
+
+stage, name = sys.argv[1:]
+journal = AtStep(stage, lambda: os.kill(os.getpid(), signal.SIGKILL))
+asked = playbook.load("nic")
+if stage in ("boot the pair", "save the snapshot"):
+    setup, _ = experiment.setup_for(asked, journal=Journal())
+    with topology.opened(name, create=True) as pair:
+        pair.bring_up(setup, journal=journal, fresh=True)
+else:
+    experiment.run(asked, lab_name=name, journal=journal, command="test")
+"""
+OF_THE_HARNESS = (
+    "boot the pair",
+    "save the snapshot",
+    "restore the pair",
+    *STAGES,
+    "ledger",
+)
+
+
+@pytest.mark.parametrize(
+    "stage", stages("save the snapshot", "gate sent", "ledger", every=OF_THE_HARNESS)
+)
+def test_the_harness_killed_at_any_stage_leaves_what_gc_removes(tmp_path: Path, stage: str) -> None:
+    name = f"{LAB}-dead"
+    killed = subprocess.Popen(
+        [sys.executable, "-c", KILLED, stage, name],
+        cwd=TOP,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "LAB_RUNS": str(tmp_path), "PYTHONPATH": str(TOP)},
+    )
+    assert -signal.SIGKILL == killed.wait(120)
+    topology.collect_garbage()
+    nothing_left(name, f"run-{killed.pid}")
+    assert not list(snapshot.folder().glob(f"*.{killed.pid}.part"))
+    for ledger in tmp_path.glob("*/ledger.json"):
+        assert ledger.read_text().endswith("}\n")  # whole, or not there
+
+
+# -- no room -----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def no_file_beyond(size: int) -> Iterator[Callable[[], None]]:
+    """Yield what makes every write of this process beyond `size` bytes of a file fail."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("stage", "size"), [("read out traces", 16 << 10), ("ledger", 1 << 10), ("report", 1 << 10)]
+)
+def test_no_room_for_what_a_run_writes_is_the_host_s_fault(
+    runs: Path, capsys: pytest.CaptureFixture[str], stage: str, size: int
+) -> None:
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with no_file_beyond(size) as full:
+        journal = AtStep(stage, full)
+        try:
+            with pytest.raises(Exit) as stop, told():
+                take(journal)
+        finally:
+            for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
+                signal.signal(number, handler)
+    assert journal.acted
+    assert 3 == stop.value.code, stop.value
+    assert "try: free space" in str(stop.value)
+    written = {"read out traces": "sender/trace.bin", "ledger": "ledger.json"}
+    if stage in written:
+        assert not (last_run(runs) / "report.txt").exists()
+    nothing_left(OWN)
+
+
+def test_no_room_for_a_snapshot_leaves_neither_lab_nor_half_of_one() -> None:
+    setup, _ = experiment.setup_for(playbook.load("nic"), journal=Journal())
+    name = f"{LAB}-full"
+    with no_file_beyond(8 << 20) as full, topology.opened(name, create=True) as pair:
+        journal = AtStep("save the snapshot", full)
+        with pytest.raises(OSError, match="File too large"):
+            pair.bring_up(setup, journal=journal, fresh=True)
+        assert not pair.up
+    nothing_left(name)
+    assert not list(snapshot.folder().glob(f"*.{os.getpid()}.part"))
+
+
+def test_a_ram_folder_that_fills_up_is_a_lost_guest(invoke: Invoke) -> None:
+    """QEMU dies by SIGBUS when its guest touches memory that no longer is there."""
+    # Not below tmp_path, through which QEMU's user may not pass.
+    folder, name = Path(tempfile.mkdtemp(prefix="skblab-small-")), f"{LAB}-sigbus"
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1700m", "none", str(folder)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode != 0:
+        folder.rmdir()
+        pytest.skip("needs root: to mount a small tmpfs")
+    folder.chmod(0o711)
+    here = {"LAB_RAM": str(folder)}
+    try:
+        assert 0 == invoke("lab.up", lab=name, **here).code
+        used = os.statvfs(folder)
+        size = (used.f_blocks - used.f_bfree) * used.f_frsize + (24 << 20)
+        remount = ["mount", "-o", f"remount,size={size >> 10}k", str(folder)]
+        subprocess.run(remount, check=True)
+        fill = "dd if=/dev/zero of=/tmp/x bs=1M count=200"
+        done = invoke("lab.exec", "sender", fill, lab=name, **here)
+        assert 4 == done.code, done.err
+        assert "GuestLost: sender: QEMU died" in done.err
+        assert 0 == invoke("lab.down", lab=name, **here).code
+    finally:
+        invoke("lab.down", lab=name, **here)
+        subprocess.run(["umount", str(folder)], check=True)
+        folder.rmdir()
+
+
+# -- guests that are not themselves ----------------------------------------------------------------
+
+
+def shell(guest: Guest, command: str) -> str:
+    return guest.require_shell().run(command, deadline=Deadline(20)).stdout
+
+
+def test_a_guest_that_answers_ssh_and_nothing_else_ends_at_the_deadline(up: Invoke) -> None:
+    assert 0 == up("lab.exec", "receiver", "kill -STOP $(pidof lab-agent)").code
+    start = time.monotonic()
+    done = up("lab.run-nic", "--no-reset")
+    assert 7 == done.code, done.err
+    assert "the agent of receiver" in done.err
+    assert time.monotonic() - start < SOON_S + 10
+    assert 0 == up("lab.reset").code
+
+
+def test_an_agent_that_is_killed_is_started_again(up: Invoke) -> None:
+    up("lab.exec", "receiver", "kill -9 $(pidof lab-agent); sleep 1")
+    done = up("lab.run-nic", "--no-reset")
+    assert 0 == done.code, done.err
+
+
+def link(ready: experiment.Stand, *, up: bool) -> None:
+    """Plug the receiver's end of the link, or pull it."""
+    monitor = ready.pair.guests["receiver"].require_monitor()
+    monitor.execute("set_link", {"name": "lab0", "up": up})
+
+
+def test_a_link_cut_in_mid_run_is_no_proof_and_restored_it_is_one(pair: experiment.Stand) -> None:
+    cut = AtStep("gate armed", lambda: link(pair, up=False))
+    found = measure(pair, cut)
+    assert cut.acted
+    assert not found.ledger.complete
+    assert found.trouble
+    link(pair, up=True)
+    # Cut and plugged in again before anything is sent: nothing is lost.
+    link(pair, up=False)
+    again = AtStep("gate armed", lambda: link(pair, up=True))
+    assert measure(pair, again).ledger.complete
+
+
+@pytest.mark.parametrize("seconds", [1_000_000, 4_102_444_800])
+def test_a_clock_that_jumps_changes_nothing(pair: experiment.Stand, seconds: int) -> None:
+    """To January 1970, and to the year 2100, while a message is on its way."""
+
+    def jump() -> None:
+        for guest in pair.pair.guests.values():
+            line = f"clock {seconds} 0"
+            guest.require_agent().ask(line, expect="ok clock", deadline=Deadline(5))
+
+    found = measure(pair, AtStep("gate armed", jump))
+    assert found.ledger.complete, found.trouble
+
+
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        ("exit 0", "receiver ended with 0 before 'ready'"),
+        ("while :; do echo ready ready ready ready ready ready ready; done", "receiver"),
+        pytest.param(
+            *("head -c 3000000 /dev/zero; exit 3", "receiver ended with 3 before 'ready'"),
+            marks=pytest.mark.long,
+        ),
+        (r"printf 'ready \377\376{\n'; exit 1", "receiver"),
+        pytest.param(
+            *(r"echo 'ready {\"role\": \"receiver\"}'; sleep 9", "receiver"), marks=pytest.mark.long
+        ),
+    ],
+    ids=["nothing", "no end", "no line", "no text", "no sense"],
+)
+def test_a_workload_that_says_nonsense_is_the_guest_s_fault(
+    pair: experiment.Stand, script: str, says: str
+) -> None:
+    pair.pair.attach(deadline=Deadline(10))
+    receiver = pair.pair.guests["receiver"]
+    write = f"rm /usr/bin/receiver; printf '%s\\n' '#!/bin/sh' \"{script}\" >/usr/bin/receiver"
+    shell(receiver, f"{write}; chmod 755 /usr/bin/receiver")
+    start = time.monotonic()
+    with pytest.raises((GuestError, DeadlineExceeded)) as wrong:
+        measure(pair, Journal())
+    assert says in str(wrong.value)
+    assert len(str(wrong.value)) < 2_000
+    assert time.monotonic() - start < 60
+
+
+def test_names_that_lead_elsewhere_lead_nowhere(up: Invoke, tmp_path: Path) -> None:
+    """What a guest calls a file is never a path on the host; a link of its is the guest's."""
+    make = "mkdir -p /tmp/a; cd /tmp/a; ln -s /etc/passwd link; ln -s /dev/zero zero; mkdir ..x"
+    assert 0 == up("lab.exec", "sender", make).code
+    (tmp_path / "here").mkdir()
+    target = tmp_path / "here" / "link"
+    assert 0 == up("lab.get", "sender", "/tmp/a/link", str(target)).code
+    assert target.read_text() != Path("/etc/passwd").read_text()
+    assert not target.is_symlink()
+    for name in ("/tmp/a/..", "/tmp/a/../a/..x", "/tmp/a"):
+        assert 4 == up("lab.get", "sender", name, str(tmp_path / "here" / "dir")).code
+    assert [target] == list((tmp_path / "here").iterdir())
+
+
+def test_a_console_that_leads_elsewhere_is_not_read(pair: experiment.Stand) -> None:
+    """QEMU owns the folder it writes to: what it lays there is not followed."""
+    pair.pair.attach(deadline=Deadline(10))
+    guest = pair.pair.guests["sender"]
+    guest.folder.console.unlink()
+    guest.folder.console.symlink_to("/etc/passwd")
+    asked = playbook.load("nic")
+    run_dir = rundir.create(paths.runs(), asked.name, "0" * 64)
+    message.take(pair, asked, run_dir, journal=Journal(), command="test")
+    assert not (run_dir.path / "sender" / "console.log").exists()

@@ -1,0 +1,83 @@
+"""No bytes break a reader: what others wrote is taken, or refused with an error of ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.unit.hostile import Eater, readers
+
+CASES = Path(__file__).parent / "hostile_cases"
+Edit = tuple[float, int, bytes]
+# Where (a share of the length), how many bytes go, what comes in their place.
+EDITS = st.lists(
+    st.tuples(
+        st.floats(0, 1),
+        st.sampled_from([0, 1, 1, 2, 4, 8, 64, 1 << 20]),
+        st.one_of(
+            st.binary(max_size=9),
+            st.sampled_from(
+                [b"-1", b"99999999999999999999", b"null", b"[", b'"', b"\xff" * 8, b"\n"]
+            ),
+        ),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@pytest.fixture(scope="module")
+def eaters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Eater]:
+    return readers(tmp_path_factory.mktemp("hostile"))
+
+
+def changed(data: bytes, edits: list[Edit]) -> bytes:
+    for share, less, more in edits:
+        at = int(share * len(data))
+        data = data[:at] + more + data[at + less :]
+    return data
+
+
+def test_what_they_like_they_eat(eaters: dict[str, Eater]) -> None:
+    refused = [name for name, eater in eaters.items() if not eater.eat(eater.likes)]
+    assert ["agent"] == refused  # it is asked for more than is said on its line
+
+
+def test_hardly_anything_is_eaten_unread(eaters: dict[str, Eater]) -> None:
+    """A reader that looked at nothing would pass every other test here."""
+    garbage = b"\x01\x02garbage{"
+    eaten = {name for name, eater in eaters.items() if eater.eat(garbage)}
+    # Logs are text, symbols are lines that are or are not understood; a playbook's faults
+    # are a list and no error.
+    assert all(name.endswith((".log", "symbols")) for name in eaten - {"playbook"})
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_no_change_of_a_file_breaks_its_reader(
+    data: st.DataObject, eaters: dict[str, Eater]
+) -> None:
+    name = data.draw(st.sampled_from(sorted(eaters)))
+    eater = eaters[name]
+    eater.eat(changed(eater.likes, data.draw(EDITS)))
+
+
+@pytest.mark.parametrize("case", sorted(CASES.glob("*")), ids=lambda path: path.name)
+def test_what_once_broke_a_reader_does_not(case: Path, eaters: dict[str, Eater]) -> None:
+    """Cases that a fuzzer found: READER with -- for /, then the number of the case."""
+    name = case.name.rpartition(".")[0].replace("--", "/")
+    eaters[name].eat(case.read_bytes())
+
+
+@pytest.mark.long
+@pytest.mark.slow
+@settings(max_examples=20_000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_no_change_breaks_a_reader_the_long_way(
+    data: st.DataObject, eaters: dict[str, Eater]
+) -> None:
+    eater = eaters[data.draw(st.sampled_from(sorted(eaters)))]
+    eater.eat(changed(eater.likes, data.draw(EDITS)))
