@@ -20,6 +20,7 @@ KERNEL_MAP = 0xFFFF_FFFF_8000_0000  # __START_KERNEL_map, of every x86-64 kernel
 PAGE = 4096
 PRESENT, LARGE = 1, 0x80
 FRAME = 0x000F_FFFF_FFFF_F000
+MOST_BITS = 28  # of the log's rings; Debian's kernels have 12 and 17
 ID_MASK = (1 << 62) - 1
 COMMITTED, FINALIZED = 1, 2  # states of a log record that can be read
 WORD = struct.Struct("<Q")
@@ -63,12 +64,10 @@ class Kernel:
         return self._int(f"SYMBOL({name})", 16)
 
     def number(self, name: str, default: int | None = None) -> int:
-        text = self._values.get(f"NUMBER({name})")
-        if text is None:
-            if default is not None:
-                return default
-            raise EvidenceError(f"the guest's VMCOREINFO has no NUMBER({name})")
-        return int(text, 0)
+        key = f"NUMBER({name})"
+        if default is not None and key not in self._values:
+            return default
+        return self._int(key, 0)
 
     def offset(self, name: str) -> int:
         return self._int(f"OFFSET({name})")
@@ -79,8 +78,11 @@ class Kernel:
     def _int(self, key: str, base: int = 10) -> int:
         try:
             return int(self._values[key], base)
-        except KeyError as error:
-            raise EvidenceError(f"the guest's VMCOREINFO has no {key}") from error
+        except (KeyError, ValueError) as error:
+            found = self._values.get(key, "nothing")
+            raise EvidenceError(
+                f"the guest's VMCOREINFO has no {key}: expected a number, found {found[:40]}"
+            ) from error
 
     # -- memory ------------------------------------------------------------------
 
@@ -199,21 +201,34 @@ class Log:
         field, read = kernel.offset, kernel.word
         self._desc_ring = ring + field("printk_ringbuffer.desc_ring")
         data_ring = ring + field("printk_ringbuffer.text_data_ring")
-        bits = struct.unpack(
-            "<I", kernel.read(self._desc_ring + field("prb_desc_ring.count_bits"), 4)
-        )[0]
-        self._count = 1 << bits
+        self._count = 1 << self._bits(self._desc_ring + field("prb_desc_ring.count_bits"))
         self._descs = read(self._desc_ring + field("prb_desc_ring.descs"))
         self._infos = read(self._desc_ring + field("prb_desc_ring.infos"))
-        size = struct.unpack("<I", kernel.read(data_ring + field("prb_data_ring.size_bits"), 4))[0]
-        self._size = 1 << size
+        self._size = 1 << self._bits(data_ring + field("prb_data_ring.size_bits"))
         self._data = read(data_ring + field("prb_data_ring.data"))
         self._next: int | None = None
         self.seen = 0
         self.lost = 0
 
+    def _bits(self, at: int) -> int:
+        bits = int.from_bytes(self._kernel.read(at, 4), "little")
+        if bits > MOST_BITS:
+            raise EvidenceError(
+                f"the guest's log is of 2^{bits} parts: expected 2^{MOST_BITS} at most"
+            )
+        return bits
+
     def new(self, *, last: bool = False) -> list[Line]:
-        """Return the records since the call before; with `last` unfinished ones as well."""
+        """Return the records since the call before; with `last` unfinished ones as well.
+
+        Raises ValueError, or an error of ours, where the log was written over.
+        """
+        try:
+            return self._new(last=last)
+        except struct.error as error:
+            raise ValueError(f"the guest's log is garbled: {error}") from error
+
+    def _new(self, *, last: bool) -> list[Line]:
         kernel = self._kernel
         head = kernel.word(self._desc_ring + kernel.offset("prb_desc_ring.head_id")) & ID_MASK
         if self._next is not None and head == (self._next - 1) & ID_MASK:
