@@ -25,6 +25,8 @@ from lab.errors import DeadlineExceeded, ToolMissing
 # Caps console.log, wire.pcap and qemu.log alike; guest RAM is mapped, not written, and
 # the device state goes to a file that is much smaller (0.9 MiB seen).
 FILE_LIMIT_BYTES = 64 * 1024 * 1024
+ADDRESS_LIMIT_BYTES = 4 << 30  # QEMU with a guest's RAM, the access log and its code: 1.6 GB
+TASK_LIMIT = 1024  # of the user that children run as, all labs together: 4 to 10 each
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,17 +138,21 @@ def start(
 
 
 def _confined(*, dies_with_us: bool, group: int | None, as_root: bool) -> list[str]:
-    """Return the command prefix that takes privileges and bounds away."""
+    """Return the command prefix that takes privileges away and sets bounds."""
+    who = None if as_root else unprivileged()
     prefix = [
         tool("prlimit", package="util-linux"),
+        # Counted for a user as a whole, so not for people, who have other processes.
+        *([] if who is None else [f"--nproc={TASK_LIMIT}:{TASK_LIMIT}"]),
         f"--fsize={FILE_LIMIT_BYTES}:{FILE_LIMIT_BYTES}",
+        f"--as={ADDRESS_LIMIT_BYTES}:{ADDRESS_LIMIT_BYTES}",
         "--core=0:0",
         tool("setpriv", package="util-linux"),
         "--no-new-privs",
     ]
     if dies_with_us:
         prefix += ["--pdeathsig", "KILL"]
-    if not as_root and (who := unprivileged()) is not None:
+    if who is not None:
         prefix += [f"--reuid={who[0]}", f"--regid={who[1]}"]
         prefix += ["--clear-groups" if group is None else f"--groups={group}"]
         prefix += ["--inh-caps=-all", "--bounding-set=-all"]
