@@ -184,11 +184,8 @@ def _attempt(
     journal: Journal,
 ) -> None:
     pair = on.pair
+    state, stored = _ready(on, journal)
     guest = pair.guests[GUEST]
-    state = pair.state
-    stored = None if state is None else _stored(state)
-    if state is None or stored is None:
-        raise SnapshotError(f"lab '{pair.name}' has no snapshot to restore {GUEST} from")
     if not state.pristine or not guest.alive:
         with journal.step("restore", guest=GUEST):
             pair.restore_guest(GUEST, on.setup)
@@ -208,6 +205,25 @@ def _attempt(
         )
     finally:
         _clean(on, journal, peer_used=over_link)
+
+
+def _ready(on: Bench, journal: Journal) -> tuple[topology.LabState, snapshot.Snapshot]:
+    """Return what the pair is and what it is restored from; booted anew where that is gone."""
+    state = on.pair.state
+    stored = None if state is None else _stored(state)
+    if state is None or stored is None:
+        journal.say("the snapshot is gone from the cache: bringing the pair up anew")
+        state = _anew(on, journal)
+        stored = snapshot.load(state.snapshot)
+    if stored is None:
+        raise SnapshotError(f"lab '{on.pair.name}' has no snapshot to restore {GUEST} from")
+    return state, stored
+
+
+def _anew(on: Bench, journal: Journal) -> topology.LabState:
+    with contextlib.suppress(GuestError):
+        on.pair.bring_down()
+    return on.pair.bring_up(on.setup, journal=journal)
 
 
 def _exchange(pair: topology.Lab, asked: spec.Workload, deadline: Deadline) -> None:
@@ -240,9 +256,7 @@ def _clean(on: Bench, journal: Journal, *, peer_used: bool) -> None:
             pair.untouch()
     except (GuestError, SnapshotError) as error:
         journal.say(f"{GUEST} could not be restored alone ({error}): restoring the pair")
-        with contextlib.suppress(GuestError):
-            pair.bring_down()
-        pair.bring_up(on.setup, journal=journal)
+        _anew(on, journal)
 
 
 def keep_module(made: crash.Module, run_dir: rundir.RunDir) -> None:

@@ -16,6 +16,7 @@ BEHIND_GUESTS = ("guest", "crash")
 # A test that takes longer hangs: it fails where it stands. LAB_TEST_LIMIT_S sets another limit.
 LIMIT_S = {"guest": 600.0, "crash": 600.0}
 LIMIT_ELSEWHERE_S = 120.0
+LIMIT_LONG_S = 3600.0
 
 _ran: set[str] = set()
 _left_out: dict[str, str] = {}
@@ -108,6 +109,8 @@ def _own_world(
 def _not_for_ever(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that hangs, at the line where it does."""
     limit = LIMIT_S.get(ring(request.path), LIMIT_ELSEWHERE_S)
+    if request.node.get_closest_marker("long"):
+        limit = LIMIT_LONG_S
     limit = float(os.environ.get("LAB_TEST_LIMIT_S") or limit)
 
     def ring_the_bell(_number: int, _frame: FrameType | None) -> None:

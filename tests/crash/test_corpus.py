@@ -11,7 +11,7 @@ from pathlib import Path
 import drgn
 import pytest
 
-from lab import attempt, crash, paths, postmortem
+from lab import attempt, crash, paths, postmortem, snapshot
 from lab.bench import DIE_ON_LOAD
 from lab.crash import corpus
 from lab.deadline import Deadline
@@ -102,6 +102,15 @@ def test_the_restored_guest_is_the_snapshots(bench: attempt.Bench, tried: Try) -
     )
     assert "warn_on" not in text
     assert "kernel.watchdog_thresh = 10" in text, "thresholds are lowered in lab.try alone"
+
+
+def test_a_snapshot_that_is_gone_from_the_cache_is_made_anew(
+    bench: attempt.Bench, tried: Try
+) -> None:
+    snapshot.discard(bench.pair.require_state().snapshot)
+
+    assert "oops" == tried("bug_on").found.verdict.word
+    assert bench.pair.up
 
 
 def test_an_endless_printer_is_bounded(tried: Try) -> None:
@@ -229,10 +238,7 @@ def test_prebuilt_modules_that_die_on_load_are_done_within_a_minute(tried: Try) 
 @pytest.mark.long
 @pytest.mark.parametrize("series", ["6.12", "6.1"])
 @pytest.mark.parametrize("turn", [1, 2, 3])
-def test_the_whole_corpus_three_times(
-    series: str, turn: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LAB_TEST_LIMIT_S", "1200")
+def test_the_whole_corpus_three_times(series: str, turn: int) -> None:
     wrong = []
     for extra in sorted({one.slub_debug for one in corpus.load()}):
         words = f"slub_debug={extra}" if extra else ""
@@ -259,10 +265,7 @@ def _left() -> dict[str, object]:
 
 
 @pytest.mark.long
-def test_two_hundred_crashes_leave_nothing_and_get_no_slower(
-    tried: Try, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LAB_TEST_LIMIT_S", "3000")
+def test_two_hundred_crashes_leave_nothing_and_get_no_slower(tried: Try) -> None:
     for name in DIE_ON_LOAD:
         tried(name)
     before = _left()
