@@ -322,6 +322,12 @@ run_steps = _measuring(
     link="steps-link",
 )
 
+run_chain = _measuring(
+    "run-chain",
+    "Follow fd 3 to the address of its peer, from inside and from outside.",
+    of="chain",
+)
+
 
 @task(
     positional=["playbook"],
@@ -541,7 +547,7 @@ def test(_: Context, long: bool = False, quick: bool = False, select: str = "") 
 LAB_TASKS = (
     up, down, status, reset, ps, gc, ssh, execute, put, get, console, gdb,
     doctor, image, build, check,
-    run, run_nic, run_loopback, run_steps, run_socket, sweep,
+    run, run_nic, run_loopback, run_steps, run_chain, run_socket, sweep,
     report, runs, lines, steps, accesses, claims, bench,
     try_, watch, crashes, vmcore,
 )  # fmt: skip

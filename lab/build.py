@@ -36,7 +36,7 @@ GUEST_FLAGS = (
 # For programs that hold message bytes: no loop of theirs becomes a call of memcpy, which uses
 # those registers.
 MESSAGE_FLAGS = ("-fno-builtin", "-fno-tree-loop-distribute-patterns")
-_WITHOUT_MESSAGE = frozenset({"init", "agent"})
+_WITHOUT_MESSAGE = frozenset({"init", "agent", "chain"})
 
 
 class Target(Protocol):

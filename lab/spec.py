@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
-Experiment = Literal["message", "steps", "socket", "crash"]
+Experiment = Literal["message", "steps", "socket", "crash", "chain"]
 # What became of a module that was tried.
 Verdict = Literal[
     "loaded", "build-failed", "refused", "warn", "bug", "oops", "panic", "soft-lockup",
@@ -213,6 +213,7 @@ SECTIONS: dict[Experiment, Sections] = {
     "message": Sections(needs=("workload",), may=("sweep",), expects=OF_LEDGERS),
     "steps": Sections(needs=("workload",), expects=OF_LEDGERS),
     "socket": Sections(may=("calls",), probes=("kmod",)),
+    "chain": Sections(probes=("kmod",)),
     "crash": Sections(
         needs=("module",), may=("trigger",), lacks=("link", "probes"), expects=ENDING,
         must=("verdict",),

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from lab import paths, rundir, spec, topology
 from lab.errors import LabError, TraceCorrupt
-from lab.experiment import message, socket, steps
+from lab.experiment import chain, message, socket, steps
 from lab.experiment.outcome import Outcome
 from lab.experiment.stand import (
     Stand,
@@ -82,6 +82,7 @@ class Kind:
 
 KINDS: dict[spec.Experiment, Kind] = {
     "message": Kind(guests=message.guests, take=message.take, analyse=message.analyse),
+    "chain": Kind(guests=chain.guests, take=chain.take, analyse=chain.analyse),
     "steps": Kind(guests=steps.guests, take=steps.take, analyse=steps.analyse),
     "socket": Kind(guests=socket.guests, take=socket.take, analyse=socket.analyse),
 }
