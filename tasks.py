@@ -386,6 +386,26 @@ def steps(
         shown.show(out, run, depth=depth, everything=all, debuginfo=debuginfo)
 
 
+@task(
+    positional=["run"],
+    help={
+        "run": RUN,
+        "blank": "a sheet to fill in",
+        "check": "a sheet that was filled in: mark E01 to E07",
+        "json": JSON,
+    },
+)
+def worksheet(
+    _: Context, run: str, blank: bool = False, check: str = "", json: bool = False
+) -> None:
+    """Answer the worksheet's exercises E01 to E08 from what a run recorded."""
+    from lab.commands import steps as shown
+    from lab.commands import told
+
+    with told(json=json) as out:
+        shown.worksheet(out, run, empty=blank, check=check)
+
+
 @task(help={"json": JSON, "prune": "remove all but this many of the newest"})
 def runs(_: Context, prune: int = -1, json: bool = False) -> None:
     """List the runs there are, oldest first, and what each came to; or remove old ones."""
@@ -548,7 +568,7 @@ LAB_TASKS = (
     up, down, status, reset, ps, gc, ssh, execute, put, get, console, gdb,
     doctor, image, build, check,
     run, run_nic, run_loopback, run_steps, run_chain, run_socket, sweep,
-    report, runs, lines, steps, accesses, claims, bench,
+    report, runs, lines, steps, worksheet, accesses, claims, bench,
     try_, watch, crashes, vmcore,
 )  # fmt: skip
 ns = Collection(test, Collection("lab", *LAB_TASKS))

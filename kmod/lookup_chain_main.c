@@ -82,7 +82,7 @@ static const struct lab_spec specs[] = {
 
 static int __init lookup_chain_init(void)
 {
-	return lab_start(specs, ARRAY_SIZE(specs));
+	return lab_start(specs, ARRAY_SIZE(specs), NULL, 0);
 }
 
 static void __exit lookup_chain_exit(void)

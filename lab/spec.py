@@ -211,7 +211,7 @@ ENDING = ("verdict", "at")
 OF_LEDGERS = tuple(line for line in EXPECTABLE if line not in ENDING)
 SECTIONS: dict[Experiment, Sections] = {
     "message": Sections(needs=("workload",), may=("sweep",), expects=OF_LEDGERS),
-    "steps": Sections(needs=("workload",), expects=OF_LEDGERS),
+    "steps": Sections(needs=("workload",), expects=OF_LEDGERS, probes=("none",)),
     "socket": Sections(may=("calls",), probes=("kmod",)),
     "chain": Sections(probes=("kmod",)),
     "crash": Sections(

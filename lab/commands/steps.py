@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json as jsonlib
 import os
 import sys
@@ -31,3 +32,26 @@ def show(console: Console, run: str, *, depth: str, everything: bool, debuginfo:
         console.result(text.rstrip(), None)
     if found.trouble:
         raise EvidenceError("; ".join(found.trouble[:5]), log=rundir.resolve(run).file(steps.FILE))
+
+
+def worksheet(console: Console, run: str, *, empty: bool, check: str) -> None:
+    """Answer the worksheet's exercises from a run, or mark what somebody filled in."""
+    from lab import rundir
+    from lab import worksheet as sheet
+
+    if empty:
+        console.result(sheet.blank().rstrip(), None)
+        return
+    found = sheet.answers(rundir.resolve(run))
+    if not check:
+        console.result(sheet.render(found).rstrip(), sheet.to_json(found))
+        return
+    try:
+        text = Path(check).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlaybookError(f"{check} cannot be read: {error}") from error
+    checked = sheet.check(found, text)
+    console.result(sheet.marks(checked), [dataclasses.asdict(one) for one in checked])
+    wrong = [one.id for one in checked if one.right is False]
+    if wrong:
+        raise EvidenceError(f"{', '.join(wrong)}: not what was measured", log=check)
