@@ -136,4 +136,5 @@ def _coloured(text: str) -> str:
         return text
     first, _, rest = text.partition("\n")
     colour = "32" if first.startswith(("COMPLETE", "PROVEN")) else "31"
-    return f"\x1b[1;{colour}m{first}\x1b[0m\n{rest}"
+    marked = rest.replace("✗", "\x1b[1;31m✗\x1b[0m").replace("✓", "\x1b[32m✓\x1b[0m")
+    return f"\x1b[1;{colour}m{first}\x1b[0m\n{marked}"

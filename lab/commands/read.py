@@ -18,6 +18,7 @@ def runs(console: Console) -> None:
     rows: list[dict[str, Any]] = []
     for path in known(paths.runs()):
         ledger, found = _read(path / "ledger.json"), _read(path / "postmortem.json")
+        ledger = ledger or _read(path / "socket.json")
         complete, verdict = ledger.get("complete"), found.get("verdict")
         if (path / "manifest.json").is_file():
             rows.append({"run": str(path), "complete": complete, "verdict": verdict})

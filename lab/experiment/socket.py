@@ -10,7 +10,7 @@ import signal
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lab import caller, probe, rundir, spec
+from lab import caller, kernel, probe, rundir, spec
 from lab import socket as evidence
 from lab.caller import Caller
 from lab.deadline import Deadline
@@ -25,6 +25,7 @@ RECORDS = 8192
 BESIDE = 64  # records of a fault's ring beyond the calls that are told to fail
 CLOCK_SAMPLES = 5
 WARM_UP = 4
+TYPED = ("__sys_socket", "sock_alloc", "sock_alloc_file", "fd_install")
 ATTACH_S = 10.0
 
 # The call of the book, and calls that are wrong in one thing each.
@@ -127,6 +128,7 @@ def _measure(taken: _Measurement, manifest: dict[str, Any]) -> None:
     with journal.step("conditions"):
         keep_symbols(taken.stand, taken.guest, target.symbols, journal=journal, deadline=deadline)
         _where_kernels_lie(taken)
+        returns = _return_types(taken.guest, target.symbols.read_bytes())
     program = Caller(taken.guest, deadline)
     program.start()
     with journal.step("call, timed"):
@@ -154,7 +156,7 @@ def _measure(taken: _Measurement, manifest: dict[str, Any]) -> None:
     keep_logs(taken.run, [taken.guest])  # a restored guest begins new ones
     with journal.step("restore again"):
         _restore_again(taken)
-    taken.run.write_json("kernels.json", {"text": taken.text})
+    taken.run.write_json("kernels.json", {"text": taken.text, "returns": returns})
     manifest["digests"]["modules"] = {
         name: hashlib.sha256(taken.stand.modules[name].read_bytes()).hexdigest()
         for name in (LATENCY, CHAIN, caller.FAULT)
@@ -269,6 +271,18 @@ def _where_kernels_lie(taken: _Measurement, *names: str) -> None:
         taken.text.setdefault(guest.name, []).append(f"0x{said.split()[0].lstrip('0')}")
 
     taken.stand.pair.both(ask)
+
+
+def _return_types(guest: Guest, symbols: bytes) -> dict[str, str]:
+    """Return what functions return, as the guest's kernel itself says it (BTF in its RAM)."""
+    with guest.memory() as memory:
+        types = kernel.find(memory).types(kernel.addresses(symbols, kernel.BTF))
+    found = {name: types.prototype(name) for name in TYPED}
+    return {
+        name: types.describe(one.returns) or "void"
+        for name, one in found.items()
+        if one is not None
+    }
 
 
 def _restore_again(taken: _Measurement) -> None:

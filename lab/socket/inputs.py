@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from lab import clock, record
 from lab.record import Record, Trace
@@ -106,6 +105,7 @@ class Inputs:
     repeats: tuple[Repeat, ...]
     unloaded: Mapping[str, bool]  # module -> it took its ring away
     kernels: Mapping[str, tuple[int, ...]]  # guest -> where its kernel's text began, each restore
+    returns: Mapping[str, str]  # function -> the type of what it returns, by BTF
 
     @property
     def guest(self) -> GuestDir:
@@ -131,6 +131,7 @@ def read(run: RunDir) -> Inputs:
     guest = run.guests()[0]
     path = guest.file("calls.json")
     top = Fields(read_json(path), path)
+    kernels = Fields(read_json(run.file("kernels.json")), run.file("kernels.json"))
     trace = record.read(guest.trace, guest=guest.name)
     asked: list[Asked] = []
     others: list[Other] = []
@@ -161,7 +162,8 @@ def read(run: RunDir) -> Inputs:
         others=tuple(others),
         repeats=tuple(_repeat(one) for one in top.each("repeats")),
         unloaded=_unloaded(top),
-        kernels=_kernels(run.file("kernels.json")),
+        kernels=_kernels(kernels),
+        returns={name: kernels.inner("returns").text(name) for name in _names(kernels)},
     )
 
 
@@ -237,8 +239,12 @@ def _unloaded(top: Fields) -> dict[str, bool]:
     return out
 
 
-def _kernels(path: Path) -> dict[str, tuple[int, ...]]:
-    text = Fields(read_json(path), path).inner("text")
+def _names(kernels: Fields) -> list[str]:
+    return list(kernels.inner("returns").values) if kernels.has("returns") else []
+
+
+def _kernels(kernels: Fields) -> dict[str, tuple[int, ...]]:
+    text = kernels.inner("text")
     try:
         return {name: tuple(int(at, 16) for at in text.texts(name)) for name in text.values}
     except ValueError:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lab.record import Kind
 from lab.socket import hooked, status
-from lab.socket.calls import argument, rax
+from lab.socket.calls import rax
 
 if TYPE_CHECKING:
     from lab.socket.findings import Findings
@@ -18,7 +18,6 @@ def notes(found: Findings) -> Iterator[str]:
     yield from _inlined(found)
     yield from _sign(found)
     yield from _release(found)
-    yield from _install(found)
     if found.inputs.emulated:
         yield "under tcg durations are emulated; order, values and addresses are not."
 
@@ -41,12 +40,12 @@ def _sign(found: Findings) -> Iterator[str]:
         ended = call.find("__sys_socket", Kind.RETURN)
         if ended is None:
             continue
-        value = rax(ended)
+        value, kind = rax(ended), found.inputs.returns.get("__sys_socket", "int")
         as_int, as_long = status.as_int(value), status.as_long(value)
         if status.is_error(as_int) and not status.is_error(as_long):
             yield (
-                f"__sys_socket returns an int: {as_int} left rax = {value:#x} ({ended.id}), which "
-                f"as a long is {as_long}; the book's test of a long calls that "
+                f"__sys_socket returns an {kind}: {as_int} left rax = {value:#x} ({ended.id}), "
+                f"which as a long is {as_long}; the book's test of a long calls that "
                 f"{status.status(as_long)}."
             )
             return
@@ -63,17 +62,3 @@ def _release(found: Findings) -> Iterator[str]:
                 f"({put.id}) gives up the inode with struct socket in it: two steps, not one."
             )
             return
-
-
-def _install(found: Findings) -> Iterator[str]:
-    reached = [call for call in found.calls if call.reached("fd_install")]
-    kept = [
-        call
-        for call in reached
-        if (one := call.find("fd_install", Kind.ENTRY)) and argument(one, 0) == call.asked.returned
-    ]
-    if reached and len(kept) == len(reached):
-        yield (
-            f"fd_install cannot fail: it returns nothing, and all {len(reached)} calls that "
-            "reached it returned its descriptor. What can fail has failed before."
-        )

@@ -43,6 +43,7 @@ def prove(inputs: Inputs, calls: Sequence[Call]) -> tuple[Proof, ...]:
     out.append(_proof("skipped programs are counted", lambda: _skipped(inputs)))
     out.append(_proof("entry point", lambda: _entry_point(inputs, calls)))
     out.append(_kaslr(inputs))
+    out.append(_proof("fd_install cannot fail", lambda: _cannot_fail(inputs, calls)))
     out += _of_repeats(inputs)
     out.append(_nothing_lost(inputs))
     return tuple(out)
@@ -308,6 +309,23 @@ def _entry_point(inputs: Inputs, calls: Sequence[Call]) -> Judged:
     shown = [inputs.symbols.show(value) for value in sorted(values)]
     says = f"MSR_LSTAR = {', '.join(hex(value) for value in sorted(values))}: {', '.join(shown)}"
     return shown == ["entry_SYSCALL_64+0x0"], says, seen[:1]
+
+
+def _cannot_fail(inputs: Inputs, calls: Sequence[Call]) -> Judged:
+    """Hold what the kernel says of its type against every call that came that far."""
+    returns = inputs.returns.get("fd_install")
+    if returns is None:
+        raise NotSeenError("the kernel did not say what fd_install returns")
+    reached = [call for call in calls if call.reached("fd_install") and call.asked.number == 41]
+    records = [call.need("fd_install") for call in reached]
+    kept = [
+        call.asked.returned == argument(one, 0) for call, one in zip(reached, records, strict=True)
+    ]
+    says = (
+        f"it returns {returns} (BTF); {sum(kept)} of {len(kept)} calls that reached it returned "
+        "the descriptor it was given"
+    )
+    return returns == "void" and bool(kept) and all(kept), says, records
 
 
 def _kaslr(inputs: Inputs) -> Proof:

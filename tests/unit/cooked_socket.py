@@ -53,6 +53,7 @@ class Cooked:
         }
     )
     symbols: dict[str, int] = field(default_factory=lambda: {**SYMBOLS, **_addresses()})
+    returns: dict[str, str] = field(default_factory=lambda: {"fd_install": "void"})
     injected: int = REPEATS  # failures recorded while it was repeated
     dropped: int = 0
 
@@ -107,7 +108,9 @@ class Cooked:
             "unloaded": [{"socket_latency_probe": True}, {"socket_chain_probe": True}],
         }
         (folder / "calls.json").write_text(json.dumps(calls))
-        (self.path / "kernels.json").write_text(json.dumps({"text": self.kernels}))
+        (self.path / "kernels.json").write_text(
+            json.dumps({"text": self.kernels, "returns": self.returns})
+        )
         manifest = {
             "experiment": "socket",
             "playbook": "socket",

@@ -182,6 +182,10 @@ SPOILED: dict[str, tuple[Spoil, set[str]]] = {
     ),
     "no leak made": (lambda run: run.repeats.pop(), {"a leak is caught"}),
     "records dropped": (lambda run: setattr(run, "dropped", 1), {"no record is lost"}),
+    "an fd_install that returns": (
+        lambda run: run.returns.update(fd_install="int"),
+        {"fd_install cannot fail"},
+    ),
     "no KASLR": (
         lambda run: run.kernels.update(
             sender=["0xffffffff81000000"] * 2, receiver=["0xffffffff81000000"]
