@@ -123,6 +123,30 @@ def test_a_message_needs_a_workload_and_an_unknown_experiment_is_named() -> None
     assert "did you mean 'message'?" in said
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("workload: {over: link}\n", "an experiment 'socket' has no 'workload'"),
+        ("sweep: {size: [1]}\n", "an experiment 'socket' has no 'sweep'"),
+        ("probes: {kind: none}\n", "an experiment 'socket' needs probes; found 'none'"),
+        ("expect: {handovers: 1}\n", "an experiment 'socket' says no 'handovers'"),
+        ("calls: {repeats: 10}\n", "expected a whole number from 3000 to 1000000; found '10'"),
+        ("calls: {fault: iput}\n", "expected one of alloc_file_pseudo, sock_alloc_file"),
+    ],
+)
+def test_an_experiment_has_its_own_sections_only(more: str, said: str) -> None:
+    (found,) = messages(f"playbook: mine\nquestion: What?\nexperiment: socket\n{more}")
+    assert said in found
+
+
+def test_calls_are_of_no_message_and_a_size_is_of_no_socket() -> None:
+    assert ["4:8: an experiment 'message' has no 'calls'"] == messages(GOOD + "calls: {}\n")
+    with pytest.raises(PlaybookError, match="--size: an experiment 'socket' has no 'workload'"):
+        override(playbook.load("socket"), size=16)
+    with pytest.raises(PlaybookError, match="--probes: an experiment 'socket' needs probes"):
+        override(playbook.load("socket"), probes="none")
+
+
 def test_every_kind_of_experiment_is_run_by_somebody() -> None:
     tried = {"crash"}  # by lab.attempt
     assert set(experiment.KINDS) | tried == set(SECTIONS) == set(get_args(Experiment))
