@@ -550,6 +550,25 @@ def bench(_: Context, rounds: int = 5, json: bool = False, verbose: bool = False
 
 
 @task(
+    help={"json": JSON, "rounds": "bursts of each kind of probe", "count": "messages of a burst",
+          "kernel": SOURCE["kernel"], "verbose": VERBOSE},
+)  # fmt: skip
+def bench_trace(
+    _: Context,
+    rounds: int = 3,
+    count: int = 10_000,
+    kernel: str = "6.12",
+    json: bool = False,
+    verbose: bool = False,
+) -> None:
+    """Measure what tracing costs: modules, BPF programs, both; and how fast records are read."""
+    from lab.commands import host, told
+
+    with told(json=json, verbose=verbose) as out:
+        host.bench_trace(out, rounds=rounds, count=count, kernel=kernel)
+
+
+@task(
     help={
         "long": "the long forms too",
         "quick": "only what needs no guest",
@@ -565,6 +584,7 @@ def test(_: Context, long: bool = False, quick: bool = False, select: str = "") 
 
 
 LAB_TASKS = (
+    bench_trace,
     up, down, status, reset, ps, gc, ssh, execute, put, get, console, gdb,
     doctor, image, build, check,
     run, run_nic, run_loopback, run_steps, run_chain, run_socket, sweep,

@@ -3,6 +3,10 @@
  * Loads the BPF programs into the running kernel and holds them there.
  *
  *	lab_bpf OBJECT PLAN NONCE RECORDS [COMM]
+ *	lab_bpf --foreign OBJECT FOLDER
+ *
+ * The second form attaches all programs of somebody else's object by their sections, pins its
+ * maps in FOLDER, says "attached COUNT" and ends at the next line.
  *
  * PLAN is a file that the host wrote, which knows the guest's symbols and its text:
  *
@@ -280,14 +284,21 @@ static void make_header(uint64_t capacity)
 
 /* --- Attaching, and the end ----------------------------------------------------------------- */
 
-/* A probe that is optimised into a jump runs with interrupts on, and what they hit is skipped. */
-static void stay_unoptimised(void)
-{
-	int file = open("/proc/sys/debug/kprobes-optimization", O_WRONLY | O_CLOEXEC);
+#define OPTIMISATION	"/proc/sys/debug/kprobes-optimization"
 
-	if (file < 0 || write(file, "0\n", 2) != 2)
-		die("kprobes-optimization");
+/*
+ * A probe that is optimised into a jump runs with interrupts on, and what they hit is skipped.
+ * Returns what was set before.
+ */
+static char set_optimisation(char to)
+{
+	int file = open(OPTIMISATION, O_RDWR | O_CLOEXEC);
+	char before;
+
+	if (file < 0 || pread(file, &before, 1, 0) != 1 || pwrite(file, &to, 1, 0) != 1)
+		die(OPTIMISATION);
 	close(file);
+	return before;
 }
 
 static int attach_kprobe(const struct hook *hook, const struct bpf_program *program, bool at_return)
@@ -338,7 +349,6 @@ static int attach_all(void)
 {
 	int attached = 0;
 
-	stay_unoptimised();
 	for (int i = 0; i < hook_count; i++) {
 		if (!hooks[i].way_count)
 			continue;
@@ -429,12 +439,38 @@ static bool next_line(void)
 	return fgets(line, sizeof(line), stdin);
 }
 
+static int hold_foreign(const char *path, const char *folder)
+{
+	struct bpf_program *program;
+	int attached = 0;
+
+	object = bpf_object__open_file(path, NULL);
+	if (!object)
+		die("%s", path);
+	if (bpf_object__load(object))
+		die("the kernel refused %s", path);
+	if (bpf_object__pin_maps(object, folder))
+		die("cannot pin the maps of %s in %s", path, folder);
+	bpf_object__for_each_program(program, object) {
+		if (!bpf_program__attach(program))
+			die("cannot attach %s", bpf_program__name(program));
+		attached++;
+	}
+	printf("attached %d\n", attached);
+	next_line();
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	struct bpf_program *program;
 	struct moment start;
 	uint64_t capacity;
+	char optimised;
 
+	libbpf_set_print(keep_warning);
+	if (argc == 4 && !strcmp(argv[1], "--foreign"))
+		return hold_foreign(argv[2], argv[3]);
 	if (argc < 5 || strlen(argv[3]) != 32) {
 		fprintf(stderr, "lab_bpf OBJECT PLAN NONCE RECORDS [COMM]\n");
 		return 2;
@@ -449,7 +485,6 @@ int main(int argc, char **argv)
 		strncpy(settings.comm, argv[5], sizeof(settings.comm) - 1);
 	memset(settings.index_of, 0xff, sizeof(settings.index_of));
 
-	libbpf_set_print(keep_warning);
 	object = bpf_object__open_file(argv[1], NULL);
 	if (!object)
 		die("%s", argv[1]);
@@ -469,6 +504,7 @@ int main(int argc, char **argv)
 	if (!next_line())
 		return 0;
 	problem[0] = 0;
+	optimised = set_optimisation('0');
 	printf("attached %d\n", attach_all());
 	start = now();
 	*on = 1;	/* all at once, not one by one as they are attached */
@@ -477,6 +513,7 @@ int main(int argc, char **argv)
 		next_line();
 	}
 	*on = 0;
+	set_optimisation(optimised);
 	/* Freed pages keep their bytes: a search for the magic must not find this one. */
 	memset(header, 0, sizeof(*header));
 	return 0;

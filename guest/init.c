@@ -42,6 +42,7 @@
 #define HOST_KEY	"/etc/dropbear/hostkey"
 #define SSH_ADDRESS	"10.0.2.15/24"	/* what QEMU's user netdev expects of its guest */
 #define NETDEV_WAIT_MS	5000		/* the netdevs are there in 10 ms where they exist at all */
+#define QUEUE_PACKETS		16384	/* the longest burst of a playbook has 10,000 messages */
 #define RESPAWN_WAIT_MS	200		/* an agent that dies at once must not eat the CPU */
 
 static void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
@@ -293,12 +294,14 @@ static void add_neighbour(int netlink, int index, int family, const void *bytes,
 
 static void rename_link(int netlink, int index, const char *name)
 {
+	uint32_t queue = QUEUE_PACKETS;
 	struct request request;
 	struct ifinfomsg *link = start_request(&request, RTM_NEWLINK, sizeof(*link));
 
 	request.head.nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK;
 	link->ifi_index = index;
 	add_attribute(&request, IFLA_IFNAME, name, strlen(name) + 1);
+	add_attribute(&request, IFLA_TXQLEN, &queue, sizeof(queue));
 	ask(netlink, &request, name);
 }
 
@@ -354,6 +357,12 @@ static void set_up_network(const char *lab_mac, const char *ssh_mac, const char 
 		say("skblab: netlink: %s", strerror(errno));
 		return;
 	}
+	/*
+	 * The kernel's default, fq_codel, drops what waited too long, and under emulation all
+	 * does: a burst of messages would lose some between __dev_queue_xmit and the driver.
+	 * Before the links are up: they take it then.
+	 */
+	set("/proc/sys/net/core/default_qdisc", "pfifo");
 	set_flags(netlink, if_nametoindex("lo"), IFF_UP);
 	if (lab_mac && (index = find_netdev(lab_mac))) {
 		rename_link(netlink, index, "lab0");

@@ -106,6 +106,7 @@ class Probes:
     kind: ProbeKind = "kmod"
     without: tuple[str, ...] = ()  # hooks left out, of HOOKS and BPF_HOOKS
     comm: str | None = None  # record only this comm
+    foreign: tuple[str, ...] = ()  # files of the user: .ko, .bpf.o, .bt
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,7 @@ Everything is by presence: a hook whose function, types or calls a kernel lacks 
 with its reason, and nothing looks at a version.
 """
 
-from lab.bpf.build import Programs, build, require_tools
+from lab.bpf.build import Programs, build, build_loader, require_tools
 from lab.bpf.hooks import HOOKS, RECV, SEND, Hook
 from lab.bpf.plan import Plan, make
 
@@ -21,6 +21,7 @@ __all__ = [
     "Plan",
     "Programs",
     "build",
+    "build_loader",
     "make",
     "require_tools",
 ]

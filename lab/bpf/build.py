@@ -58,55 +58,57 @@ def build(
     """
     require_tools()
     source = source if source is not None else paths.data() / "bpf"
-    event = source.parent / "kmod"
-    texts = sorted([*source.glob("*.c"), *source.glob("*.h"), event / "lab_event.h"])
-    clang, gcc, bpftool = tool("clang", package="clang"), tool("gcc", package="gcc"), _bpftool()
-    key = digest(
-        texts,
-        extra=[
-            *(hashlib.sha256(types).hexdigest(), version(clang), version(gcc), version(bpftool)),
-            *(*OBJECT_FLAGS, *LOADER_FLAGS),
-        ],
-    )
-    home = (cache if cache is not None else paths.cache()) / "bpf" / key[:16]
+    texts, include = _texts(source), _include(source)
+    clang, bpftool = tool("clang", package="clang"), _bpftool()
+    told = [hashlib.sha256(types).hexdigest(), version(clang), version(bpftool), *OBJECT_FLAGS]
+    home = _home(cache, digest(texts, extra=told))
     if not intact(home):
         with journal.step("build BPF programs"), Fresh(home) as work:
-            _compile(work, types, source, event, (clang, gcc, bpftool))
+            blob, raw = work / "btf", work / "probe.raw.o"
+            blob.write_bytes(types)
+            dump = [bpftool, "btf", "dump", "file", str(blob), "format", "c"]
+            header = work / "vmlinux.h"
+            header.write_text(run(dump, cwd=work, what="vmlinux.h"), encoding="utf-8")
+            where = [f"-I{work}", *include, "-c", str(source / "probe.bpf.c"), "-o", str(raw)]
+            run([clang, *OBJECT_FLAGS, *where], cwd=work, what="bpf/probe.bpf.c")
+            # Leaves the debug information out, and the types in.
+            made = str(work / "probe.bpf.o")
+            run([bpftool, "gen", "object", made, str(raw)], cwd=work, what="bpf/")
+            for path in (blob, raw, header):
+                path.unlink()
             seal(work)
-    return Programs(loader=home / "lab_bpf", object=home / "probe.bpf.o")
+    loader = build_loader(journal=journal, source=source, cache=cache)
+    return Programs(loader=loader, object=home / "probe.bpf.o")
+
+
+def build_loader(
+    *, journal: Journal, source: Path | None = None, cache: Path | None = None
+) -> Path:
+    """Return the static loader, from the cache or anew; it fits every kernel."""
+    require_tools()
+    source = source if source is not None else paths.data() / "bpf"
+    gcc = tool("gcc", package="gcc")
+    home = _home(cache, digest(_texts(source), extra=[version(gcc), *LOADER_FLAGS]))
+    if not intact(home):
+        with journal.step("build the BPF loader"), Fresh(home) as work:
+            argv = [gcc, *LOADER_FLAGS, *_include(source), str(source / "loader.c")]
+            run([*argv, "-o", str(work / "lab_bpf"), *LIBRARIES], cwd=work, what="bpf/loader.c")
+            seal(work)
+    return home / "lab_bpf"
+
+
+def _home(cache: Path | None, key: str) -> Path:
+    return (cache if cache is not None else paths.cache()) / "bpf" / key[:16]
+
+
+def _texts(source: Path) -> list[Path]:
+    shared = source.parent / "kmod" / "lab_event.h"
+    return sorted([*source.glob("*.c"), *source.glob("*.h"), shared])
+
+
+def _include(source: Path) -> tuple[str, str]:
+    return f"-I{source}", f"-I{source.parent / 'kmod'}"
 
 
 def _bpftool() -> str:
     return _which("bpftool") or tool("bpftool", package="bpftool")
-
-
-def _compile(
-    work: Path, types: bytes, source: Path, event: Path, tools: tuple[str, str, str]
-) -> None:
-    clang, gcc, bpftool = tools
-    blob = work / "btf"
-    blob.write_bytes(types)
-    header = run(
-        [bpftool, "btf", "dump", "file", str(blob), "format", "c"], cwd=work, what="vmlinux.h"
-    )
-    (work / "vmlinux.h").write_text(header, encoding="utf-8")
-    blob.unlink()
-    include = (f"-I{work}", f"-I{source}", f"-I{event}")
-    raw = work / "probe.raw.o"
-    run(
-        [clang, *OBJECT_FLAGS, *include, "-c", str(source / "probe.bpf.c"), "-o", str(raw)],
-        cwd=work,
-        what="bpf/probe.bpf.c",
-    )
-    # Leaves the debug information out, and the types in.
-    run([bpftool, "gen", "object", str(work / "probe.bpf.o"), str(raw)], cwd=work, what="bpf/")
-    raw.unlink()
-    (work / "vmlinux.h").unlink()
-    run(
-        [
-            *(gcc, *LOADER_FLAGS, *include, str(source / "loader.c")),
-            *("-o", str(work / "lab_bpf"), *LIBRARIES),
-        ],
-        cwd=work,
-        what="bpf/loader.c",
-    )

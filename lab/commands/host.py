@@ -74,6 +74,13 @@ def bench(console: Console, *, rounds: int) -> None:
     console.result(benchmark.render(found), found)
 
 
+def bench_trace(console: Console, *, rounds: int, count: int, kernel: str) -> None:
+    from lab import bench_trace as benchmark
+
+    found = benchmark.measure(rounds=rounds, count=count, kernel=kernel, journal=console.journal)
+    console.result(benchmark.render(found), found)
+
+
 def test(console: Console, *, long: bool, quick: bool, select: str) -> None:
     """Run style, types, C and the rings of tests; every part runs, the first failure counts."""
     python = sys.executable

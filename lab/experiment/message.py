@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import secrets
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lab import (
+    foreign,
     ledger,
     message,
     report,
@@ -21,7 +23,7 @@ from lab import (
     workload,
 )
 from lab.deadline import Deadline
-from lab.errors import LabError
+from lab.errors import LabError, PlaybookError
 from lab.experiment import conditions, watchers
 from lab.experiment.outcome import Outcome
 from lab.experiment.stand import Stand, common_manifest, digests, keep_logs, keep_symbols
@@ -209,6 +211,7 @@ def _measure(taken: _Measurement, modules: dict[str, Path], manifest: dict[str, 
     # Before the probes: what this reads and sends would fill their rings.
     with journal.step("conditions"):
         _conditions(taken, manifest)
+    strangers = _load_foreign(taken, manifest)
     loaded = watchers.load(
         {guest.name: MODULES[taken.asked.workload.over][guest.name] for guest in taken.guests},
         taken.asked,
@@ -248,10 +251,43 @@ def _measure(taken: _Measurement, modules: dict[str, Path], manifest: dict[str, 
                 loaded[guest.name], taken.run.guest(guest.name), deadline=deadline
             ),
         )
+    for name, probes in strangers.items():
+        said = foreign.read_out(taken.pair.guests[name], probes, deadline=deadline)
+        for file, text in said.items():
+            taken.run.guest(name).file(file).write_text(text, encoding="utf-8")
     _write_witnesses(taken, sides, manifest)
     _keep_logs(taken)
     manifest["files"] = digests(taken.run, guests(taken.asked))
     taken.run.write_manifest(manifest)
+
+
+def _load_foreign(
+    taken: _Measurement, manifest: dict[str, Any]
+) -> dict[str, list[foreign.Foreign]]:
+    """Load the user's own probes in every guest; a relative path is the playbook's neighbour."""
+    folder = Path(taken.asked.path).parent
+    paths = [folder / name for name in taken.asked.probes.foreign]
+    if not paths:
+        return {}
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing:
+        raise PlaybookError(f"there is no {', '.join(missing)}", hint="probes: foreign")
+    with taken.journal.step("load foreign probes"):
+        loaded = _both(
+            taken,
+            lambda guest: foreign.load(
+                guest, paths, journal=taken.journal, deadline=taken.deadline
+            ),
+        )
+    manifest["probes"]["foreign"] = {
+        name: {one.path.name: one.absent or "present" for one in probes}
+        for name, probes in loaded.items()
+        if probes is not None
+    }
+    manifest["digests"]["foreign"] = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths
+    }
+    return {name: probes for name, probes in loaded.items() if probes is not None}
 
 
 def _both(taken: _Measurement, work: Any) -> dict[str, Any]:

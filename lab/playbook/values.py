@@ -182,6 +182,15 @@ def _hooks(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_hook(name.strip()) for name in text.split(",")))
 
 
+FOREIGN = (".ko", ".bpf.o", ".bt")
+
+
+def _foreign(text: str) -> str:
+    if not text.endswith(FOREIGN) or not re.fullmatch(r"[A-Za-z0-9_./+-]+", text):
+        raise Fault(f"expected a probe of your own, *{', *'.join(FOREIGN)}; found {shown(text)}")
+    return text
+
+
 def _comm(text: str) -> str:
     # A comm ends at 15 bytes (TASK_COMM_LEN less its NUL); the rest keeps it one module parameter.
     if not re.fullmatch(r"[A-Za-z0-9_.:/+@-]{1,15}", text):
@@ -221,6 +230,7 @@ READERS: dict[str, Callable[[str], object]] = {
     "link.mtu": whole(68, 65_535),  # RFC 791's least; the device's most
     "probes.without": _hook,
     "probes.comm": _comm,
+    "probes.foreign": _foreign,
     # Of fewer the few hundred objects that slab caches keep by themselves would be a leak.
     "calls.repeats": whole(3000, 1_000_000),  # the most is what guest/socket_test.c takes
     "calls.control": whole(1, 1_000_000),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lab import build, image
+from lab.journal import Journal
 from tests.guest.conftest import Invoke
 
 
@@ -50,3 +53,61 @@ def test_programs_alone_account_for_everything(invoke: Invoke) -> None:
     hooks = manifest(found["run"])["probes"]["hooks"]["receiver"]["bpf"]
     # Seven arguments: 6.1 refuses fentry, and the kprobe takes its place.
     assert "kprobe" == hooks["virtio_net:receive_buf"]
+
+
+PROGRAM = """
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+char LICENSE[] SEC("license") = "GPL";
+struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 1);
+         __type(key, int); __type(value, long); } calls SEC(".maps");
+SEC("kprobe/udp_sendmsg") int sending(void *ctx)
+{
+    int key = 0; long *seen = bpf_map_lookup_elem(&calls, &key);
+    if (seen) __sync_fetch_and_add(seen, 1);
+    bpf_printk("a stranger saw udp_sendmsg");
+    return 0;
+}
+"""
+MODULE = """
+#include <linux/module.h>
+static int __init hello_init(void) { pr_info("a stranger was loaded\\n"); return 0; }
+static void __exit hello_exit(void) { }
+module_init(hello_init); module_exit(hello_exit); MODULE_LICENSE("GPL");
+"""
+PLAYBOOK = """
+playbook: strangers
+question: What do probes of the user's own say?
+probes: {kind: kmod, foreign: [stranger.bpf.o, hello.ko, stranger.bt]}
+workload: {over: loopback}
+"""
+
+
+def test_what_foreign_probes_say_is_kept_with_the_run(invoke: Invoke, tmp_path: Path) -> None:
+    (tmp_path / "stranger.c").write_text(PROGRAM, encoding="utf-8")
+    flags = ["-g", "-O2", "-target", "bpf", "-I/usr/include/x86_64-linux-gnu"]
+    build.run(
+        ["clang", *flags, "-c", "stranger.c", "-o", "stranger.bpf.o"], cwd=tmp_path, what="test"
+    )
+    source = tmp_path / "module"
+    source.mkdir()
+    (source / "hello.c").write_text(MODULE, encoding="utf-8")
+    (source / "Makefile").write_text("obj-m := hello.o\n", encoding="utf-8")
+    kernel = image.ensure("6.12", journal=Journal())
+    built = build.build_modules(kernel, journal=Journal(), source=source, cache=tmp_path / "cache")
+    shutil.copyfile(built["hello"], tmp_path / "hello.ko")
+    (tmp_path / "stranger.bt").write_text("BEGIN { exit() }\n", encoding="utf-8")
+    (tmp_path / "strangers.yaml").write_text(PLAYBOOK, encoding="utf-8")
+
+    done = invoke("lab.run", str(tmp_path / "strangers.yaml"), "--json")
+
+    assert 0 == done.code, done.err
+    folder = Path(done.value["run"]) / "sender"
+    program = (folder / "foreign-stranger.bpf.o.txt").read_text(encoding="utf-8")
+    assert "a stranger saw udp_sendmsg" in program
+    assert "# calls" in program
+    assert '"value": 1' in program
+    assert "a stranger was loaded" in (folder / "foreign-hello.ko.txt").read_text(encoding="utf-8")
+    told = manifest(done.value["run"])["probes"]["foreign"]["sender"]
+    assert {"present"} == {told["stranger.bpf.o"], told["hello.ko"]}
+    assert told["stranger.bt"].startswith("absent: there is no bpftrace")

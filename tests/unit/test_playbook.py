@@ -240,6 +240,10 @@ RULES: list[tuple[str, str]] = [
     (GOOD + "link: {device: virtio}\n", "4:16: expected one of virtio-net-pci, e1000e; found"),
     (GOOD + "link: {mtu: 67}\n", "4:13: expected a whole number from 68 to 65535; found '67'"),
     (GOOD + "link: {iommu: true}\n", "4:15: expected on or off, yes or no; found 'true'"),
+    (
+        GOOD + "probes: {foreign: [mine.ko, mine.py]}\n",
+        "4:29: expected a probe of your own, *.ko, *.bpf.o, *.bt; found 'mine.py'",
+    ),
     (GOOD + "probes: {kind: dtrace}\n", "4:16: expected one of kmod, bpf, both, none"),
     (GOOD + "probes: {comm: a b}\n", "4:16: expected a comm of 1 to 15 letters"),
     (GOOD + "probes: {comm: abcdefghijklmnop}\n", "4:16: expected a comm of 1 to 15 letters"),

@@ -1,0 +1,268 @@
+"""What tracing costs: one guest, every kind of probe in turn, one burst of messages each."""
+
+from __future__ import annotations
+
+import secrets
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lab import accelerator, bench, bpf, build, image, probe, probe_bpf, record, spec, topology
+from lab import workload as workloads
+from lab.deadline import Deadline
+from lab.errors import HostError
+from lab.guest import Guest
+from lab.journal import Journal
+
+KINDS = ("none", "kmod", "bpf", "both")
+SIZE = 64  # bytes of a message
+REACH_S = 30.0
+DEADLINE_S = 600.0
+READ_AT_LEAST = 500_000  # records per second
+READS = (1_000, 10_000, 100_000, 1_000_000)
+MODULES = ("send_trace", "recv_trace")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Burst:
+    """One burst under one kind of probe."""
+
+    kind: str
+    seconds: float  # from "go" to "sent", on the host's clock
+    events: int  # records that the hooks asked for
+    records_lost: int  # missed, dropped or torn
+    messages_lost: int
+
+
+def measure(*, rounds: int, count: int, kernel: str, journal: Journal) -> dict[str, Any]:
+    """Send `count` messages over loopback under each kind, `rounds` times in turn."""
+    if rounds < 1 or not 1 <= count <= 10_000:
+        raise HostError(f"{rounds} rounds of {count}", hint="at least 1 round, 1 to 10000 messages")
+    bpf.require_tools()
+    built = image.ensure(kernel, journal=journal)
+    modules = build.build_modules(built, journal=journal)
+    speed = accelerator.choose(built, journal=journal)
+    bursts: list[Burst] = []
+    with topology.opened("bench-trace", create=True) as pair:
+        pair.bring_up(topology.standard(built, speed, journal=journal), journal=journal)
+        try:
+            pair.attach(deadline=Deadline(REACH_S))
+            tracer = _Tracer(pair.guests["sender"], modules, journal)
+            # Under TCG the first burst pays for translating the guest's code.
+            with journal.step("warm up"):
+                tracer.burst("none", count)
+            for number in range(rounds):
+                for kind in KINDS:
+                    with journal.step(f"round {number + 1} of {rounds}: {kind}"):
+                        bursts.append(tracer.burst(kind, count))
+        finally:
+            pair.bring_down()
+    with journal.step("read records"):
+        reading = read_speed(tracer.trace)
+    return {
+        "machine": bench.machine(),
+        "accelerator": {"name": speed.name, "why": speed.why},
+        "kernel": built.release,
+        "rounds": rounds,
+        "messages": count,
+        "kinds": {kind: summary(bursts, kind, count) for kind in KINDS},
+        "bpftrace": tracer.bpftrace,
+        "reading": reading,
+    }
+
+
+def summary(bursts: list[Burst], kind: str, count: int) -> dict[str, float | int]:
+    """Return medians of one kind; the cost of an event is what it adds to the bare run."""
+    mine = [burst for burst in bursts if burst.kind == kind]
+    bare = statistics.median(burst.seconds for burst in bursts if burst.kind == "none")
+    seconds = statistics.median(burst.seconds for burst in mine)
+    events = statistics.median(burst.events for burst in mine)
+    return {
+        "messages_per_s": round(count / seconds),
+        "events": int(events),
+        "cost_per_event_us": round((seconds - bare) / events * 1e6, 2) if events else 0.0,
+        "slowdown": round(seconds / bare, 2),
+        "records_lost": sum(burst.records_lost for burst in mine),
+        "messages_lost": sum(burst.messages_lost for burst in mine),
+    }
+
+
+class _Tracer:
+    """One guest and the probes that are put into it, again and again."""
+
+    def __init__(self, guest: Guest, modules: dict[str, Path], journal: Journal) -> None:
+        self.guest = guest
+        self.modules = {name: modules[name] for name in MODULES}
+        self.journal = journal
+        self.pushed: set[str] = set()
+        self.trace = b""  # the largest there was
+        shell, deadline = guest.require_shell(), Deadline(DEADLINE_S)
+        self.folder = tempfile.TemporaryDirectory(prefix="skblab-bench-")
+        self.symbols = Path(self.folder.name) / "symbols"
+        shell.run("cat /proc/kallsyms > /run/symbols", deadline=deadline)
+        shell.get("/run/symbols", self.symbols, deadline=deadline)
+        found = shell.run("command -v bpftrace", deadline=deadline, ok=False).stdout.strip()
+        self.bpftrace = found or "absent: the guest image has none (with its libraries 207 MB)"
+
+    def burst(self, kind: str, count: int) -> Burst:
+        """Send once under `kind`; nothing of it is left in the guest."""
+        deadline = Deadline(DEADLINE_S)
+        seconds, got, traces = 0.0, 0, [b""]
+        with self._watched(kind, count, deadline) as read_out:
+            seconds, got = _send(self.guest, count, deadline)
+            traces = read_out()
+        self.trace = max([self.trace, *traces], key=len)
+        path = Path(self.folder.name) / "trace.bin"
+        events = lost = 0
+        for data in traces:
+            path.write_bytes(data)
+            trace = record.read(path, guest=self.guest.name)
+            events += trace.seen
+            lost += trace.lost
+        return Burst(
+            kind=kind, seconds=seconds, events=events, records_lost=lost, messages_lost=count - got
+        )
+
+    @contextmanager
+    def _watched(
+        self, kind: str, count: int, deadline: Deadline
+    ) -> Iterator[Callable[[], list[bytes]]]:
+        nonce, records = secrets.token_bytes(16), probe.records_for(count, SIZE)
+        programs = modules = None
+        asked = spec.Probes()
+        if kind in ("bpf", "both"):
+            programs = probe_bpf.start(
+                self.guest,
+                asked,
+                symbols=self.symbols,
+                sides=bpf.SEND | bpf.RECV,
+                nonce=nonce,
+                records=records,
+                pushed=self.pushed,
+                journal=self.journal,
+                deadline=deadline,
+            )
+        if kind in ("kmod", "both"):
+            modules = probe.load(
+                self.guest,
+                self.modules,
+                asked,
+                nonce=nonce,
+                records=records,
+                pushed=self.pushed,
+                deadline=deadline,
+            )
+        if programs is not None:
+            probe_bpf.attach(programs, deadline=deadline)
+
+        def read_out() -> list[bytes]:
+            out = []
+            if programs is not None:
+                probe_bpf.finish(programs, deadline=deadline)
+                out.append(probe_bpf.drain(programs))
+            if modules is not None:
+                probe.finish(modules, deadline=deadline)
+                out.append(probe.drain(modules))
+            return out
+
+        yield read_out
+        if modules is not None:
+            probe.unload(modules, deadline=deadline)
+        if programs is not None:
+            probe_bpf.stop(programs, deadline=deadline)
+
+
+def _send(guest: Guest, count: int, deadline: Deadline) -> tuple[float, int]:
+    """Send over loopback; return the seconds it took and how many messages were received."""
+    moments: list[float] = []
+    asked = spec.Workload(over="loopback", size=SIZE, count=count)
+
+    def gate(name: str) -> None:
+        if name in ("armed", "sent"):
+            moments.append(time.monotonic())
+
+    sides = workloads.run(
+        asked,
+        sender=guest,
+        receiver=guest,
+        seed=secrets.randbits(64),
+        gate=gate,
+        deadline=deadline,
+    )
+    return moments[1] - moments[0], int(sides[1].said["received"]["received"])
+
+
+def read_speed(section: bytes) -> dict[str, dict[str, float]]:
+    """Return how fast traces of these records are read and decoded, by how many there are."""
+    header = record.parse_header(section)
+    events = section[record.HEADER_SIZE :]
+    if not header.stored:
+        raise HostError("no record was taken to measure the reading of")
+    out: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory(prefix="skblab-bench-") as folder:
+        path = Path(folder) / "trace.bin"
+        for count in READS:
+            path.write_bytes(_sections(section, events, header.stored, count))
+            start = time.process_time()  # of this process alone: the machine may be busy
+            trace = record.read(path, guest="sender")
+            whole = len(trace.records)
+            read = time.process_time() - start
+            decoded = sum(1 for _ in trace.records)
+            seconds = time.process_time() - start
+            if whole != count or decoded != count:
+                raise HostError(f"{whole} and {decoded} records came back of {count}")
+            out[str(count)] = {
+                "read_per_s": round(count / read),
+                "decoded_per_s": round(count / seconds),
+            }
+    return out
+
+
+def _sections(section: bytes, events: bytes, stored: int, count: int) -> bytes:
+    # A section holds at most 131,072 records: more are more sections, of the same records.
+    parts = []
+    while count:
+        part = min(count, stored)
+        head = bytearray(section[: record.HEADER_SIZE])
+        record.HEADER_LAYOUT.pack_into(
+            head, 0, *_cut(record.HEADER_LAYOUT.unpack_from(head, 0), part)
+        )
+        parts += [bytes(head), events[: part * record.EVENT_SIZE]]
+        count -= part
+    return b"".join(parts)
+
+
+def _cut(values: tuple[Any, ...], claimed: int) -> list[Any]:
+    names = [name for name, _ in record.HEADER_FIELDS]
+    return [
+        claimed if name == "claimed" else value for name, value in zip(names, values, strict=True)
+    ]
+
+
+def render(found: dict[str, Any]) -> str:
+    """Return the figures as a table, the machine above it."""
+    rows = [", ".join(found["machine"].values())]
+    rows.append(
+        f"accelerator {found['accelerator']['name']}; Linux {found['kernel']}; "
+        f"{found['rounds']} rounds of {found['messages']} messages of {SIZE} bytes over loopback"
+    )
+    rows.append(
+        f"{'probes':<8} {'messages/s':>11} {'events':>8} {'us/event':>9} {'slower':>7} "
+        f"{'records lost':>13} {'messages lost':>14}"
+    )
+    for kind, one in found["kinds"].items():
+        rows.append(
+            f"{kind:<8} {one['messages_per_s']:>11} {one['events']:>8} "
+            f"{one['cost_per_event_us']:>9.2f} {one['slowdown']:>6.2f}x "
+            f"{one['records_lost']:>13} {one['messages_lost']:>14}"
+        )
+    rows.append(f"bpftrace: {found['bpftrace']}")
+    rows.append(f"{'records':<8} {'read/s':>11} {'decoded/s':>11}   target {READ_AT_LEAST} read/s")
+    for count, speed in found["reading"].items():
+        rows.append(f"{count:<8} {speed['read_per_s']:>11} {speed['decoded_per_s']:>11}")
+    return "\n".join(rows)
