@@ -1,0 +1,118 @@
+"""Reset, run, verify, over and over: no cycle fails, and nothing grows."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shutil
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from lab import experiment, paths, playbook, topology
+from lab.experiment import message
+from lab.journal import Journal
+from tests.guest.conftest import LAB
+
+SHORT = 5
+LONG = int(os.environ.get("LAB_CYCLES", "500"))
+WARM = 2  # the first cycles fill caches
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cycle:
+    """What one cycle came to, and what this process was after it."""
+
+    seconds: float  # of wall time, guests included
+    cpu_s: float  # of this process alone: does not see what else the host does
+    memory: int  # bytes resident and its own: not those of files, such as guests' RAM
+    blocks: int  # live in Python's allocator: what memory is used for, not what was kept
+    descriptors: int
+    threads: int
+
+
+def cycle(pair: topology.Lab, setup: topology.Setup, modules: dict[str, Path]) -> Cycle:
+    """Put the pair back, measure a message, compute the ledger and hold it to the playbook."""
+    start, cpu, journal = time.monotonic(), time.process_time(), Journal()
+    if pair.state is not None:
+        pair.bring_down()
+    pair.bring_up(setup, journal=journal)
+    asked = playbook.load("nic")
+    ready = experiment.Stand(
+        pair=pair, setup=setup, modules=modules, how="endurance", restored=True
+    )
+    run_dir = experiment.new_run(
+        asked, setup, paths.runs(), guests=message.guests(asked), last=False
+    )
+    message.take(ready, asked, run_dir, journal=journal, command="endurance")
+    answer = message.answer(run_dir, asked.expect, journal=journal)
+    assert answer.ledger.complete
+    assert not answer.trouble
+    shutil.rmtree(run_dir.path)
+    seconds, used = time.monotonic() - start, time.process_time() - cpu
+    gc.collect()
+    (own,) = (
+        int(line.split()[1]) << 10
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("RssAnon:")
+    )
+    return Cycle(
+        seconds=seconds,
+        cpu_s=used,
+        memory=own,
+        blocks=sys.getallocatedblocks(),
+        descriptors=len(list(Path("/proc/self/fd").iterdir())),
+        threads=len(list(Path("/proc/self/task").iterdir())),
+    )
+
+
+def growth(values: list[float]) -> float:
+    """Return by how much the last third exceeds the first, by their medians."""
+    third = max(1, len(values) // 3)
+    return statistics.median(values[-third:]) - statistics.median(values[:third])
+
+
+@pytest.mark.parametrize(
+    "cycles",
+    [SHORT, pytest.param(LONG, marks=(pytest.mark.long, pytest.mark.slow))],
+    ids=["short", "long"],
+)
+def test_cycles_do_not_fail_and_nothing_grows(
+    cycles: int, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAB_RUNS", str(runs))
+    setup, modules = experiment.setup_for(playbook.load("nic"), journal=Journal())
+    log = Path(os.environ.get("LAB_ENDURANCE_LOG", os.devnull))
+    taken: list[Cycle] = []
+    with (
+        log.open("a", encoding="utf-8") as out,
+        topology.opened(f"{LAB}-endure", create=True) as pair,
+    ):
+        try:
+            for _ in range(cycles + WARM):
+                taken.append(cycle(pair, replace(setup, owner=os.getpid()), modules))
+                print(json.dumps(asdict(taken[-1])), file=out, flush=True)
+        finally:
+            pair.bring_down()
+    warm = taken[WARM:]
+    assert len(warm) == cycles
+    told = f"{warm[0]} … {warm[-1]}"
+    assert {one.descriptors for one in warm} == {warm[0].descriptors}, told
+    assert growth([one.threads for one in warm]) <= 0, told
+    assert growth([one.blocks for one in warm]) < 0.01 * warm[0].blocks, told
+    if cycles > SHORT:  # what the C library keeps settles after a while
+        assert growth([one.memory for one in warm]) < 8 * MIB, told
+    cpu = [one.cpu_s for one in warm]
+    assert growth(cpu) < 0.5 * statistics.median(cpu), told
+
+
+def test_growth_is_seen() -> None:
+    """The guard itself: what grows a little each time is found, what wavers is not."""
+    assert growth([float(n) for n in range(30)]) == 20
+    assert growth([1.0, 2.0, 1.0] * 10) == 0
