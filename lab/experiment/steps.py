@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections.abc import Sequence
 
@@ -54,11 +55,11 @@ def take(
             " breakpoints would change the kernel's text",
             hint="LAB_ACCEL=tcg",
         )
-    following = _Following(asked, run_dir, journal=journal)
+    following = Following(asked, run_dir, journal=journal)
     message.take(ready, asked, run_dir, journal=journal, command=command, beside=following)
 
 
-class _Following:
+class Following:
     """Follows calls in each guest from "armed" to "received"."""
 
     def __init__(self, asked: spec.Playbook, run_dir: rundir.RunDir, *, journal: Journal) -> None:
@@ -92,10 +93,12 @@ class _Following:
             if "btf_modules" in text.values:
                 types = found.module_types(types, text.values["btf_modules"], name)
         windows = self._windows[guest.name]
-        return follow.Follower(port, found, text, types, windows, opened=self._opened)
+        opened = functools.partial(self.opened, guest.name)
+        return follow.Follower(port, found, text, types, windows, opened=opened)
 
-    def _opened(self) -> None:
-        if self._in_turn and not self._was_sent:
+    def opened(self, guest: str) -> None:
+        """Hold the receiver once the sender sends; its own windows say nothing of that."""
+        if self._in_turn and guest == "sender" and not self._was_sent:
             self._followers["receiver"].hold()
 
     def sent(self) -> None:

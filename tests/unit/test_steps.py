@@ -11,8 +11,12 @@ from pathlib import Path
 import pytest
 
 from lab import calls as called
+from lab import playbook
 from lab.calls import Call, Calls, How, Seen, Value
 from lab.errors import EvidenceError, HostError, TraceCorrupt
+from lab.experiment.steps import Following
+from lab.journal import Journal
+from lab.rundir import RunDir
 from lab.steps import Compared, Fate, Steps, compare, lines, notes, render, rows, values
 from lab.steps.build import _of_message, _way, _windows
 from lab.steps.rows import Names, Step, Touch, Type
@@ -285,6 +289,40 @@ def test_a_call_that_failed_is_no_window() -> None:
 
 def test_the_way_is_who_carried_the_message_and_who_called_them() -> None:
     assert _way(arriving(), []) == {2, 3, 4, 5}
+
+
+class Held:
+    """A follower of which only is known whether it holds its guest."""
+
+    def __init__(self) -> None:
+        self.held = False
+
+    def hold(self) -> None:
+        self.held = True
+
+    def go_on(self) -> None:
+        self.held = False
+
+
+@pytest.mark.parametrize(("name", "size", "in_turn"), [("link", 16, True), ("link", 9000, False)])
+def test_guests_run_in_turn_only_where_one_frame_is_sent(
+    tmp_path: Path,
+    name: str,
+    size: int,
+    in_turn: bool,  # noqa: FBT001
+) -> None:
+    asked = playbook.override(playbook.load(f"steps-{name}"), size=size)
+    following = Following(asked, RunDir(tmp_path), journal=Journal())
+    sender, receiver = Held(), Held()
+    following._followers = {"sender": sender, "receiver": receiver}  # type: ignore[dict-item]
+    following.opened("receiver")  # the agent's line interrupts: the receiver must hear "go"
+    assert not receiver.held
+    following.opened("sender")
+    assert receiver.held is in_turn
+    following.sent()
+    assert (sender.held, receiver.held) == (in_turn, False)
+    following.opened("sender")
+    assert not receiver.held
 
 
 # --- Values, files, tables ------------------------------------------------------------------
