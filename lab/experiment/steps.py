@@ -81,8 +81,9 @@ class Following:
         with self._journal.step("read symbols, types and code"):
             for guest in guests:
                 self._followers[guest.name] = self._prepare(guest, ports[guest.name])
-        for follower in self._followers.values():
-            follower.start()
+        for name, follower in self._followers.items():
+            # What the receiver does before anything is sent is not the message's.
+            follower.start(watch=name == "sender" or not self._in_turn)
 
     def _prepare(self, guest: Guest, port: debugger.Debugger) -> follow.Follower:
         memory = self._open.enter_context(GuestMemory(guest.folder.ram))

@@ -112,17 +112,20 @@ class Follower:
         self._calls: list[Call] = []
         self._order = self._foreign = self._dropped = 0
         self._done = threading.Event()
+        self._wanted = threading.Event()  # set: the triggers are to be set
+        self._watched = False
         self._running = threading.Event()  # not set: the guest is to be held
         self._running.set()
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._began = 0.0
 
-    def start(self) -> None:
-        """Set the triggers and let the guest go on."""
+    def start(self, *, watch: bool = True) -> None:
+        """Let the guest go on, with the triggers set; without `watch` they are set by `go_on`."""
         self._began = time.monotonic()
-        for address in self._triggers:
-            self._debugger.set(address)
+        if watch:
+            self.go_on()
+            self._watch()
         self._debugger.resume()
         self._thread = threading.Thread(target=self._guarded, name="follow", daemon=True)
         self._thread.start()
@@ -152,8 +155,14 @@ class Follower:
         self._running.clear()
 
     def go_on(self) -> None:
-        """Let a guest that was held go on."""
+        """Let a guest that was held go on, with the triggers set."""
+        self._wanted.set()
         self._running.set()
+
+    def _watch(self) -> None:
+        self._watched = True
+        for address in self._triggers:
+            self._debugger.set(address)
 
     def abandon(self) -> None:
         """Stop following, whatever was seen."""
@@ -187,13 +196,16 @@ class Follower:
             try:
                 self._debugger.stopped(Deadline(TICK_S))
             except DeadlineExceeded:
-                if self._running.is_set() and not self._done.is_set():
+                watched = self._watched or not self._wanted.is_set()
+                if watched and self._running.is_set() and not self._done.is_set():
                     continue
                 self._debugger.interrupt()
                 self._debugger.stopped(Deadline(5.0))
                 self._running.wait()
                 if self._done.is_set():
                     return False
+                if self._wanted.is_set():
+                    self._watch()
                 self._debugger.resume()
                 continue
             return True

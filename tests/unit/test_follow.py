@@ -206,6 +206,19 @@ def test_calls_jumps_indirect_calls_and_returns() -> None:
     assert (found.calls[0].comm, found.foreign, found.dropped) == ("sender", 0, 0)
 
 
+def test_a_guest_that_is_not_watched_yet_is_not_followed() -> None:
+    one = machine(way())
+    follower = Follower(
+        cast("Debugger", one),
+        cast("Kernel", SimpleNamespace(release="6.12-cooked")),
+        Text(KALLSYMS.encode()),
+        types(),
+        [Trigger(symbol="__x64_sys_sendto")],
+    )
+    follower.start(watch=False)
+    assert follower.finish(deadline=Deadline(5.0)).calls == ()
+
+
 def test_another_program_opens_no_window() -> None:
     path = way()
     path[0] = (ENTRY, STACK, {"task": OTHER})
