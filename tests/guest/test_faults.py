@@ -110,7 +110,7 @@ def test_qemu_killed_at_any_stage_is_a_guest_error_soon(runs: Path, stage: str, 
 
     journal = AtStep(stage, kill)
     # Whichever line to it was listened to tells of the end first.
-    with pytest.raises(GuestLost, match="QEMU died|hung up|line is dead|SSH ended") as lost:
+    with pytest.raises(GuestLost, match=r"QEMU died|hung up|line is dead|SSH ended") as lost:
         take(journal)
     assert time.monotonic() - since[0] < SOON_S
     assert (last_run(runs) / "manifest.json").exists()
