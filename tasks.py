@@ -418,13 +418,29 @@ def runs(_: Context, prune: int = -1, json: bool = False) -> None:
             read.prune(out, prune)
 
 
-@task(positional=["run"], help={"run": RUN, "grep": "only lines with this text"})
-def lines(_: Context, run: str, grep: str = "") -> None:
-    """Print the worksheet's log lines of a run, from its records."""
+@task(positional=["first", "second"], help={"first": RUN, "second": RUN, "json": JSON})
+def compare(_: Context, first: str, second: str, json: bool = False) -> None:
+    """Print what differs between two runs, and draw both on one page."""
+    from lab.commands import read, told
+
+    with told(json=json) as out:
+        read.compare(out, first, second)
+
+
+@task(
+    positional=["run"],
+    help={
+        "run": RUN,
+        "grep": "only lines with this text",
+        "everything": "every record, also those of other packets and programs",
+    },
+)
+def lines(_: Context, run: str, grep: str = "", everything: bool = False) -> None:
+    """Print the worksheet's log lines of a run's messages, from their records."""
     from lab.commands import read, told
 
     with told() as out:
-        read.lines(out, run, grep)
+        read.lines(out, run, grep, everything=everything)
 
 
 def _trying(name: str, doc: str, act: str) -> Task[Callable[..., None]]:
@@ -588,7 +604,10 @@ LAB_TASKS = (
     up, down, status, reset, ps, gc, ssh, execute, put, get, console, gdb,
     doctor, image, build, check,
     run, run_nic, run_loopback, run_steps, run_chain, run_socket, sweep,
-    report, runs, lines, steps, worksheet, accesses, claims, bench,
+    report, runs, compare, lines, steps, worksheet, accesses, claims, bench,
     try_, watch, crashes, vmcore,
 )  # fmt: skip
+for one in (test, *LAB_TASKS):
+    # Invoke would give each task letters of its own: -s is --size here and --send there.
+    one.auto_shortflags = False
 ns = Collection(test, Collection("lab", *LAB_TASKS))

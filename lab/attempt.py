@@ -24,6 +24,7 @@ from lab import (
     paths,
     postmortem,
     qemu,
+    report,
     rundir,
     snapshot,
     spec,
@@ -172,6 +173,7 @@ def judge(run_dir: rundir.RunDir, start: float | None = None) -> Result:
     found = postmortem.analyse(run_dir)
     run_dir.write_json("postmortem.json", found.as_json())
     run_dir.write_text("postmortem.txt", postmortem.render(found))
+    run_dir.write_text("report.html", report.crash_page(run_dir))
     return Result(run=run_dir, found=found, seconds=time.monotonic() - start)
 
 

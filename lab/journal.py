@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import statistics
 import sys
 import threading
 import time
@@ -12,6 +15,46 @@ from pathlib import Path
 from typing import TextIO
 
 SHOWN_FROM_S = 2.0
+REMEMBERED = 5  # durations of one step
+MOST_STEPS = 100  # names in a history: what has not been seen for longest goes
+
+
+class History:
+    """How long steps took before, in a small file: only those that people wait for.
+
+    A file that cannot be read or written is no fault: then nothing is expected.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def expected(self, name: str) -> float | None:
+        """Return the usual seconds of a step, None for one that was never long."""
+        known = self._read().get(name)
+        return statistics.median(known) if known else None
+
+    def add(self, name: str, seconds: float) -> None:
+        """Remember how long a step took."""
+        steps = self._read()
+        steps[name] = [*steps.pop(name, []), round(seconds, 2)][-REMEMBERED:]
+        for old in list(steps)[:-MOST_STEPS]:
+            del steps[old]
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        with contextlib.suppress(OSError):
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(steps), encoding="utf-8")
+            temporary.replace(self.path)
+
+    def _read(self) -> dict[str, list[float]]:
+        try:
+            found = json.loads(self.path.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return {
+            str(name): [float(one) for one in times]
+            for name, times in (found.items() if isinstance(found, dict) else ())
+            if isinstance(times, list) and all(isinstance(one, int | float) for one in times)
+        }
 
 
 class Journal:
@@ -22,8 +65,15 @@ class Journal:
     `{"at","guest","step","outcome","seconds"}`.  Threads may share a journal.
     """
 
-    def __init__(self, *, verbose: bool = False, stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        verbose: bool = False,
+        stream: TextIO | None = None,
+        history: History | None = None,
+    ) -> None:
         self.verbose = verbose
+        self.history = history
         self.stream = stream if stream is not None else sys.stderr
         self._lock = threading.Lock()
         self._lines: list[str] = []
@@ -42,7 +92,7 @@ class Journal:
         """Time what happens inside and record how it ended."""
         start = time.monotonic()
         outcome = "ok"
-        ticker = _Ticker(self._show, name, guest)
+        ticker = _Ticker(self._show, name, guest, self.history)
         try:
             with ticker:
                 yield
@@ -52,6 +102,8 @@ class Journal:
         finally:
             seconds = time.monotonic() - start
             self._record(name, guest, outcome, seconds)
+            if self.history is not None and outcome == "ok" and seconds >= SHOWN_FROM_S:
+                self.history.add(name, seconds)
             if self.verbose or outcome != "ok" or seconds >= SHOWN_FROM_S:
                 self._show(f"{guest:<9} {name:<34} {outcome:<16} {seconds:6.2f} s")
 
@@ -84,8 +136,11 @@ class Journal:
 class _Ticker:
     """Says that a step is still going on, two seconds in and every ten after."""
 
-    def __init__(self, show: Callable[[str], None], name: str, guest: str) -> None:
+    def __init__(
+        self, show: Callable[[str], None], name: str, guest: str, history: History | None
+    ) -> None:
         self.show = show
+        self.history = history
         self.name = name
         self.guest = guest
         self._done = threading.Event()
@@ -100,7 +155,11 @@ class _Ticker:
     def _run(self) -> None:
         wait = SHOWN_FROM_S
         passed = 0.0
+        usual = None
         while not self._done.wait(wait):
             passed += wait
             wait = 10.0
-            self.show(f"{self.guest:<9} {self.name:<34} … {passed:.0f} s")
+            if usual is None and self.history is not None:
+                usual = self.history.expected(self.name)
+            of = "" if usual is None else f", usually {usual:.0f} s"
+            self.show(f"{self.guest:<9} {self.name:<34} … {passed:.0f} s{of}")

@@ -17,6 +17,7 @@ from typing import Any
 
 from invoke.exceptions import Exit
 
+from lab import paths
 from lab.errors import (
     BUG,
     INTERRUPTED,
@@ -25,7 +26,7 @@ from lab.errors import (
     LabError,
     PlaybookError,
 )
-from lab.journal import Journal
+from lab.journal import History, Journal
 
 BUG_TEXT = "this is a bug of skblab; please report it with the lines above"
 HOST_FAULTS = {
@@ -56,7 +57,9 @@ def told(*, json: bool = False, verbose: bool = False) -> Iterator[Console]:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupted)
     logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # what it says is in our errors
-    console = Console(json=json, journal=Journal(verbose=verbose))
+    console = Console(
+        json=json, journal=Journal(verbose=verbose, history=History(paths.cache() / "steps.json"))
+    )
     try:
         yield console
     except LabError as error:

@@ -122,7 +122,16 @@ def tell_outcome(console: Console, outcome: experiment.Outcome) -> None:
     if console.json:
         console.result("", {**outcome.value, "run": str(path)})
     else:
-        print(_coloured((path / "report.txt").read_text(encoding="utf-8")).rstrip())
+        if outcome.told and sys.stdout.isatty():
+            from rich.console import Console as Terminal
+
+            from lab import report
+
+            terminal = Terminal(highlight=False)
+            for one in report.shown(outcome.told):
+                terminal.print(one)
+        else:
+            print(_coloured((path / "report.txt").read_text(encoding="utf-8")).rstrip())
         print(path, flush=True)
     if outcome.trouble:
         raise LedgerIncomplete(

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
-import json as jsonlib
-from pathlib import Path
-from typing import Any
-
 from lab import paths
 from lab.commands import Console
 from lab.errors import PlaybookError
 
 
 def runs(console: Console) -> None:
+    from lab.report import listing
     from lab.rundir.prune import runs as known
 
-    rows: list[dict[str, Any]] = []
-    for path in known(paths.runs()):
-        ledger, found = _read(path / "ledger.json"), _read(path / "postmortem.json")
-        ledger = ledger or _read(path / "socket.json")
-        complete, verdict = ledger.get("complete"), found.get("verdict")
-        if (path / "manifest.json").is_file():
-            rows.append({"run": str(path), "complete": complete, "verdict": verdict})
-    words = {True: "COMPLETE", False: "INCOMPLETE", None: "no ledger"}
-    text = "\n".join(
-        f"{(row['verdict'] or words[row['complete']]):<12} {row['run']}" for row in rows
-    )
-    console.result(text or f"no run in {paths.runs()}", rows)
+    rows = [row for path in known(paths.runs()) if (row := listing.row(path)) is not None]
+    text = listing.render(rows) if rows else f"no run in {paths.runs()}"
+    console.result(text, [row.as_json() for row in rows])
+
+
+def compare(console: Console, first: str, second: str) -> None:
+    from lab import ledger, rundir
+    from lab.report import compare as comparing
+
+    sides = [rundir.resolve(name) for name in (first, second)]
+    for run in sides:
+        if run.manifest().experiment != "message":
+            raise PlaybookError(f"{run.name} sent no messages: there is no ledger to compare")
+    one, two = ((ledger.build(run), run) for run in sides)
+    found = comparing.compare(one, two)
+    page = two[1].write_text("compare.html", comparing.page(found, one, two))
+    console.result(f"{comparing.render(found)}{page}", {**found.as_json(), "page": str(page)})
 
 
 def prune(console: Console, keep: int) -> None:
@@ -41,21 +42,25 @@ def prune(console: Console, keep: int) -> None:
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        value = jsonlib.loads(path.read_text(encoding="utf-8"))
-        return value if isinstance(value, dict) else {}
-    return {}
-
-
-def lines(console: Console, run: str, grep: str) -> None:
+def lines(console: Console, run: str, grep: str, *, everything: bool) -> None:
     from lab import report, rundir, socket
 
     found = rundir.resolve(run)
-    of = socket.lines if found.manifest().experiment == "socket" else report.lines
-    for line in of(found, grep=grep or None):
-        print(line)
-    del console
+    if found.manifest().experiment == "socket":
+        for line in socket.lines(found, grep=grep or None):
+            print(line)
+        return
+    left_out = 0
+    cited = None if everything else report.cited(found)
+    for evidence, line in report.lines(found, grep=grep or None):
+        if cited is None or evidence in cited:
+            print(line)
+        else:
+            left_out += 1
+    if left_out:
+        console.journal.say(
+            f"{left_out} records that no message's ledger cites are left out; --everything"
+        )
 
 
 def accesses(console: Console, run: str, place: str) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import cast
 
 from lab.correlate.types import Place
 
@@ -48,12 +49,22 @@ class Held:
     def end(self) -> int:
         return self.start + self.size
 
-    def cut(self, start: int, end: int) -> Held:
-        """Return the part between two addresses."""
+    def cut(self, start: int, end: int, at: int | None = None) -> Held:
+        """Return the part between two addresses; `at` says where in a range it starts."""
         first = max(self.start, start)
-        last = min(self.end, end)
-        return replace(
-            self, start=first, size=last - first, offset=self.offset + first - self.start
+        # Written out: dataclasses.replace() takes three times as long, and this is the walk's
+        # innermost step.
+        return Held(
+            start=first,
+            size=min(self.end, end) - first,
+            message=self.message,
+            offset=self.offset + first - self.start,
+            place=self.place,
+            copies=self.copies,
+            reads=self.reads,
+            writes=self.writes,
+            handovers=self.handovers,
+            at=self.at if at is None else at,
         )
 
 
@@ -69,8 +80,8 @@ class Holdings:
         for extent in extents:
             end = extent.start + extent.size
             for held in self._touching(extent.space, extent.start, end):
-                part = held.cut(extent.start, end)
-                out.append(replace(part, at=extent.at + part.start - extent.start))
+                at = extent.at + max(held.start, extent.start) - extent.start
+                out.append(held.cut(extent.start, end, at))
         return join(out)
 
     def clear(self, extents: Iterable[Extent]) -> list[Place]:
@@ -105,12 +116,14 @@ class Holdings:
             )
             _insert(entries, part)
 
-    def raise_handovers(self, place: Place) -> None:
-        """Count one more handover for everything a place still holds."""
-        for entries in self._spaces.values():
-            for number, (start, held) in enumerate(entries):
+    def raise_handovers(self, place: Place, extents: Iterable[Extent]) -> None:
+        """Count one more handover for everything a place still holds in its ranges."""
+        for extent in extents:
+            entries = self._spaces.get(extent.space, [])
+            for held in self._touching(extent.space, extent.start, extent.start + extent.size):
                 if held.place is place:
-                    entries[number] = (start, replace(held, handovers=held.handovers + 1))
+                    raised = replace(held, handovers=held.handovers + 1)
+                    entries[_index(entries, held.start)] = (held.start, raised)
 
     def _touching(self, space: str, start: int, end: int) -> list[Held]:
         entries = self._spaces.get(space, [])
@@ -125,11 +138,11 @@ class Holdings:
 
 
 def _index(entries: list[tuple[int, Held]], start: int) -> int:
-    return bisect_left(entries, start, key=lambda entry: entry[0])
+    return bisect_left(cast("list[tuple[int, ...]]", entries), (start,))
 
 
 def _insert(entries: list[tuple[int, Held]], held: Held) -> None:
-    insort(entries, (held.start, held), key=lambda entry: entry[0])
+    entries.insert(_index(entries, held.start), (held.start, held))
 
 
 def join(parts: Iterable[Held]) -> list[Held]:

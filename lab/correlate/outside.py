@@ -19,7 +19,7 @@ from lab.correlate.devices import DEVICE_HEADERS, arrivals, buffer_parts
 from lab.correlate.identity import Identity
 from lab.correlate.inputs import SENDER, GuestInputs, Inputs
 from lab.correlate.rings import RingWitness
-from lab.correlate.spans import missing
+from lab.correlate.spans import Index, missing
 from lab.correlate.types import Disagreement, Flow, Kind, Movement, PlaceKind, Unexplained
 from lab.errors import TraceCorrupt
 from lab.record import Context, Flag, Hook, Record
@@ -52,6 +52,18 @@ class OutsideGuest(GuestInputs):
         """
         copies = sorted(self.seen.copies, key=lambda copy: copy.first)
         return tuple(_record(self, copy) for copy in copies if copy.function not in self.probes)
+
+    @cached_property
+    def owners(self) -> dict[int, int]:
+        """Page of a workload's buffer -> the workload's pid."""
+        out: dict[int, int] = {}
+        for work in self.workloads:
+            buffer = work.ready.buffer
+            for _, physical, size in buffer.extents(buffer.virtual, buffer.size):
+                if physical is not None:
+                    for page in range(physical >> 12, (physical + size + 4095) >> 12):
+                        out.setdefault(page, work.ready.pid)
+        return out
 
     @property
     def hooks(self) -> tuple[Hook, ...]:
@@ -271,15 +283,7 @@ def name_of(copy: CopySeen) -> str:
 
 def _owner(guest: OutsideGuest, extents: Iterable[tuple[int, int]]) -> int:
     """Return the pid of the workload whose buffer lies in these pages, 0 for nobody's."""
-    pages = {address >> 12 for address, _ in extents}
-    for work in guest.workloads:
-        buffer = work.ready.buffer
-        for _, physical, size in buffer.extents(buffer.virtual, buffer.size):
-            if physical is not None and any(
-                physical >> 12 <= page <= (physical + size - 1) >> 12 for page in pages
-            ):
-                return work.ready.pid
-    return 0
+    return next((guest.owners[at >> 12] for at, _ in extents if at >> 12 in guest.owners), 0)
 
 
 # --- The two accounts held against each other ----------------------------------------------------
@@ -429,19 +433,18 @@ def lonely(movement: Movement, text: str) -> Disagreement:
 
 def _confirm_devices(inside: Flow, outside: Flow) -> None:
     """Confirm device writes where the other walk found no CPU that brought the bytes."""
-    stored = [
-        (movement.guest, start, start + size)
-        for movement in _copies(outside)
-        for start, size in movement.target.extents
-    ]
+    stored: dict[str, list[tuple[int, int, None]]] = defaultdict(list)
+    for movement in _copies(outside):
+        for start, size in movement.target.extents:
+            stored[movement.guest].append((start, start + size, None))
+    by_address = {guest: Index(ranges) for guest, ranges in stored.items()}
     for movement in inside.movements:
         place = movement.target
         if movement.kind is not Kind.DMA_WRITE or place.kind is PlaceKind.WIRE:
             continue
-        touched = any(
-            guest == place.guest and start < at + size and at < end
-            for guest, start, end in stored
-            for at, size in place.extents
+        index = by_address.get(place.guest)
+        touched = index is not None and any(
+            any(index.touching(at, at + size)) for at, size in place.extents
         )
         if place.extents and not touched:
             movement.confirmed_by.add(WITNESS)

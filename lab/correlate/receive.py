@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import replace
+from functools import cached_property
 
 from lab.correlate.board import Board, plain
 from lab.correlate.devices import DEVICE_HEADERS, Arrival, buffer_parts
@@ -12,8 +13,10 @@ from lab.correlate.hooks import DMA_UNMAP, filled_by
 from lab.correlate.inputs import GuestInputs
 from lab.correlate.memory_map import GuestMap
 from lab.correlate.rings import Found, RingWitness
+from lab.correlate.spans import Index
 from lab.correlate.types import Certainty, Gap, Kind, Movement, Mover, PlaceKind
 from lab.record import Record
+from lab.rundir import Hit
 
 HEADERS = 34  # bytes of Ethernet and IPv4: the least a device splits off
 MERGEABLE_HEADER = 12  # bytes; its last two say over how many buffers a frame goes
@@ -189,22 +192,38 @@ class Receive:
 
     def _content_seen(self, physical: int, part: Held) -> bool:
         # A ring says where and how much, never what: another witness must have seen it.
-        census = self.guest.census
-        for gate in census.gates if census is not None else ():
-            for hit in gate.hits:
-                shift = physical - hit.physical
-                inside = shift >= 0 and shift + part.size <= hit.size
-                same = hit.message in (None, part.message) and hit.offset is not None
-                if inside and same and (hit.offset or 0) + shift == part.offset:
-                    return True
+        end = physical + part.size
+        for start, last, hit in self._hits.touching(physical, end):
+            inside = start <= physical and end <= last
+            same = hit.message in (None, part.message) and hit.offset is not None
+            if inside and same and (hit.offset or 0) + physical - start == part.offset:
+                return True
         identity = self.board.inputs.identity
-        for record in self.memory.records:
-            at = physical - record.src_phys
-            if record.src_phys and record.bytes and not record.skb and 0 <= at < len(record.bytes):
-                seen = record.bytes[at : at + part.size]
-                if identity.agrees(seen, part.message, part.offset):
-                    return True
+        for start, _, record in self._shown.touching(physical, physical + 1):
+            seen = record.bytes[physical - start :][: part.size]
+            if identity.agrees(seen, part.message, part.offset):
+                return True
         return False
+
+    @cached_property
+    def _hits(self) -> Index[Hit]:
+        """What the census found, by physical address."""
+        census = self.guest.census
+        gates = census.gates if census is not None else ()
+        return Index(
+            [(hit.physical, hit.physical + hit.size, hit) for gate in gates for hit in gate.hits]
+        )
+
+    @cached_property
+    def _shown(self) -> Index[Record]:
+        """The records that show bytes of a buffer, by physical address."""
+        return Index(
+            [
+                (record.src_phys, record.src_phys + len(record.bytes), record)
+                for record in self.memory.records
+                if record.src_phys and record.bytes and not record.skb
+            ]
+        )
 
     def _write(
         self,

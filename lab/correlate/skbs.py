@@ -129,7 +129,8 @@ class Skbs:
                 mine,
                 function="loopback",
                 certainty=Certainty.DERIVED,
-                evidence=list(dict.fromkeys([*mine[0].place.evidence, *ids, record.id])),
+                # First what shows the skb on its way; the copies at both ends are why it is one.
+                evidence=list(dict.fromkeys([*ids, record.id, *mine[0].place.evidence])),
             )
         return [replace(part, handovers=max(part.handovers, 1)) for part in parts]
 
@@ -283,7 +284,7 @@ class Skbs:
             self.spent.add(place.id)
             if place.id not in self._handed:
                 self._handed.add(place.id)
-                self.memory.holdings.raise_handovers(place)
+                self.memory.holdings.raise_handovers(place, ranges(place))
         made = []
         for message in dict.fromkeys(part.message for part in parts):
             mine = [part for part in parts if part.message == message]

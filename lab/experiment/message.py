@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -167,19 +166,24 @@ def answer(run_dir: rundir.RunDir, expect: spec.Expect, *, journal: Journal) -> 
     with journal.step("report"):
         run_dir.write_text("report.txt", report.render(result, run_dir))
         run_dir.write_text("report.html", report.page(result, run_dir))
+        run_dir.write_text("trace.perfetto.json", report.trace(result, run_dir))
+        frames = report.wire(result, run_dir)
+        if frames is not None:
+            run_dir.file("wire.pcapng").write_bytes(frames)
     return Answer(run=run_dir, ledger=result, failures=tuple(ledger.check(result, expect)))
 
 
 def analyse(run_dir: rundir.RunDir, expect: spec.Expect, *, journal: Journal) -> Outcome:
     """Compute ledger and report of a run, and say why it is not proven."""
     found = answer(run_dir, expect, journal=journal)
-    value = {**json.loads(found.ledger.to_json()), "failed_expectations": list(found.failures)}
+    value = {**found.ledger.as_json(), "failed_expectations": list(found.failures)}
     return Outcome(
         run=run_dir,
         result="ledger.json",
         value=value,
         trouble=found.trouble,
         hint=f"invoke lab.lines {run_dir.name}",
+        told=tuple(report.told(found.ledger, run_dir)),
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lab import rundir
+from lab.report.blocks import Block
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,3 +19,4 @@ class Outcome:
     value: Mapping[str, Any]  # what `--json` prints of it
     trouble: tuple[str, ...]  # empty: proven, and as expected
     hint: str = ""  # what to look at where it is not
+    told: tuple[Block, ...] = ()  # report.txt for a terminal of any width

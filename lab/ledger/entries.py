@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
+from typing import Any, cast
 
 SCHEMA = 1
 
 # Fields that are guest addresses: hexadecimal text in JSON.
 ADDRESSES = frozenset({"virtual", "physical", "skb", "head", "data"})
+PLAIN = frozenset({str, int, bool, float, type(None)})
+LINES_FROM = 4  # levels down: ledger, messages, message, places; each place is one line
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -197,16 +201,55 @@ class Ledger:
         """Whether RAM was searched: only then does "nothing unexplained" say anything."""
         return self.witnesses.get("census") == "present"
 
+    def as_json(self) -> dict[str, object]:
+        """Return the ledger as JSON values, addresses as hexadecimal text."""
+        return {name: _shown(getattr(self, name)) for name, _ in _fields(self)}
+
     def to_json(self) -> str:
-        """Return ledger.json, the same text for the same run, byte for byte."""
-        return json.dumps(_shown(asdict(self)), indent=2, ensure_ascii=False) + "\n"
+        """Return ledger.json, the same text for the same run, byte for byte.
+
+        A place, a movement or a sighting is one line, for people who look into it.
+        """
+        return _text(self.as_json(), "") + "\n"
 
 
-def _shown(value: object, name: str = "") -> object:
-    if isinstance(value, dict):
-        return {str(key): _shown(inner, str(key)) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
+_known: dict[type, tuple[tuple[str, bool], ...]] = {}
+
+
+def _fields(entry: Any) -> tuple[tuple[str, bool], ...]:
+    """Return the fields of an entry, and which are addresses."""
+    kind = type(entry)
+    if kind not in _known:
+        _known[kind] = tuple(
+            (one.name, one.name in ADDRESSES and one.type == "int") for one in fields(entry)
+        )
+    return _known[kind]
+
+
+def _shown(value: object) -> object:
+    if type(value) in PLAIN:
+        return value
+    if isinstance(value, (tuple, list)):
         return [_shown(inner) for inner in value]
-    if name in ADDRESSES and isinstance(value, int):
-        return f"0x{value:x}"
-    return value
+    if isinstance(value, Mapping):
+        return {str(key): _shown(inner) for key, inner in value.items()}
+    return {
+        name: f"0x{getattr(value, name):x}" if address else _shown(getattr(value, name))
+        for name, address in _fields(value)
+    }
+
+
+def _text(value: object, margin: str, depth: int = 0) -> str:
+    """Return JSON in which ledger and messages are spread out, and what is in them is not."""
+    deeper = margin + "  "
+    if _is_table(value):
+        rows = [deeper + _text(inner, deeper, depth + 1) for inner in cast("list[object]", value)]
+        return "[\n" + ",\n".join(rows) + f"\n{margin}]"
+    if depth < LINES_FROM and isinstance(value, dict) and any(map(_is_table, value.values())):
+        rows = [f'{deeper}"{k}": {_text(inner, deeper, depth + 1)}' for k, inner in value.items()]
+        return "{\n" + ",\n".join(rows) + f"\n{margin}}}"
+    return _ENCODER.encode(value)
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)

@@ -5,16 +5,31 @@ from __future__ import annotations
 from lab import capture
 from lab.ledger import Ledger, Message, Movement, Place, Unexplained
 from lab.message import Messages
+from lab.report.blocks import Block, paragraph, plain, shown, table
+from lab.report.crash import page as crash_page
 from lab.report.frames import holds, known_addresses
-from lab.report.log import lines
+from lab.report.log import cited, lines
 from lab.report.page import page
+from lab.report.pcapng import wire
+from lab.report.perfetto import trace
 from lab.report.stations import copy_numbers
-from lab.report.tables import content, paragraph, some, table
+from lab.report.tables import content, some
 from lab.report.verdict import largest, sentences
 from lab.report.words import function_name
 from lab.rundir import Manifest, RunDir
 
-__all__ = ["function_name", "lines", "page", "render"]
+__all__ = [
+    "blocks",
+    "cited",
+    "crash_page",
+    "function_name",
+    "lines",
+    "page",
+    "render",
+    "shown",
+    "trace",
+    "wire",
+]
 
 SHOWN_MESSAGES = 1  # in full; the others as one line of totals
 SHOWN_ROWS = 14  # of one table
@@ -38,8 +53,13 @@ LONG_PLACES = {
 
 def render(ledger: Ledger, run: RunDir) -> str:
     """Return report.txt: plain, the same for the same run, at most 110 columns wide."""
+    return "\n".join(plain(told(ledger, run))) + "\n"
+
+
+def told(ledger: Ledger, run: RunDir) -> list[Block]:
+    """Return what report.txt says, to be shown at any width."""
     manifest = run.manifest()
-    out = [*_verdict(ledger), *_conditions(ledger, manifest), *_trouble(ledger)]
+    out: list[Block] = [*_verdict(ledger), *_conditions(ledger, manifest), *_trouble(ledger)]
     for message in ledger.messages[:SHOWN_MESSAGES]:
         out += ["", *_copies(message)]
         out += ["", *_addresses(message, _messages(manifest), searched=ledger.searched)]
@@ -49,7 +69,7 @@ def render(ledger: Ledger, run: RunDir) -> str:
     if len(ledger.messages) > SHOWN_MESSAGES:
         out += ["", *_others(ledger)]
     out += ["", *_totals(ledger), *_witnesses(ledger), *_notes(ledger)]
-    return "\n".join(out) + "\n"
+    return out
 
 
 def _messages(manifest: Manifest) -> Messages:
@@ -61,11 +81,11 @@ def _messages(manifest: Manifest) -> Messages:
 # --- The verdict ----------------------------------------------------------------------------
 
 
-def _verdict(ledger: Ledger) -> list[str]:
+def _verdict(ledger: Ledger) -> list[Block]:
     return [line for text in sentences(ledger) for line in paragraph(text)]
 
 
-def _conditions(ledger: Ledger, manifest: Manifest) -> list[str]:
+def _conditions(ledger: Ledger, manifest: Manifest) -> list[Block]:
     offloads = ", ".join(f"{name} {value}" for name, value in manifest.offloads)
     link = f"{manifest.device} over {manifest.backend}" if manifest.over == "link" else "lo"
     parts = [
@@ -77,8 +97,8 @@ def _conditions(ledger: Ledger, manifest: Manifest) -> list[str]:
     return [line for text in ("".join(parts), *drift) for line in paragraph(text)]
 
 
-def _trouble(ledger: Ledger) -> list[str]:
-    out: list[str] = []
+def _trouble(ledger: Ledger) -> list[Block]:
+    out: list[Block] = []
     for entry in ledger.incomplete[:SHOWN_ROWS]:
         of = "" if entry.message is None else f"message {entry.message}: "
         gap = f"{entry.bytes} bytes between {' and '.join(entry.between)}: "
@@ -100,7 +120,7 @@ def _page_of(hit: Unexplained) -> str:
     return f" ({hit.page})" if hit.page else ""
 
 
-def _more(count: int, what: str) -> list[str]:
+def _more(count: int, what: str) -> list[Block]:
     left = count - SHOWN_ROWS
     return [f"  … and {some(left, f'more {what}')} in ledger.json"] if left > 0 else []
 
@@ -108,7 +128,7 @@ def _more(count: int, what: str) -> list[str]:
 # --- Tables ---------------------------------------------------------------------------------
 
 
-def _copies(message: Message) -> list[str]:
+def _copies(message: Message) -> list[Block]:
     if not message.movements:
         return ["Nothing was seen to move."]
     rows = []
@@ -164,7 +184,7 @@ def _unverified(place: Place, *, searched: bool) -> str:
     return "not found" if place.place == "user" else "used again since"
 
 
-def _addresses(message: Message, messages: Messages, *, searched: bool) -> list[str]:
+def _addresses(message: Message, messages: Messages, *, searched: bool) -> list[Block]:
     rows = []
     data = messages.bytes(message.id)
     for number, place in enumerate(message.places[:SHOWN_ROWS]):
@@ -206,7 +226,7 @@ def _verified(place: Place) -> str:
     return f"RAM, {what.partition('/')[0]}" if "census" in file else "frame"
 
 
-def _skbs(message: Message) -> list[str]:
+def _skbs(message: Message) -> list[Block]:
     sides = (("sender", message.skb.sender), ("receiver", message.skb.receiver))
     rows = [
         (
@@ -227,7 +247,7 @@ def _skbs(message: Message) -> list[str]:
     return [*table(head, rows[:SHOWN_ROWS]), *_more(len(rows), "sighting")]
 
 
-def _frame(message: Message, run: RunDir) -> list[str]:
+def _frame(message: Message, run: RunDir) -> list[Block]:
     wire = next((place for place in message.places if place.place == "wire"), None)
     if wire is None:
         return ["No frame carries the message."]
@@ -248,7 +268,7 @@ def _frame(message: Message, run: RunDir) -> list[str]:
 # --- The end --------------------------------------------------------------------------------
 
 
-def _others(ledger: Ledger) -> list[str]:
+def _others(ledger: Ledger) -> list[Block]:
     groups: dict[tuple[bool, str], int] = {}
     for message in ledger.messages:
         key = message.complete, _counts(message)
@@ -273,7 +293,7 @@ def _counts(message: Message) -> str:
     )
 
 
-def _totals(ledger: Ledger) -> list[str]:
+def _totals(ledger: Ledger) -> list[Block]:
     most = largest(ledger)
     proven = "" if most.complete else " (those that are proven; more went unseen)"
     places = [place for message in ledger.messages for place in message.places]
@@ -286,7 +306,7 @@ def _totals(ledger: Ledger) -> list[str]:
     )
 
 
-def _witnesses(ledger: Ledger) -> list[str]:
+def _witnesses(ledger: Ledger) -> list[Block]:
     present = [name for name, state in ledger.witnesses.items() if state == "present"]
     absent = [
         f"{name} ({state.partition(':')[2].strip()})"
@@ -297,7 +317,7 @@ def _witnesses(ledger: Ledger) -> list[str]:
     return paragraph(f"Witnesses: {', '.join(present) or 'none'}{without}.")
 
 
-def _notes(ledger: Ledger) -> list[str]:
+def _notes(ledger: Ledger) -> list[Block]:
     out = [line for note in ledger.notes for line in paragraph(f"Note: {note}.")]
     if any(m.mover == "device" for message in ledger.messages for m in message.movements):
         out += paragraph(

@@ -80,7 +80,7 @@ class Line:
     what: str
     function: str
     proof: str
-    target: str  # the id of the evidence in the page
+    target: str  # the id of the evidence in the page, "" where it is in another
     ring: tuple[float, float, float, str] | None = None  # x, y, width and words of the badge
 
 
@@ -113,6 +113,7 @@ class Words:
     device: str
     rings: Mapping[str, str]  # evidence id of a descriptor -> what it says
     anchor: str = "m0"  # beginning of the ids of the message's evidence
+    linked: bool = True  # whether that evidence is in the same page
 
 
 @dataclass
@@ -395,7 +396,7 @@ def _descriptor(sheet: _Sheet, arrow: Arrow) -> str:
             if one in sheet.words.rings:
                 more = f" + {len(arrow.movements) - 1} more" if len(arrow.movements) > 1 else ""
                 return f"{side} · {sheet.words.rings[one]}{more}"
-    return f"{side} · its descriptor was used again"
+    return f"{side} · its descriptor is in no snapshot of it"
 
 
 def _inside(sheet: _Sheet, arrow: Arrow, number: int, of: int) -> Line:
@@ -437,7 +438,7 @@ def _line(sheet: _Sheet, arrow: Arrow, track: _Track) -> Line:
         what=f"{what} · {moved}",
         function=function_name(first) + (" (derived)" if _derived(arrow, first.certainty) else ""),
         proof=f"{first.evidence[0]}{rest}",
-        target=f"{sheet.words.anchor}-{arrow.movements[0]}",
+        target=f"{sheet.words.anchor}-{arrow.movements[0]}" if sheet.words.linked else "",
         ring=track.ring,
     )
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from lab import access, accesses, capture, clock, record
 from lab.capture import Frame
 from lab.errors import LabError
+from lab.ledger import Message
 from lab.record import Context, Flag, Record
 from lab.rundir import GuestDir, RunDir
 from lab.symbols import Symbols
@@ -136,9 +137,11 @@ class Archive:
         except (LabError, ValueError, LookupError) as error:
             return Card(id=evidence, title=f"cannot be read: {error}")
 
-    def descriptor(self, evidence: str) -> str:
-        """Return in a few words what a descriptor says; "" where the id names none."""
-        return dict(self.card(evidence, NOTHING).fields).get("says", "")
+    def descriptors(self, message: Message, *, most: int) -> dict[str, str]:
+        """Return in a few words what the first descriptors of a message say, by evidence id."""
+        ids = (one for movement in message.movements for one in movement.evidence)
+        wanted = [one for one in ids if "/rings.json#" in one][:most]
+        return {one: dict(self.card(one, NOTHING).fields).get("says", "") for one in wanted}
 
     def touched(self, guest: str, start: int, size: int) -> list[str]:
         """Return who loaded and stored a physical range, as the emulator saw it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from lab import clock, record
@@ -11,15 +12,23 @@ from lab.record import Flag, Record
 from lab.rundir import GuestDir, RunDir
 
 
-def lines(run: RunDir, grep: str | None = None) -> Iterator[str]:
-    """Yield the worksheet's log lines, made from records, in the order of host time.
+def lines(run: RunDir, grep: str | None = None) -> Iterator[tuple[str, str]]:
+    """Yield evidence id and worksheet's log line of each record, in the order of host time.
 
-    Each ends with the id of its record; `grep` keeps those that contain a text.
+    Each line ends with the id of its record; `grep` keeps those that contain a text.
     """
     for entry in _in_time(run):
         text = f"{_line(entry)}  {entry.id}"
         if grep is None or grep in text:
-            yield text
+            yield entry.id, text
+
+
+def cited(run: RunDir) -> frozenset[str] | None:
+    """Return the records a run's ledger cites for its messages; None without a ledger."""
+    if not run.has("ledger.json"):
+        return None
+    text = run.file("ledger.json").read_text(encoding="utf-8", errors="replace")
+    return frozenset(re.findall(r'"([\w-]+/trace\.bin#\d+)"', text)) or None
 
 
 def _in_time(run: RunDir) -> list[Record]:

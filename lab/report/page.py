@@ -18,6 +18,7 @@ from lab.capture import Frame
 from lab.ledger import Ledger, Message, Movement
 from lab.message import Messages
 from lab.report import evidence, questions, verdict
+from lab.report.conditions import conditions, notes
 from lab.report.drawing import Drawing, Words, draw
 from lab.report.evidence import Archive, Card, Wanted
 from lab.report.frames import holds, known_addresses
@@ -126,21 +127,9 @@ def page(ledger: Ledger, run: RunDir) -> str:
         disagreements_left_out=max(0, len(ledger.disagreements) - SHOWN_ROWS),
         unexplained=ledger.unexplained[:SHOWN_ROWS],
         unexplained_left_out=max(0, len(ledger.unexplained) - SHOWN_ROWS),
-        conditions=list(_conditions(ledger, manifest)),
-        notes=_notes(ledger),
+        conditions=list(conditions(ledger, manifest)),
+        notes=notes(ledger),
     )  # fmt: skip
-
-
-def _notes(ledger: Ledger) -> list[str]:
-    out = [f"{note}." for note in ledger.notes]
-    if any(m.mover == "device" for message in ledger.messages for m in message.movements):
-        out.append(
-            "Device reads and writes are seen from the guests: no guest CPU touched the bytes. "
-            "Between two QEMU guests it was a host CPU that moved them."
-        )
-    if ledger.accelerator.get("name") == "tcg":
-        out.append("Under tcg durations are emulated; counts and addresses are not.")
-    return out
 
 
 def _groups(ledger: Ledger) -> list[list[Message]]:
@@ -167,7 +156,7 @@ def _shown(
     words = Words(
         kernel=f"Linux {manifest.kernel}",
         device=manifest.device,
-        rings=_descriptors(message, archive),
+        rings=archive.descriptors(message, most=SHOWN_ROWS),
         anchor=anchor,
     )
     frame = _frame(message, archive)
@@ -188,15 +177,6 @@ def _shown(
         maps=tuple(maps(message, archive.run)),
         timeline=timeline(message, archive),
     )
-
-
-def _descriptors(message: Message, archive: Archive) -> dict[str, str]:
-    out: dict[str, str] = {}
-    for movement in message.movements:
-        for one in movement.evidence:
-            if "/rings.json#" in one and len(out) < SHOWN_ROWS:
-                out[one] = archive.descriptor(one)
-    return out
 
 
 def _steps(message: Message, anchor: str, archive: Archive, data: bytes) -> Iterator[Step]:
@@ -327,28 +307,3 @@ def _rings(run: RunDir, guest: str, message: Message) -> list[Ring]:
         if one.startswith(f"{guest}/rings.json#")
     ]
     return rings(guest, folder.rings(), used)
-
-
-def _conditions(ledger: Ledger, manifest: Manifest) -> Iterator[tuple[str, str]]:
-    yield "playbook", manifest.playbook
-    yield "message", f"{manifest.count} × {manifest.size} bytes, {manifest.protocol}"
-    where = f"{manifest.device} over {manifest.backend}" if manifest.over == "link" else "lo"
-    yield "over", f"{manifest.over} ({where})"
-    if manifest.over == "link":
-        yield "offloads", ", ".join(f"{name} {value}" for name, value in manifest.offloads)
-    yield "kernel", f"Linux {manifest.kernel}"
-    yield "accelerator", f"{manifest.accelerator}: {manifest.accelerator_why}".rstrip(": ")
-    yield (
-        "probes",
-        manifest.probe_kind
-        + (f", without {', '.join(manifest.without)}" if manifest.without else ""),
-    )
-    yield "drift", "; ".join(manifest.drifted) or "none: every package is the pinned one"
-    yield "lost", ", ".join(f"{name} {count}" for name, count in ledger.lost.items()) or "nothing"
-    values = manifest.values
-    for name in ("reset", "versions", "command"):
-        told = values.get(name)
-        if isinstance(told, dict):
-            yield name, ", ".join(f"{key} {value}" for key, value in sorted(told.items()))
-        elif told:
-            yield name, str(told)

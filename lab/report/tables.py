@@ -25,10 +25,14 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: str = "L
     return out
 
 
-def paragraph(text: str, *, indent: str = "  ") -> list[str]:
+def paragraph(text: str, *, indent: str = "  ", width: int | None = None) -> list[str]:
     """Return a text's lines, those after the first indented."""
     return textwrap.wrap(
-        text, WIDTH, subsequent_indent=indent, break_long_words=True, break_on_hyphens=False
+        text,
+        width or WIDTH,
+        subsequent_indent=indent,
+        break_long_words=True,
+        break_on_hyphens=False,
     )
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from lab import process, topology
 from lab.deadline import Deadline, wait_until
+from tests import schema
 
 INVOKE = Path(sys.executable).parent / "invoke"
 TOP = Path(__file__).parent.parent.parent
@@ -44,8 +45,12 @@ Invoke = Callable[..., Done]
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Yield where runs go; every ledger that the session left keeps to the schema."""
+    folder = tmp_path_factory.mktemp("runs")
+    yield folder
+    for path in folder.rglob("ledger.json"):
+        schema.check(json.loads(path.read_text(encoding="utf-8")))
 
 
 @pytest.fixture(scope="session")

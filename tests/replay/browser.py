@@ -68,12 +68,12 @@ class Seen:
     complaints: list[str]
 
 
-def find() -> str:
-    """Return the browser; skip the test where there is none, fail where one must be."""
-    found = next(filter(None, map(shutil.which, NAMES)), None)
+def find(*names: str) -> str:
+    """Return the first of these programs; without one skip the test, or fail where it must run."""
+    found = next(filter(None, map(shutil.which, names)), None)
     if found is None:
-        why = "chromium is not installed"
-        if "chromium" in os.environ.get("LAB_MUST_RUN", "").split(","):
+        why = f"{names[0]} is not installed"
+        if names[0] in os.environ.get("LAB_MUST_RUN", "").split(","):
             pytest.fail(f"{why}, and LAB_MUST_RUN asks for it", pytrace=False)
         pytest.skip(why)
     return found
@@ -84,7 +84,7 @@ def look(page: Path, folder: Path, *, width: int = 1280, dark: bool = False) -> 
     around = folder / f"around-{width}.html"
     around.write_text(PROBE.format(page=page.as_uri(), width=width), encoding="utf-8")
     argv = [
-        find(), *FLAGS, f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=3000",
+        find(*NAMES), *FLAGS, f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=3000",
         "--allow-file-access-from-files", f"--window-size={max(width, 500)},1000",
         *(["--blink-settings=preferredColorScheme=0"] if dark else []),
         "--dump-dom", around.as_uri(),
@@ -102,7 +102,7 @@ def print_pdf(page: Path, folder: Path) -> bytes:
     """Print a page and return the PDF."""
     out = folder / "page.pdf"
     argv = [
-        find(), *FLAGS, f"--user-data-dir={folder / 'profile'}", "--no-pdf-header-footer",
+        find(*NAMES), *FLAGS, f"--user-data-dir={folder / 'profile'}", "--no-pdf-header-footer",
         f"--print-to-pdf={out}", page.as_uri(),
     ]  # fmt: skip
     subprocess.run(argv, capture_output=True, timeout=LIMIT_S, check=True)

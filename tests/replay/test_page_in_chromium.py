@@ -85,3 +85,15 @@ def test_it_prints(tmp_path: Path) -> None:
     _, page = serve(tmp_path, cooked.nic)
 
     assert browser.print_pdf(page, tmp_path).startswith(b"%PDF-")
+
+
+def test_without_the_program_a_test_is_skipped_by_name_or_fails_where_it_must_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "")
+
+    with pytest.raises(pytest.skip.Exception, match="chromium is not installed"):
+        browser.find(*browser.NAMES)
+    monkeypatch.setenv("LAB_MUST_RUN", "guests,chromium")
+    with pytest.raises(pytest.fail.Exception, match="LAB_MUST_RUN asks for it"):
+        browser.find(*browser.NAMES)

@@ -120,3 +120,61 @@ def test_what_is_said_is_written_too(tmp_path: Path) -> None:
 
     assert "restored, not booted: ünïcode\n" == stream.getvalue()
     assert "said" == entries(tmp_path / "j")[0]["outcome"]
+
+
+# --- What is usual --------------------------------------------------------------------------
+
+
+def test_a_long_step_says_how_long_it_usually_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subject, "SHOWN_FROM_S", 0.01)
+    history = subject.History(tmp_path / "new" / "steps.json")
+    for seconds in (3.0, 90.0, 4.0):
+        history.add("boot", seconds)
+    said = threading.Event()
+
+    class Stream(io.StringIO):
+        def write(self, text: str) -> int:
+            said.set()
+            return super().write(text)
+
+    stream = Stream()
+    with Journal(stream=stream, history=history).step("boot"):
+        assert said.wait(10)
+
+    assert "boot" in stream.getvalue()
+    assert ", usually 4 s" in stream.getvalue()
+    assert len(json.loads(history.path.read_text())["boot"]) == 4
+
+
+def test_a_history_stays_small(tmp_path: Path) -> None:
+    history = subject.History(tmp_path / "steps.json")
+    for number in range(subject.MOST_STEPS + 5):
+        for _ in range(subject.REMEMBERED + 1):
+            history.add(f"step {number}", 2.5)
+    kept = json.loads(history.path.read_text())
+
+    assert len(kept) == subject.MOST_STEPS
+    assert {len(times) for times in kept.values()} == {subject.REMEMBERED}
+    assert history.expected("step 0") is None
+    assert history.expected(f"step {subject.MOST_STEPS}") == 2.5
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"boot": "x"}', '{"boot": [null]}', "\x00"])
+def test_a_broken_history_expects_nothing(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "steps.json"
+    path.write_text(text)
+
+    assert subject.History(path).expected("boot") is None
+
+
+def test_a_step_that_failed_is_no_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subject, "SHOWN_FROM_S", 0.0)
+    history = subject.History(tmp_path / "steps.json")
+    journal = Journal(stream=io.StringIO(), history=history)
+
+    with pytest.raises(GuestLost), journal.step("wait"):
+        raise GuestLost("receiver", "gone")
+
+    assert history.expected("wait") is None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -425,3 +427,37 @@ def test_a_manifest_nobody_wrote_is_corrupt_and_no_crash(tmp_path: Path) -> None
         run.write_manifest({**run.manifest().values, **change})
         with pytest.raises(TraceCorrupt):
             ledger.build(run)
+
+
+def calls(work: Callable[[], object]) -> int:
+    """Count the function calls of some work: the same on every machine, however busy."""
+    count = 0
+
+    def seen(_frame: FrameType, event: str, _arg: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(seen)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+@pytest.mark.parametrize("cook", [cooked.nic, cooked.loopback])
+def test_twice_the_messages_are_twice_the_work(tmp_path: Path, cook: Callable[..., Cook]) -> None:
+    few = cook(tmp_path / "few", count=150).serve()
+    many = cook(tmp_path / "many", count=300).serve()
+
+    assert calls(lambda: ledger.build(many)) < 2.3 * calls(lambda: ledger.build(few))
+
+
+def test_in_its_file_a_place_is_a_line_and_so_is_a_movement(tmp_path: Path) -> None:
+    built = ledger.build(cooked.nic(tmp_path, count=2).serve())
+    lines = [line.strip(" ,") for line in built.to_json().splitlines()]
+    places = [json.loads(line) for line in lines if line.startswith('{"guest"')]
+
+    assert json.loads(built.to_json()) == built.as_json()
+    assert sum("region" in entry for entry in places) == 2 * 6
+    assert sum("mover" in entry for entry in places) == 2 * 5

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from lab import ledger, report
 from lab.report import tables
@@ -146,7 +148,7 @@ def test_many_messages_end_in_one_line(tmp_path: Path) -> None:
 
 
 def test_the_worksheets_lines(tmp_path: Path) -> None:
-    lines = list(report.lines(cooked.nic(tmp_path).serve()))
+    lines = [line for _, line in report.lines(cooked.nic(tmp_path).serve())]
 
     for expected in (
         r"\[COPY1\] PID=301 comm=sender dest=ff1100000100003c len=16 csum\S+  sender/trace.bin#1",
@@ -161,7 +163,7 @@ def test_the_worksheets_lines(tmp_path: Path) -> None:
 
 def test_lines_are_in_the_order_of_time_and_can_be_chosen(tmp_path: Path) -> None:
     run = cooked.loopback(tmp_path).serve()
-    marks = [line[1:6] for line in report.lines(run) if not line.startswith("[SKB]")]
+    marks = [line[1:6] for _, line in report.lines(run) if not line.startswith("[SKB]")]
 
     assert ["COPY1", "COPY2", "COPY3", "COPY4"] == marks
     assert 1 == len(list(report.lines(run, "COPY4")))
@@ -189,3 +191,43 @@ def test_a_table_closes_up_where_it_must() -> None:
 )
 def test_content_is_text_where_it_is_one(data: bytes, text: str) -> None:
     assert text == tables.content(data)
+
+
+def test_the_ledger_cites_its_messages_records_and_no_others(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    cook.sender.hook("__dev_queue_xmit", skb=0xFF11000009990000)
+    run = cook.serve()
+    stranger = f"sender/trace.bin#{len(cook.sender.events) - 1}"
+
+    assert report.cited(run) is None
+    run.write_text("ledger.json", ledger.build(run).to_json())
+    found = report.cited(run)
+    assert found is not None
+    assert stranger not in found
+    assert {"sender/trace.bin#1", "receiver/trace.bin#5"} <= found
+
+
+def at_a_terminal(run: RunDir, width: int) -> str:
+    out = io.StringIO()
+    terminal = Console(file=out, width=width, force_terminal=True, highlight=False)
+    for one in report.shown(report.told(ledger.build(run), run)):
+        terminal.print(one)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 140, 200])
+def test_at_a_terminal_it_takes_the_width_there_is(tmp_path: Path, width: int) -> None:
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", at_a_terminal(cooked.nic(tmp_path).serve(), width))
+
+    assert max(map(len, plain.splitlines())) <= width
+    assert "csum_and_copy_from_iter_full" in plain or width == 80
+    assert "COMPLETE: 16 bytes copied 3 times" in plain
+
+
+def test_a_terminal_shows_what_a_guest_said_as_it_is(tmp_path: Path) -> None:
+    size = len(b"[red]x[/red]\x1b[31m")
+    run = cooked.nic(tmp_path, payload=b"[red]x[/red]\x1b[31m", size=size).serve()
+    sound = cooked.nic(tmp_path / "text", payload=b"[bold]HI[/bold].", size=16).serve()
+
+    assert "\x1b[31m" not in at_a_terminal(run, 140).partition("LOCATION")[2]
+    assert "[bold]HI[/bold]." in at_a_terminal(sound, 140)

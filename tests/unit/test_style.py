@@ -101,3 +101,17 @@ def test_the_readme_has_the_two_commands() -> None:
     for command in ("./bootstrap invoke lab.up lab.run-nic", "./bootstrap invoke test"):
         assert command in text
     assert "./bootstrap invoke test" in (TOP / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_no_option_is_a_letter() -> None:
+    # Given by Invoke they would differ from task to task.
+    import tasks
+
+    letters = {
+        f"{one.name} -{name}"
+        for one in (tasks.test, *tasks.LAB_TASKS)
+        for argument in one.get_arguments()
+        for name in argument.names
+        if len(name) == 1
+    }
+    assert letters == set()

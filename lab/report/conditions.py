@@ -1,0 +1,47 @@
+"""Under what a run's numbers hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lab.ledger import Ledger
+from lab.rundir import Manifest
+
+
+def conditions(ledger: Ledger, manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """Yield name and value of each condition."""
+    yield "playbook", manifest.playbook
+    yield "message", f"{manifest.count} × {manifest.size} bytes, {manifest.protocol}"
+    where = f"{manifest.device} over {manifest.backend}" if manifest.over == "link" else "lo"
+    yield "over", f"{manifest.over} ({where})"
+    if manifest.over == "link":
+        yield "offloads", ", ".join(f"{name} {value}" for name, value in manifest.offloads)
+    yield "kernel", f"Linux {manifest.kernel}"
+    yield "accelerator", f"{manifest.accelerator}: {manifest.accelerator_why}".rstrip(": ")
+    yield (
+        "probes",
+        manifest.probe_kind
+        + (f", without {', '.join(manifest.without)}" if manifest.without else ""),
+    )
+    yield "drift", "; ".join(manifest.drifted) or "none: every package is the pinned one"
+    yield "lost", ", ".join(f"{name} {count}" for name, count in ledger.lost.items()) or "nothing"
+    values = manifest.values
+    for name in ("reset", "versions", "command"):
+        told = values.get(name)
+        if isinstance(told, dict):
+            yield name, ", ".join(f"{key} {value}" for key, value in sorted(told.items()))
+        elif told:
+            yield name, str(told)
+
+
+def notes(ledger: Ledger) -> list[str]:
+    """Return what has to be said beside the numbers."""
+    out = [f"{note}." for note in ledger.notes]
+    if any(m.mover == "device" for message in ledger.messages for m in message.movements):
+        out.append(
+            "Device reads and writes are seen from the guests: no guest CPU touched the bytes. "
+            "Between two QEMU guests it was a host CPU that moved them."
+        )
+    if ledger.accelerator.get("name") == "tcg":
+        out.append("Under tcg durations are emulated; counts and addresses are not.")
+    return out
