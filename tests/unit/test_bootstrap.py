@@ -18,7 +18,7 @@ TOP = Path(__file__).parents[2]
 BORROWED = ("cksum", "mkdir", "cat", "env", "rm", "touch", "chmod", "sleep")
 PROGRAMS = ("qemu-system-x86_64", "gcc", "make", "depmod", "xz")
 FILES = ("libc.a", "libelf.so.1", "ca-certificates.crt", "libbpf.a")
-FOR_TESTS = ("chromium", "tshark", "clang")
+FOR_TESTS = ("chromium", "tshark", "clang", "bpftool")
 
 PYTHON = """\
 #!/bin/sh
