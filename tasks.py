@@ -303,6 +303,11 @@ run_nic = _measuring(
     "Send a message over the link between two kernels and account for every copy.",
     of="nic",
 )
+run_trap = _measuring(
+    "run-trap",
+    "Arm probes, and read from guest RAM what they put into kernel text and onto a stack.",
+    of="trap",
+)
 run_loopback = _measuring(
     "run-loopback",
     "Send a message over loopback inside one kernel and account for every copy.",
@@ -504,14 +509,25 @@ def vmcore(_: Context, run: str, json: bool = False) -> None:
 
 @task(
     positional=["run"],
-    help={"run": RUN, "place": "such as receiver/rx-buffer (default: list them)", "json": JSON},
+    help={
+        "run": RUN,
+        "place": "such as receiver/rx-buffer (default: list them)",
+        "all": "of the whole buffer, not only the message's bytes",
+        "json": JSON,
+    },
 )
-def accesses(_: Context, run: str, place: str = "", json: bool = False) -> None:
+def accesses(
+    _: Context,
+    run: str,
+    place: str = "",
+    all: bool = False,  # noqa: A002 - the option's name
+    json: bool = False,
+) -> None:
     """Print who loaded and stored a place's bytes, as the emulator saw it."""
     from lab.commands import read, told
 
     with told(json=json) as out:
-        read.accesses(out, run, place)
+        read.accesses(out, run, place, whole=all)
 
 
 @task(
@@ -603,7 +619,8 @@ LAB_TASKS = (
     bench_trace,
     up, down, status, reset, ps, gc, ssh, execute, put, get, console, gdb,
     doctor, image, build, check,
-    run, run_nic, run_loopback, run_steps, run_chain, run_socket, sweep,
+    run, run_nic, run_loopback, run_steps, run_chain, run_socket,
+    run_trap, sweep,
     report, runs, compare, lines, steps, worksheet, accesses, claims, bench,
     try_, watch, crashes, vmcore,
 )  # fmt: skip

@@ -33,6 +33,7 @@ TARGETS = {  # seconds, or MiB; what issue 2 asks for
     "host memory per idle guest, MiB": 200.0,
     "lab.try, prebuilt, dies on load": 3.0,  # twenty in a minute
     "lab.watch, from save to verdict": 4.0,
+    "witnessed run / run without plugin": 1.3,
 }
 DIE_ON_LOAD = (
     "null_write", "double_free", "stack_overflow", "bug_on", "skb_shared_info", "bad_jump",
@@ -58,6 +59,12 @@ def measure(*, rounds: int, journal: Journal) -> dict[str, Any]:
         pair / bare for pair, bare in zip(series["pair boot"], series["bare boot"], strict=True)
     ]
     series["pair boot / bare boot"] = ratios
+    for over, under in (
+        ("pair boot", "bare boot"),
+        ("witnessed run", "run without plugin"),
+    ):
+        pairs = zip(series[over], series[under], strict=True)
+        series[f"{over} / {under}"] = [one / other for one, other in pairs]
     return {
         "machine": machine(),
         "accelerator": {"name": speed.name, "why": speed.why},
@@ -96,6 +103,10 @@ def _round(built: image.Image, speed: accelerator.Accelerator) -> dict[str, floa
     _process(["lab.down"], environment)
     found["invoke lab.up lab.run-nic (warm)"] = _process(["lab.up", "lab.run-nic"], environment)
     _process(["lab.down"], environment)
+    # One after the other, each on a pair of its own: what the witness costs a whole run.
+    found["witnessed run"] = _process(["lab.run-nic"], environment)
+    blind = environment | {"LAB_ACCESS_LOG": "off"}
+    found["run without plugin"] = _process(["lab.run-nic"], blind)
     return found
 
 

@@ -115,6 +115,7 @@ class Guest:
         self.shell: ssh.Shell | None = None
         self.argv: list[str] = []
         self.extra = ""  # more words for the kernel's command line
+        self.devices: tuple[str, ...] = ()  # more than every guest has
         self.plugin: Path | None = None  # the access log, where there is one
 
     # -- life ------------------------------------------------------------------
@@ -142,6 +143,7 @@ class Guest:
             ssh_mac=self.me.ssh_mac,
             incoming=initramfs is None,
             plugin=self._plugin_argument(),
+            devices=self.devices,
         )
 
     def _plugin_argument(self) -> str | None:

@@ -7,19 +7,20 @@ looked at; memory that was freed keeps its bytes, and is somebody else's by then
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from lab.btf import Btf
 from lab.kernel import BTF, PAGE, Kernel
+from lab.threads import INIT, threads
 
 POISON = 0xDEAD_0000_0000_0000  # CONFIG_ILLEGAL_POINTER_VALUE of x86-64
 POOL_MARK = POISON | 0x40  # PP_SIGNATURE, in page.pp_magic
 ANONYMOUS, MOVABLE = 1, 2  # low bits of page.mapping: PAGE_MAPPING_ANON, PAGE_MAPPING_MOVABLE
 MOST_ORDER = 10  # pages of a free block, as a power of two
-MOST_TASKS = 4096
-NEEDED = ("vmemmap_base", "init_task", "_text", "_end", *BTF)  # symbols of the kernel
+NEEDED = ("vmemmap_base", INIT, "_text", "_end", *BTF)  # symbols of the kernel
 NAME_SIZE = 64  # bytes read of a name
 
 
@@ -167,45 +168,14 @@ class Pages:
 
     @cached_property
     def _stacks(self) -> dict[int, str]:
-        """The pages of all tasks' kernel stacks, with whose they are."""
+        """The pages of all threads' kernel stacks, with whose they are."""
         found: dict[int, str] = {}
-        offset = self.types.offset
-        size = self.types.size("task_struct")
-        stack_size = 4 * PAGE
-        if self.types.has("thread_union"):
-            stack_size = self.types.size("thread_union")
-        for task in self._tasks():
-            raw = self.kernel.read(task, size)
-            stack = self._word(raw, "task_struct.stack")
-            comm = raw[offset("task_struct.comm") :][:16].partition(b"\0")[0]
-            pid = self._word(raw, "task_struct.pid")
-            for at in range(stack, stack + stack_size, PAGE):
-                try:
+        for thread in threads(self.kernel, self.types, self._symbols[INIT]):
+            for at in range(thread.stack, thread.top, PAGE):
+                with contextlib.suppress(ValueError):
                     page = self.kernel.physical(at) // PAGE
-                except ValueError:
-                    continue
-                found[page] = f"{comm.decode('ascii', 'replace')} (pid {pid})"
+                    found[page] = f"{thread.comm} (pid {thread.pid})"
         return found
-
-    def _tasks(self) -> Iterator[int]:
-        """Yield the kernel address of every task: leaders, and each one's threads."""
-        offset = self.types.offset
-        next_task, node = offset("task_struct.tasks"), offset("task_struct.thread_node")
-        signal, head = offset("task_struct.signal"), offset("signal_struct.thread_head")
-        first = task = self._symbols["init_task"]
-        for _ in range(MOST_TASKS):
-            yield task
-            start = self.kernel.word(task + signal) + head
-            thread = self.kernel.word(start)
-            for _ in range(MOST_TASKS):
-                if thread == start:
-                    break
-                if thread - node != task:
-                    yield thread - node
-                thread = self.kernel.word(thread)
-            task = self.kernel.word(task + next_task) - next_task
-            if task == first:
-                return
 
 
 def _sorts(types: Btf) -> dict[str, int | frozenset[int]]:

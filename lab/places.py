@@ -7,7 +7,8 @@ from pathlib import Path
 
 from lab import access, accesses, correlate
 from lab.correlate import Inputs, Place
-from lab.correlate.types import LINK
+from lab.correlate.rings import RingWitness
+from lab.correlate.types import LINK, PlaceKind
 from lab.errors import EvidenceError
 from lab.rundir import RunDir
 
@@ -17,8 +18,12 @@ def names(run: RunDir) -> list[str]:
     return list(dict.fromkeys(_name(place) for place in _places(correlate.load(run))))
 
 
-def lines(run: RunDir, wanted: str) -> Iterator[str]:
-    """Yield a line for each run of accesses to the place called `wanted`."""
+def lines(run: RunDir, wanted: str, *, whole: bool = False) -> Iterator[str]:
+    """Yield a line for each run of accesses to the place called `wanted`.
+
+    `whole`: to all of it, not only to the message's bytes.  The log has that for user buffers
+    and for the buffers a device was given; for others it raises `EvidenceError`.
+    """
     inputs = correlate.load(run)
     symbols = {guest.name: guest.symbols for guest in inputs.guests}
     found = [place for place in _places(inputs) if _name(place) == wanted]
@@ -34,13 +39,32 @@ def lines(run: RunDir, wanted: str) -> Iterator[str]:
             absent = dict(run.manifest().witnesses).get("access-log", "absent")
             raise EvidenceError(f"run {run.name} has no access log: {absent}", log=folder.path)
         log = access.read(path, guest=place.guest)
-        for start, size in place.extents:
+        for start, size in _whole(inputs, place) if whole else place.extents:
             yield f"{wanted} message {place.message} physical {start:#x} size {size}"
             yield from accesses.touched(log, start, start + size, symbols=symbols[place.guest])
         lost[path] = log.lost
     for path, count in lost.items():
         if count:
             yield f"incomplete: {count} accesses did not fit into {path.parent.name}/{path.name}"
+
+
+def _whole(inputs: Inputs, place: Place) -> list[tuple[int, int]]:
+    """Return the extents of all the memory that a place is a part of."""
+    guest = next(guest for guest in inputs.guests if guest.name == place.guest)
+    if place.kind is PlaceKind.USER:
+        for work in guest.workloads:
+            buffer = work.ready.buffer
+            if buffer.virtual <= place.virtual < buffer.virtual + buffer.size:
+                runs = buffer.extents(buffer.virtual, buffer.size)
+                return [(start, size) for _, start, size in runs if start is not None]
+    if place.kind is PlaceKind.RX_BUFFER:
+        found = RingWitness(guest.name, guest.rings).covering("rx", place.physical, place.size)
+        if found is not None:
+            return [(found.descriptor.address, found.descriptor.length)]
+    raise EvidenceError(
+        f"of {_name(place)} only the message's bytes were logged",
+        hint="--all is for user buffers and RX buffers",
+    )
 
 
 def _places(inputs: Inputs) -> list[Place]:

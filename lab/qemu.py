@@ -54,6 +54,7 @@ class GuestConfig:
     ssh_mac: str
     incoming: bool = False
     plugin: str | None = None
+    devices: tuple[str, ...] = ()  # more of them, each as -device takes it
 
 
 def command_line(config: GuestConfig, *, binary: str = BINARY) -> list[str]:
@@ -118,6 +119,8 @@ def command_line(config: GuestConfig, *, binary: str = BINARY) -> list[str]:
         f"{c.link_device},id=lab0,netdev=link,mac={c.link_mac},addr=05.0,romfile="
         + (QUIET if c.link_device.startswith("virtio") else ""),
     ]
+    for device in c.devices:
+        argv += ["-device", device]
     if c.plugin is not None:
         argv += ["-plugin", c.plugin]
     if c.incoming:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
-Experiment = Literal["message", "steps", "socket", "crash", "chain"]
+Experiment = Literal["message", "steps", "socket", "crash", "chain", "known", "trap"]
 # What became of a module that was tried.
 Verdict = Literal[
     "loaded", "build-failed", "refused", "warn", "bug", "oops", "panic", "soft-lockup",
@@ -145,6 +145,16 @@ class Calls:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Known:
+    """What a module moves whose answer is known: messages by memcpy, and others by DMA."""
+
+    copies: int = 7
+    size: int = 1009  # bytes of each
+    transfers: int = 0  # out of RAM into QEMU's edu device, and back to other RAM
+    hidden: bool = False  # one copy more, of which the module says nothing
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Expect:
     """What the ledger, or the post-mortem, must say; None: nothing is expected of that line."""
 
@@ -185,6 +195,7 @@ class Playbook:
     link: Link = field(default_factory=Link)
     probes: Probes = field(default_factory=Probes)
     module: Module | None = None  # of a crash
+    known: Known = field(default_factory=Known)  # of ground truth
     workload: Workload = field(default_factory=lambda: Workload(over="loopback"))
     trigger: Workload | None = None  # what is sent while the module is loaded
     calls: Calls = field(default_factory=Calls)
@@ -215,6 +226,8 @@ SECTIONS: dict[Experiment, Sections] = {
     "steps": Sections(needs=("workload",), expects=OF_LEDGERS, probes=("none",)),
     "socket": Sections(may=("calls",), probes=("kmod",)),
     "chain": Sections(probes=("kmod",)),
+    "known": Sections(needs=("known",), probes=("kmod", "none")),
+    "trap": Sections(lacks=("link", "probes")),
     "crash": Sections(
         needs=("module",), may=("trigger",), lacks=("link", "probes"), expects=ENDING,
         must=("verdict",),

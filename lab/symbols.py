@@ -10,6 +10,8 @@ from lab.rundir import fields as checked
 
 MAX_SYMBOLS = 64 << 20  # bytes; a Debian kernel's are 7 to 12 MB
 FARTHEST = 1 << 20  # bytes from a symbol's start at which its name means nothing any more
+# Of a module: behind its last function lies code that the kernel makes, such as trampolines.
+FARTHEST_IN_MODULE = 1 << 13
 LATER_TEXT = 1 << 16  # bytes; our own modules have a tenth of that
 TEXT = b"tTwW"
 
@@ -95,6 +97,8 @@ class Symbols:
         if best is None:
             return None
         name, _, module = best[1].partition("\t")
+        if module and address - best[0] >= FARTHEST_IN_MODULE:
+            return None
         offset = f"{name}+0x{address - best[0]:x}"
         return f"{offset} {module}" if module else offset
 

@@ -76,6 +76,7 @@ class Setup:
     device: str = "virtio-net-pci"
     owner: int = 0
     extra: str = ""  # more words for the kernels' command lines
+    devices: tuple[str, ...] = ()  # more devices for both guests, as QEMU's -device takes them
     plugin: Path | None = None  # the access log; None where there can be none
 
 
@@ -91,6 +92,8 @@ def standard(
 
 def access_log_absent(accelerator: Accelerator) -> str:
     """Return why no access log can be taken here, "" where one can."""
+    if os.environ.get("LAB_ACCESS_LOG") == "off":
+        return "LAB_ACCESS_LOG=off"
     if accelerator.name != "tcg":
         return f"under {accelerator.name} no emulator sees the accesses"
     try:
@@ -158,6 +161,7 @@ class Lab:
         """
         for guest in self.guests.values():
             guest.extra = setup.extra
+            guest.devices = setup.devices
             guest.plugin = setup.plugin
         name = self._key(setup)
         try:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from lab.access import LEAST, PAGE, WINDOWS
 from lab.accesses.stretches import Piece, Stretch, call_of
 from lab.accesses.types import Hold
 from lab.message import Messages, Run
+
+SCANNED = 512  # bytes of a stretch that are searched at every place
 
 
 def find(stretches: list[Stretch], messages: Messages, holds: Iterable[Hold]) -> list[Piece]:
@@ -143,13 +145,24 @@ class _Content:
             if run.size >= LEAST and (not found or run.start >= found[-1].end):
                 found.append(run)
         # The middle or the end of a message holds no needle: see lab.access.keep.
-        head = found[0].start if found else len(data)
-        tail = found[-1].end if found else 0
-        out = [*self._fragment(data, 0, head), *found]
-        if not found or tail < len(data):
-            done = out[-1].end if out else 0
-            out += self._fragment(data, len(data) - LEAST, len(data), least=max(tail, done))
-        return out
+        out: list[Run] = []
+        done = 0
+        for run in found:
+            out += [*self._between(data, done, run.start), run]
+            done = run.end
+        return [*out, *self._between(data, done, len(data))]
+
+    def _between(self, data: bytes, low: int, high: int) -> Iterator[Run]:
+        # What is small is searched all through: saved registers hold eight bytes here, eight
+        # there.  What is large begins or ends with the part of a message, or holds a needle.
+        at = low
+        while at + LEAST <= high:
+            found = self._fragment(data, at, high, least=low)
+            yield from found
+            if found:
+                low = at = found[0].end
+            else:
+                at = at + 1 if high - low <= SCANNED else max(at + 1, high - LEAST)
 
     def _fragment(self, data: bytes, at: int, end: int, *, least: int = 0) -> list[Run]:
         # The message bytes around the LEAST at `at`, within [least, end).

@@ -63,12 +63,12 @@ def lines(console: Console, run: str, grep: str, *, everything: bool) -> None:
         )
 
 
-def accesses(console: Console, run: str, place: str) -> None:
+def accesses(console: Console, run: str, place: str, *, whole: bool = False) -> None:
     from lab import places, rundir
 
     found = rundir.resolve(run)
     if not place:
         console.result("\n".join(places.names(found)), places.names(found))
         return
-    rows = list(places.lines(found, place))
+    rows = list(places.lines(found, place, whole=whole))
     console.result("\n".join(rows), rows)

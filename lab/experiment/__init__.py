@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from lab import paths, rundir, spec, topology
 from lab.errors import LabError, TraceCorrupt
-from lab.experiment import chain, message, socket, steps
+from lab.experiment import chain, known, message, socket, steps, trap
 from lab.experiment.outcome import Outcome
 from lab.experiment.stand import (
     Stand,
@@ -85,6 +85,8 @@ KINDS: dict[spec.Experiment, Kind] = {
     "chain": Kind(guests=chain.guests, take=chain.take, analyse=chain.analyse),
     "steps": Kind(guests=steps.guests, take=steps.take, analyse=steps.analyse),
     "socket": Kind(guests=socket.guests, take=socket.take, analyse=socket.analyse),
+    "known": Kind(guests=known.guests, take=known.take, analyse=known.analyse),
+    "trap": Kind(guests=trap.guests, take=trap.take, analyse=trap.analyse),
 }
 
 

@@ -32,6 +32,8 @@ from lab.guest import Guest
 from lab.journal import Journal
 
 REACH_S = 10.0
+# A teaching device that does real DMA; its own mask would be 28 bits.
+EDU = "edu,addr=06.0,dma_mask=0xffffffff"
 
 
 @dataclass(slots=True)
@@ -59,6 +61,8 @@ def setup_for(
     modules = build.build_modules(kernel, journal=journal) if kind in ("kmod", "both") else {}
     speed = accelerator.choose(kernel, journal=journal)
     setup = topology.standard(kernel, speed, journal=journal, device=asked.link.device)
+    if asked.known.transfers:
+        setup = replace(setup, devices=(EDU,))
     return setup, modules
 
 
@@ -133,6 +137,8 @@ def unlike(pair: topology.Lab, setup: topology.Setup) -> str | None:
         return f"has kernel {state.kernel}, not {setup.image.series}"
     if state.image != setup.image.digest:
         return "has an older image"
+    if setup.devices:
+        return f"has no {setup.devices[0].partition(',')[0]}"
     if (state.device, state.accelerator) != (setup.device, setup.accelerator.name):
         return f"has {state.device} under {state.accelerator}"
     return None

@@ -238,6 +238,9 @@ READERS: dict[str, Callable[[str], object]] = {
     "workload.count": whole(1, COUNT_LIMIT),
     "workload.payload": _payload,
     "workload.port": whole(1, 65_535),
+    "known.copies": whole(0, 32),
+    "known.size": whole(8, 4096),  # as much as edu has room for
+    "known.transfers": whole(0, 32),
     "sweep.kernel": one_of(KERNELS),
     "sweep.over": one_of(get_args(Over)),
     "sweep.device": one_of(get_args(Device)),

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lab import accelerator, image, topology
+from lab import accelerator, image, kernel, pages, topology
 from lab.journal import Journal
-from tests.guest.conftest import Done, Invoke
+from tests.guest.conftest import LAB, Done, Invoke
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -74,6 +76,11 @@ def test_a_place_says_who_touched_it(up: Invoke) -> None:
     assert "memcpy" in said
     assert "page_to_skb" in said
     assert "store" not in said
+    whole = up("lab.accesses", str(done.run), "--place", "receiver/rx-buffer", "--all").out
+    assert len(whole.splitlines()) > len(said.splitlines())
+    assert "size 1536" in whole  # the buffer the device was given, its header and all
+    only = up("lab.accesses", str(done.run), "--place", "receiver/kernel", "--all")
+    assert 6 == only.code
     wrong = up("lab.accesses", str(done.run), "--place", "receiver/nowhere")
     assert 6 == wrong.code
     assert "receiver/rx-buffer" in wrong.err
@@ -85,3 +92,49 @@ def test_the_plugin_is_no_part_of_a_snapshot(up: Invoke) -> None:
     done = up("lab.run-loopback")
     assert "present" == ledger(done)["witnesses"]["access-log"]
     assert (Path(done.run) / "sender" / "access.bin").stat().st_size > 4096
+
+
+def test_without_the_plugin_the_log_is_absent_and_the_rest_works(invoke: Invoke) -> None:
+    """As under KVM: census, wire, rings and traces need no emulator."""
+    done = invoke("lab.run-nic", lab=f"{LAB}-blind", LAB_ACCESS_LOG="off")
+    assert 0 == done.code, done.out + done.err
+    found = ledger(done)
+    assert "absent: LAB_ACCESS_LOG=off" == found["witnesses"]["access-log"]
+    assert not list(done.run.glob("*/access.bin"))
+    (message,) = found["messages"]
+    assert 3 == message["totals"]["guest_cpu_copies"]
+    confirmed = {who for move in message["movements"] for who in move["confirmed_by"]}
+    assert {"census", "rings", "wire", "probe:kmod"} <= confirmed
+
+
+def test_the_wire_of_both_ends_opens_in_tshark(up: Invoke) -> None:
+    tshark = shutil.which("tshark")
+    if tshark is None:
+        pytest.skip("needs tshark (apt-get install tshark)")
+    run = up("lab.run-nic").run
+    for guest in ("sender", "receiver"):
+        words = [tshark, "-r", str(run / guest / "wire.pcap"), "-Y", "udp.port == 9999"]
+        said = subprocess.run(
+            [*words, "-T", "fields", "-e", "ip.dst", "-e", "udp.length", "-e", "_ws.malformed"],
+            capture_output=True, text=True, timeout=60, check=True,
+        )  # fmt: skip
+        assert ["192.168.29.158", "24"] == said.stdout.split()
+
+
+def test_searching_ram_and_naming_its_pages_does_not_make_it_grow(up: Invoke) -> None:
+    """A hole of a tmpfs file that is read through a mapping would be filled."""
+    up("lab.reset")
+    guest = topology.Lab(LAB).guests["sender"]
+    symbols = up("lab.run-loopback", "--no-reset").run / "sender" / "symbols"
+    before = guest.folder.ram.stat().st_blocks
+    with guest.memory() as memory:
+        named = pages.Pages(
+            kernel.find(memory), kernel.addresses(symbols.read_bytes(), pages.NEEDED)
+        )
+        assert not list(memory.find(b"no such bytes in any guest's RAM" * 2))
+        names = {named.name(at) for at in range(0, memory.size, 997 * 4096)}
+    grown = (guest.folder.ram.stat().st_blocks - before) * 512
+    assert grown < 4 << 20  # an idle guest writes a little; all holes would be 300 MiB
+    assert "free" in names
+    assert "kernel image" in names
+    assert any(name.startswith("slab ") for name in names)

@@ -75,4 +75,4 @@ def test_text_loaded_after_the_capture_has_its_module_s_name(tmp_path: Path) -> 
 
     assert "[recv_trace]+0x10" == later.name(base + 0x10)
     assert "cleanup_module+0x10 [pvpanic_pci]" == later.name(0xFFFFFFFFC0000010)
-    assert "cleanup_module+0x8010 [pvpanic_pci]" == Symbols(path).name(base + 0x10)
+    assert Symbols(path).name(base + 0x10) is None  # too far behind to be that one's
