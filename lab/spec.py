@@ -195,8 +195,8 @@ class Playbook:
     link: Link = field(default_factory=Link)
     probes: Probes = field(default_factory=Probes)
     module: Module | None = None  # of a crash
-    known: Known = field(default_factory=Known)  # of ground truth
     workload: Workload = field(default_factory=lambda: Workload(over="loopback"))
+    known: Known = field(default_factory=Known)  # of ground truth
     trigger: Workload | None = None  # what is sent while the module is loaded
     calls: Calls = field(default_factory=Calls)
     expect: Expect = field(default_factory=Expect)
