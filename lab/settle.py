@@ -80,10 +80,15 @@ def _playbook(text: claims.Text, one: claims.Experiment) -> spec.Playbook:
     if one.kernel:
         options["kernel"] = one.kernel
     try:
-        return playbook.override(playbook.load(name), **options)
+        asked = playbook.override(playbook.load(name), **options)
     except PlaybookError as error:
         error.args = (f"{text.path}: experiment {one.name}: {error}",)
         raise
+    if asked.experiment not in experiment.KINDS:
+        raise PlaybookError(
+            f"{text.path}: experiment {one.name}: its playbook tries a module", hint="try: FILE.c"
+        )
+    return asked
 
 
 def _module(text: claims.Text, one: claims.Experiment) -> Path | None:
@@ -120,8 +125,9 @@ def run(
         if reason := playbook.why_not(one.asked):
             results[one.name] = Taken(state=claims.UNAVAILABLE, reason=reason)
     rest = [one for one in todo if one.name not in results]
-    # Modules that may crash come last: they cost their guest a restore.
-    rest.sort(key=lambda one: (one.topology, one.module is not None))
+    # By kind, and modules that may crash last: what follows a socket or a module finds its
+    # guest restored, without the probes that were pushed for a message.
+    rest.sort(key=lambda one: (one.topology, one.module is not None, one.asked.experiment))
     for _, group in groupby(rest, key=lambda one: one.topology):
         station = _Station(
             lab_name=lab_name, journal=journal, command=command, folder=folder,
@@ -186,7 +192,7 @@ class _Station:
                         yield left.pop(0), result
                         if result.state != claims.DONE:
                             break
-            except LabError as error:
+            except (LabError, OSError) as error:  # an image may be evicted under us, a disk be full
                 if len(left) < before:  # the pair went after its last experiment did
                     continue
                 yield left.pop(0), Taken(state=claims.FAILED, reason=_one_line(error))
@@ -208,7 +214,7 @@ class _Station:
             name = run_dir.name
             # So that an evidence id is a path below the folder.
             (self.folder / one.name).symlink_to(name)
-        except LabError as error:
+        except (LabError, OSError) as error:
             return Taken(
                 state=claims.FAILED, reason=_one_line(error), run=name,
                 seconds=time.monotonic() - start,
@@ -237,5 +243,5 @@ class _Station:
         return result.run
 
 
-def _one_line(error: LabError) -> str:
+def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]

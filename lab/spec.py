@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
-Experiment = Literal["message", "steps", "socket", "crash", "chain", "known", "trap"]
+Experiment = Literal["message", "steps", "socket", "crash", "chain", "known", "trap", "as-written"]
 # What became of a module that was tried.
 Verdict = Literal[
     "loaded", "build-failed", "refused", "warn", "bug", "oops", "panic", "soft-lockup",
@@ -232,6 +232,7 @@ SECTIONS: dict[Experiment, Sections] = {
         needs=("module",), may=("trigger",), lacks=("link", "probes"), expects=ENDING,
         must=("verdict",),
     ),
+    "as-written": Sections(probes=("kmod",)),
 }  # fmt: skip
 # Sections that belong to some kinds only.
 SPECIAL = frozenset(name for kind in SECTIONS.values() for name in kind.needs + kind.may)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Self
@@ -87,10 +87,16 @@ class _Places:
     """Physical ranges, and which records touch one."""
 
     def __init__(self, ranges: Ranges) -> None:
-        self._pages: dict[int, list[tuple[int, int]]] = {}
-        for start, end in ranges:
+        # Ranges by page, joined where they meet: a page may be in a hundred thousand of them.
+        self._pages: dict[int, tuple[list[int], list[int]]] = {}
+        for start, end in sorted(set(ranges)):
             for page in range(start // PAGE, -(-end // PAGE)):
-                self._pages.setdefault(page, []).append((start, end))
+                starts, ends = self._pages.setdefault(page, ([], []))
+                if ends and start <= ends[-1]:
+                    ends[-1] = max(ends[-1], end)
+                else:
+                    starts.append(start)
+                    ends.append(end)
 
     @classmethod
     def of(cls, rows: list[Row], numbers: Iterable[int]) -> Self:
@@ -108,7 +114,9 @@ class _Places:
         if row[_FLAGS] & WITHOUT_BYTES:
             return False
         start, end = row[_PHYS], row[_PHYS] + row[_SIZE]
-        return any(start < stop and begin < end for begin, stop in self._pages[start >> 12])
+        starts, ends = self._pages[start >> 12]
+        before = bisect_left(starts, end) - 1  # the last that begins before this one's end
+        return before >= 0 and start < ends[before]
 
 
 def _holding(

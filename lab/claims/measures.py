@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from lab import capture
 from lab.claims.evidence import Evidence, Movement, Place, Sighting
@@ -299,6 +299,18 @@ def _gates(seen: Evidence, guest: str) -> Mapping[str, tuple[tuple[int, int, int
     }
 
 
+def _length_told(seen: Evidence, guest: str, number: int) -> int:
+    """Return the length e1000e wrote into a descriptor, 0 where it wrote none.
+
+    Intel 82574, 7.1.6: it lies where a descriptor that is the device's to fill has zeros.
+    """
+    for gate in seen.guest(guest).rings().kind("rx")[0].gates:
+        for done, length in gate.used:
+            if done == number:
+                return length
+    return 0
+
+
 def _posted_before(seen: Evidence, _: str) -> Measured:
     """Say whether the buffer lay in the ring, for the device to write, before the send."""
     guest, number, evidence = _written_descriptor(seen)
@@ -310,6 +322,8 @@ def _descriptor_changed(seen: Evidence, _: str) -> Measured:
     """Say whether the device marked the descriptor itself when it had written."""
     guest, number, evidence = _written_descriptor(seen)
     gates = _gates(seen, guest)
+    if seen.ledger["link"]["device"] == "e1000e":
+        return _made(_length_told(seen, guest, number) > 0, [evidence])
     later = "sent" if "sent" in gates else "received"
     before, after = gates["armed"][number], gates[later][number]
     if before[0] != after[0]:
@@ -418,6 +432,69 @@ def _fact(seen: Evidence, name: str) -> Measured:
     raise EvidenceError(f"{seen.name}: no module printed a fact called {name}")
 
 
+# --- A socket followed through the kernel ---------------------------------------------------
+
+
+def _named_row(seen: Evidence, kind: str, name: str) -> Mapping[str, Any]:
+    found = seen.result("socket.json")
+    if not found["complete"]:
+        raise EvidenceError(f"{seen.name} is not proven")
+    for row in found[kind]:
+        if row["name"] == name:
+            return dict(row)
+    raise EvidenceError(f"{seen.name} has none of its {kind} called {name}")
+
+
+def _proof(seen: Evidence, name: str) -> Measured:
+    row = _named_row(seen, "proofs", name)
+    return _made(bool(row["holds"]), row["evidence"])
+
+
+def _kernel_calls(seen: Evidence, name: str) -> Measured:
+    """Return how often socket(2) called a function; 0 where it has no symbol of its own."""
+    row = _named_row(seen, "functions", name)
+    return _made(int(row["calls"]), row["evidence"] or [f"socket.json#functions/{name}"])
+
+
+# --- The worksheet's own lines --------------------------------------------------------------
+
+
+def _own_lines(seen: Evidence, of: str) -> list[Mapping[str, Any]]:
+    """Return the lines of a kind, or of a kind and a length: "COPY1", "COPY1 22"."""
+    found = seen.result("as_written.json")
+    if not found["complete"]:
+        raise EvidenceError(f"{seen.name} is not explained: {'; '.join(found['trouble'])}")
+    kind, _, length = of.partition(" ")
+    rows = [
+        one
+        for one in found["lines"]
+        if one["kind"] == kind and (not length or str(one["length"]) == length)
+    ]
+    if not rows:
+        raise EvidenceError(f"{seen.name} has no line {of}")
+    return rows
+
+
+def _line_what(seen: Evidence, of: str) -> Measured:
+    """Say what the lines of a kind and length were; several words where they differ."""
+    rows = _own_lines(seen, of)
+    words = tuple(dict.fromkeys(str(one["what"]) for one in rows))
+    ids = [one[key] for one in rows for key in ("log", "evidence")]
+    return _made(words[0] if len(words) == 1 else words, ids)
+
+
+def _line_lengths(seen: Evidence, of: str) -> Measured:
+    rows = {int(one["length"]): str(one["log"]) for one in _own_lines(seen, of)}
+    return _made(tuple(rows), rows.values())
+
+
+def _from_rodata(seen: Evidence, _: str) -> Measured:
+    """Say whether the sender's message lay in the .rodata of its program."""
+    rodata = str(seen.result("as_written.json")["rodata"])
+    rows = [one for one in _own_lines(seen, "COPY1") if one["what"] == "message"]
+    return _made(bool(rodata), [*filter(None, [rodata]), *(one["evidence"] for one in rows)])
+
+
 MEASURES: dict[str, Measure] = {
     "copies": Measure(
         "how often guest CPUs copied the message", _total("guest_cpu_copies", "copy")
@@ -475,6 +552,12 @@ MEASURES: dict[str, Measure] = {
     "lo-protocol": Measure("the protocol of what had a length on loopback", _lo_protocol,
                            "length"),
     "symbol-alike": Measure("whether a symbol has one address in both guests", _alike, "symbol"),
+    "proof": Measure("whether a proof of lab.run-socket holds", _proof, "proof"),
+    "kernel-calls": Measure("how often socket(2) called a function", _kernel_calls, "function"),
+    "line-what": Measure("what lines of the worksheet's own modules were", _line_what,
+                         "line"),
+    "line-lengths": Measure("their lengths", _line_lengths, "line"),
+    "sent-from-rodata": Measure("whether the worksheet's sender sent from .rodata", _from_rodata),
     "verdict": Measure("what became of a module that was tried", _try_verdict),
     "fault-address": Measure("the kind of address a module faulted on", _fault_address),
     "log-lines": Measure("lines of the kernel's log with a text", _log_lines, "text"),

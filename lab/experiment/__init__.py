@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from lab import paths, rundir, spec, topology
 from lab.errors import LabError, TraceCorrupt
-from lab.experiment import chain, known, message, socket, steps, trap
+from lab.experiment import as_written, chain, known, message, socket, steps, trap
 from lab.experiment.outcome import Outcome
 from lab.experiment.stand import (
     Stand,
@@ -87,6 +87,7 @@ KINDS: dict[spec.Experiment, Kind] = {
     "socket": Kind(guests=socket.guests, take=socket.take, analyse=socket.analyse),
     "known": Kind(guests=known.guests, take=known.take, analyse=known.analyse),
     "trap": Kind(guests=trap.guests, take=trap.take, analyse=trap.analyse),
+    "as-written": Kind(guests=as_written.guests, take=as_written.take, analyse=as_written.analyse),
 }
 
 

@@ -314,7 +314,9 @@ def test_a_measure_says_what_the_run_holds(
 def test_every_measure_of_a_message_is_measured_here() -> None:
     elsewhere = {"copy-out-caller", "copy-in-caller", "symbol-alike", "rx-descriptor-changed"}
     tried = {"verdict", "fault-address", "log-lines", "fact"}
-    assert MEASURES.keys() - elsewhere - tried == {name for _, name, _, _ in VALUES}
+    tried |= {"proof", "kernel-calls"}
+    lines = {"line-what", "line-lengths", "sent-from-rodata"}  # in test_explained.py
+    assert MEASURES.keys() - elsewhere - tried - lines == {name for _, name, _, _ in VALUES}
 
 
 def spoiled(tmp_path: Path, how: Callable[[Cook], None], *, over: str = "lo") -> Evidence:
@@ -368,6 +370,26 @@ def test_a_descriptor_that_the_device_changed_is_seen(
             row[3] ^= bit
 
     assert expected == value_of(spoiled(tmp_path, mark, over="link"), "rx-descriptor-changed")
+
+
+@pytest.mark.parametrize(("length", "expected"), [(60, True), (0, False)])
+def test_a_length_in_a_descriptor_of_e1000e_is_the_devices(
+    tmp_path: Path, length: int, *, expected: bool
+) -> None:
+    def tell(found: Any) -> None:
+        for queue in found["queues"]:
+            for gate in queue["gates"].values():
+                gate["used"] = [[number, length] for number, _ in gate["used"]]
+
+    run = serve(cooked.nic(tmp_path / "run"))
+    cooked.edit(run, "ledger.json", lambda found: found["link"].update(device="e1000e"))
+    cooked.edit(
+        run,
+        "receiver/rings.json",
+        tell,
+    )
+
+    assert expected == value_of(Evidence("run", run), "rx-descriptor-changed")
 
 
 def test_a_descriptor_that_was_posted_anew_says_nothing(tmp_path: Path) -> None:
@@ -463,6 +485,26 @@ def test_a_module_that_did_not_fault_has_no_address(tried: RunDir) -> None:
 
     with pytest.raises(EvidenceError, match="did not fault"):
         value_of(Evidence("try", tried), "fault-address")
+
+
+def test_a_socket_that_was_followed_is_measured(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "socket")
+    run.path.mkdir()
+    told = {
+        "complete": True,
+        "proofs": [{"name": "order", "holds": False, "evidence": ["sender/trace.bin#3"]}],
+        "functions": [{"name": "sock_create", "calls": 0, "evidence": []}],
+    }
+    run.write_json("socket.json", told)
+    seen = Evidence("socket", run)
+
+    assert value_of(seen, "proof", "order") is False
+    assert 0 == value_of(seen, "kernel-calls", "sock_create")
+    with pytest.raises(EvidenceError, match="none of its proofs called ordre"):
+        value_of(seen, "proof", "ordre")
+    run.write_json("socket.json", told | {"complete": False})
+    with pytest.raises(EvidenceError, match="is not proven"):
+        value_of(Evidence("socket", run), "proof", "order")
 
 
 # --- Claims files ---------------------------------------------------------------------------

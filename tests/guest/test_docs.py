@@ -1,0 +1,88 @@
+"""Every command of the documents, run as it stands there, in one lab, once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.commands_in_docs import TOP, Block, blocks, documents
+from tests.guest.conftest import LAB
+
+BUDGET_S = 480.0  # for all of them; 310 s were measured on two cores with a load of 12
+COMMAND_S = 120.0
+SHARED = f"{LAB}-docs"
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a checkout to write into: everything of ours by link, nothing of ours changed."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for path in TOP.iterdir():
+        if path.name not in (".git", "runs", "mine"):
+            (folder / path.name).symlink_to(path)
+    return folder
+
+
+def run(command: str, checkout: Path) -> subprocess.CompletedProcess[str]:
+    tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        ["/bin/sh", "-c", command],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_S,
+        check=False,
+        env={**os.environ, "PATH": tools, "LAB_NAME": SHARED, "LAB_RUNS": str(checkout / "runs")},
+    )
+
+
+def play(block: Block, checkout: Path, done: set[str]) -> None:
+    """Write a block's file, or run its commands that were not run before."""
+    if block.file:
+        path = checkout / block.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(block.text)
+        return
+    for number, command in enumerate(block.commands):
+        if command in done:
+            continue
+        wanted = block.status if number == len(block.commands) - 1 else 0
+        found = run(command, checkout)
+        assert wanted == found.returncode, (
+            f"{block.where}: $ {command}\n{found.stdout}{found.stderr}"
+        )
+        if "runs/last" not in command and " last" not in command:
+            done.add(command)  # others mean another run each time
+
+
+def test_every_command_of_the_documents_works(checkout: Path) -> None:
+    start, done = time.monotonic(), set[str]()
+    left_out = []
+    for path in documents():
+        for block in blocks(path.read_text(encoding="utf-8"), path.name):
+            if block.not_in_ci:
+                left_out.append(f"{block.where}: {block.not_in_ci}")
+            else:
+                play(block, checkout, done)
+    print("\n".join(["not run:", *left_out]))
+
+    assert len(done) >= 10, "the documents have commands"
+    assert len(left_out) <= 6, left_out
+    assert time.monotonic() - start < BUDGET_S
+
+
+def test_a_wrong_command_fails(checkout: Path) -> None:
+    block = Block(where="x.md:1", commands=("invoke lab.run-nick",))
+
+    with pytest.raises(AssertionError, match=r"x\.md:1: \$ invoke lab\.run-nick"):
+        play(block, checkout, set())
+
+
+def test_a_command_that_should_fail_and_does_not_fails(checkout: Path) -> None:
+    with pytest.raises(AssertionError, match=r"\$ true"):
+        play(Block(where="x.md:1", commands=("true",), status=6), checkout, set())
