@@ -260,7 +260,7 @@ def _left() -> dict[str, object]:
         "descriptors": len(list(Path("/proc/self/fd").iterdir())),
         "processes": len(children()),
         "threads": threading.active_count(),
-        "files": sorted(str(path) for folder in folders for path in folder.glob("*/**/*")),
+        "files": sorted(str(path) for folder in folders for path in folder.glob(f"{NAME}/**/*")),
     }
 
 
