@@ -5,6 +5,7 @@ from __future__ import annotations
 from lab import capture
 from lab.ledger import Ledger, Message, Movement, Place, Unexplained
 from lab.message import Messages
+from lab.report import touches
 from lab.report.blocks import Block, paragraph, plain, shown, table
 from lab.report.crash import page as crash_page
 from lab.report.frames import holds, known_addresses
@@ -66,6 +67,7 @@ def told(ledger: Ledger, run: RunDir) -> list[Block]:
         out += ["", *_skbs(message)]
         if message.over == "link":
             out += ["", *_frame(message, run)]
+        out += _touches(ledger, message)
     if len(ledger.messages) > SHOWN_MESSAGES:
         out += ["", *_others(ledger)]
     out += ["", *_totals(ledger), *_witnesses(ledger), *_notes(ledger)]
@@ -245,6 +247,13 @@ def _skbs(message: Message) -> list[Block]:
         return ["No skb that holds the message was seen."]
     head = ("SIDE", "AT", "SKB", "SKB->HEAD", "SKB->DATA", "LEN", "RECORD")
     return [*table(head, rows[:SHOWN_ROWS]), *_more(len(rows), "sighting")]
+
+
+def _touches(ledger: Ledger, message: Message) -> list[Block]:
+    rows = touches.rows(ledger, message.id)
+    if not rows:
+        return []
+    return ["", *table(touches.HEAD, rows[:SHOWN_ROWS]), *_more(len(rows), "reader")]
 
 
 def _frame(message: Message, run: RunDir) -> list[Block]:

@@ -17,7 +17,7 @@ import jinja2
 from lab.capture import Frame
 from lab.ledger import Ledger, Message, Movement
 from lab.message import Messages
-from lab.report import evidence, questions, verdict
+from lab.report import evidence, questions, touches, verdict
 from lab.report.conditions import conditions, notes
 from lab.report.drawing import Drawing, Words, draw
 from lab.report.evidence import Archive, Card, Wanted
@@ -127,6 +127,7 @@ def page(ledger: Ledger, run: RunDir) -> str:
         disagreements_left_out=max(0, len(ledger.disagreements) - SHOWN_ROWS),
         unexplained=ledger.unexplained[:SHOWN_ROWS],
         unexplained_left_out=max(0, len(ledger.unexplained) - SHOWN_ROWS),
+        touches=touches.rows(ledger, first.message.id)[:SHOWN_ROWS],
         conditions=list(conditions(ledger, manifest)),
         notes=notes(ledger),
     )  # fmt: skip
