@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, TypeVar
 
-from lab import capture, record
+from lab import access, capture, record
 from lab.claims.types import NotHere
 from lab.errors import EvidenceError
 from lab.record import Record, Trace
@@ -175,6 +175,12 @@ class Evidence:
                 if line.endswith(ending):
                     return int(line[:16], 16)
         raise EvidenceError(f"{guest} of {self.name} has no symbol {symbol}")
+
+    def accesses(self, guest: str) -> access.AccessLog:
+        path = self.run.guest(guest).file("access.bin")
+        if not path.is_file():
+            raise EvidenceError(f"{self.name} has no access log of {guest}", log=self.run.path)
+        return self._once("accesses", guest, lambda: access.read(path, guest=guest))
 
     # -- wire and log --------------------------------------------------------------
 
