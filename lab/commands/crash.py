@@ -140,6 +140,8 @@ def _trying(
 ) -> Iterator[tuple[attempt.Bench, Path, crash.Trial]]:
     from lab import attempt, crash, postmortem
 
+    if options.at and not options.expect:
+        raise PlaybookError("--at says where a verdict is expected", hint="--expect VERDICT too")
     if options.expect and options.expect not in postmortem.VERDICTS:
         raise PlaybookError(
             f"'{options.expect}' is no verdict", hint=", ".join(postmortem.VERDICTS)

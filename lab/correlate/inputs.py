@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -134,6 +135,13 @@ def direction(hook: str) -> str:
     return "within the kernel"
 
 
+def _of_absent_driver(hook: Hook, hooks: Sequence[Hook]) -> bool:
+    """Tell whether a hook is in a module of which this guest has nothing: another link's driver."""
+    module, colon, _ = hook.name.partition(":")
+    alike = [one for one in hooks if one.name.startswith(f"{module}:")]
+    return bool(colon) and all(one.error == -ENOENT and not one.left_out for one in alike)
+
+
 def blame(guest: GuestInputs | None, way: str | None) -> str:
     """Say why a movement may have gone unseen, hooks left out first.
 
@@ -146,7 +154,11 @@ def blame(guest: GuestInputs | None, way: str | None) -> str:
     if guest.trace is None:
         return f"{guest.name} has no trace"
     suspects = [
-        hook for hook in guest.hooks if hook.copies and (way is None or direction(hook.name) == way)
+        hook
+        for hook in guest.hooks
+        if hook.copies
+        and (way is None or direction(hook.name) == way)
+        and not _of_absent_driver(hook, guest.hooks)
     ]
     reasons = [f"{hook.name} was left out" for hook in suspects if hook.left_out]
     for hook in suspects:

@@ -57,7 +57,7 @@ def analyse(run: RunDir) -> Postmortem:
         member=member,
         instruction=where.instruction(verdict.complaint, run, own),
         steps=steps,
-        fingerprint=fingerprint(verdict, steps, seen),
+        fingerprint=fingerprint(verdict, steps, seen, module=own or name),
         records=_records(guest),
         said=_said(verdict, entries),
         console=tuple(where.text_of(guest.file("console.log")).splitlines()[-LAST_LINES:]),

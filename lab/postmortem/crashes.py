@@ -17,12 +17,18 @@ from lab.rundir import RunDir
 FRAMES = 5  # of a fingerprint
 
 
-def fingerprint(verdict: Verdict, steps: Sequence[Step], seen: dict[str, Any]) -> str:
-    """Return what is equal for the same fault: the verdict and the first frames by name."""
+def fingerprint(
+    verdict: Verdict, steps: Sequence[Step], seen: dict[str, Any], *, module: str
+) -> str:
+    """Return what is equal for the same fault: the verdict and the first frames by name.
+
+    Where there are no frames the module has to do.
+    """
     names = [step.frame.name for step in steps[:FRAMES]]
     if not names:
         # Numbers differ between attempts; what is around them does not.
         names = [re.sub(r"0x[0-9a-f]+|\d+", "N", verdict.why)]
+        names.append(module)
         names += [str(phase.get("name")) for phase in seen.get("phases", [])[-1:]]
     return digest(verdict.word, *names)
 

@@ -32,7 +32,7 @@ class Leak:
 def leaks(seen: dict[str, Any]) -> list[Leak]:
     """Return what grew by one or more with every load, the most bytes first.
 
-    What grows by less, or in one window alone, is the kernel's own coming and going; that
+    What grows by less, or not in every window, is the kernel's own coming and going; that
     may take one from a window and give it to the next.
     """
     held = seen.get("held") or {}

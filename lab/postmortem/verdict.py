@@ -42,6 +42,11 @@ def decide(seen: dict[str, Any], entries: Sequence[Entry], reports: Sequence[Com
         also.append(f"kernel text and page cache were not compared: {absent}")
     if absent := (seen.get("held") or {}).get("absent"):
         also.append(f"leaks were not looked for: {absent}")
+    also += [
+        f"the command ended with exit code {one['exit']}"
+        for one in phases
+        if one.get("name") == "run" and one.get("exit") not in (0, None)
+    ]
     if trouble := _log(seen).get("trouble"):
         also.append(f"the kernel's log could not be read to its end: {trouble}")
 

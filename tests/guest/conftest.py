@@ -44,6 +44,15 @@ class Done:
 Invoke = Callable[..., Done]
 
 
+def abandoned() -> list[str]:
+    """Return the pairs that runs made for themselves and left; each has its process's number.
+
+    That of a process which lives is somebody else's.
+    """
+    names = [name for name in topology.names() if name.startswith("run-")]
+    return [name for name in names if not Path(f"/proc/{name.removeprefix('run-')}").exists()]
+
+
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Yield where runs go; every ledger that the session left keeps to the schema."""
@@ -81,13 +90,7 @@ def _nothing_left() -> Iterator[None]:
         if name.startswith(LAB):
             with topology.opened(name) as pair:
                 pair.bring_down()
-    # A run's own pair is named by its process; that of one which lives is somebody else's.
-    left = [
-        name
-        for name in topology.names()
-        if name.startswith(LAB)
-        or (name.startswith("run-") and not Path(f"/proc/{name.removeprefix('run-')}").exists())
-    ]
+    left = [*abandoned(), *(name for name in topology.names() if name.startswith(LAB))]
     assert not left, f"labs left behind: {left}"
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from lab import build, image, paths, topology
+from lab import build, image, paths
 from lab.deadline import Deadline, wait_until
 from lab.journal import Journal
-from tests.guest.conftest import INVOKE, LAB, TOP, Done, Invoke, qemus, wait_gone
+from tests.guest.conftest import INVOKE, LAB, TOP, Done, Invoke, abandoned, qemus, wait_gone
 
 
 def ledger(done: Done) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def test_a_report_asks_what_the_run_asked(up: Invoke) -> None:
 def test_a_run_without_a_lab_brings_its_own_pair_and_leaves_nothing(invoke: Invoke) -> None:
     done = invoke("lab.run-loopback", lab=f"{LAB}-none")
     assert 0 == done.code, done.err
-    assert not [name for name in topology.names() if name.startswith("run-")]
+    assert not abandoned()
 
 
 def test_the_other_kernel_says_the_same(invoke: Invoke) -> None:
