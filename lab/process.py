@@ -186,7 +186,7 @@ def reap(pid: int) -> None:
         wait_until(
             lambda: os.waitpid(pid, os.WNOHANG) != (0, 0),
             what=f"process {pid} to end",
-            deadline=Deadline(2.0),
+            deadline=Deadline(15.0),
             interval_s=0.002,
         )
 

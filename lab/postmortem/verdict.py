@@ -35,9 +35,13 @@ def decide(seen: dict[str, Any], entries: Sequence[Entry], reports: Sequence[Com
     phases = seen.get("phases") or [{"name": "load"}]
     phase = str(phases[-1].get("name", "load"))
     believed, notes = _believed(seen, reports)
+    if seen.get("end") != "panicked":
+        # QEMU is told of every panic; that one was only printed, or by an NMI of ours.
+        notes += [f"said, and no panic came: {one.title}" for one in believed if _panic(one)]
+        believed = [one for one in believed if not _panic(one)]
     first = next((one for one in believed if one.kind != "warn"), None)
     changed = _changed(seen)
-    also = [*notes, *(_also(believed, first)), *(changed if first is not None else [])]
+    also = [*notes, *_also(believed, first)]
     if absent := (seen.get("changed") or {}).get("absent"):
         also.append(f"kernel text and page cache were not compared: {absent}")
     if absent := (seen.get("held") or {}).get("absent"):
@@ -51,6 +55,7 @@ def decide(seen: dict[str, Any], entries: Sequence[Entry], reports: Sequence[Com
         also.append(f"the kernel's log could not be read to its end: {trouble}")
 
     word, why, complaint = _word(seen, entries, reports, believed, changed)
+    also += changed[1:] if word == "corrupt" else changed
     if word == "leak":
         also += [str(one) for one in leaks(seen)[1:]]
     # A panic that ends what an oops began is the verdict itself, not one thing more.
@@ -74,9 +79,16 @@ def _word(
         return first.kind, first.title, first
     phases = seen.get("phases") or [{}]
     load, last = phases[0], phases[-1]
+    killed = int(load.get("exit") or 0)  # of insmod: an exit code, or minus a signal
     quiet: list[tuple[bool, str, str]] = [
+        (bool(changed), "corrupt", changed[0] if changed else ""),
         (
-            load.get("name") == "load" and load.get("exit") not in (0, None),
+            load.get("name") == "load" and killed < 0,
+            "oops",
+            f"insmod was killed by signal {-killed}, as a task is that oopses; the log is silent",
+        ),
+        (
+            load.get("name") == "load" and killed > 0,
             "refused",
             _refusal(str(load.get("said", "")), entries),
         ),
@@ -85,7 +97,6 @@ def _word(
             "flood",
             f"{_log(seen).get('records')} log records, {seen.get('console_bytes')} bytes said",
         ),
-        (bool(changed), "corrupt", changed[0] if changed else ""),
         (
             bool(seen.get("deadline")),
             "deadline",
@@ -107,6 +118,10 @@ def _word(
     counted = "loads" in (seen.get("held") or {})
     stayed = ", nothing stayed behind" if counted else ""
     return "loaded", f"nothing complained, nothing changed{stayed}", None
+
+
+def _panic(report: Complaint) -> bool:
+    return report.kind == "panic"
 
 
 def _log(seen: dict[str, Any]) -> dict[str, Any]:

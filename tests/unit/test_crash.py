@@ -14,7 +14,7 @@ from lab import attempt, paths, snapshot
 from lab.crash import compare, corpus, module, watch
 from lab.errors import PlaybookError, ProbeBuildFailed
 from lab.journal import Journal
-from lab.postmortem import VERDICTS
+from lab.postmortem import VERDICTS, log
 
 TOP = Path(__file__).parents[2]
 CORPUS = TOP / "kmod" / "crash"
@@ -202,7 +202,14 @@ def test_a_starved_guest_is_not_believed(*, ran: float, share: float, believed: 
     [
         ("BUG: kernel NULL pointer dereference, address: 0", True),
         ("Oops: Oops: 0002 [#1] PREEMPT SMP NOPTI", True),
-        ("Kernel panic - not syncing: x", True),
+        ("x invoked oom-killer: gfp_mask=0x0", True),
+        ("general protection fault, probably for non-canonical address", True),
+        ("stack segment: 0000 [#1] SMP", True),
+        ("Kernel panic - not syncing: x", False),  # QEMU tells of one that is
+        ("mine: Oops injection is armed", False),
+        ("traps: prog[12] general protection fault ip:401 sp:7ff error:0", False),
+        ("mine: never saw a general protection fault", False),
+        ("Out of memory is what we hope for", False),
         ("WARNING: CPU: 0 PID: 1 at a.c:1", False),
         ("---[ end trace 0000000000000000 ]---", False),
         ("BUG: scheduling while atomic: x/1/0x2", False),
@@ -212,6 +219,22 @@ def test_a_starved_guest_is_not_believed(*, ran: float, share: float, believed: 
 )
 def test_watching_goes_on_after_what_the_kernel_survives(*, line: str, fatal: bool) -> None:
     assert fatal is (watch.FATAL.search(line) is not None)
+    # What ends the watch has to be a verdict afterwards.
+    assert not fatal or log.complaints(log.read(f"<4>[    1.000000] {line}\n"))
+
+
+@pytest.mark.parametrize(
+    ("line", "lockup"),
+    [
+        ("watchdog: BUG: soft lockup - CPU#0 stuck for 2s! [x:1]", True),
+        ("INFO: task x:1 blocked for more than 2 seconds.", True),
+        ("rcu: INFO: rcu_preempt self-detected stall on CPU", True),
+        ("mine: no soft lockup was seen", False),
+        ("mine: nobody blocked for more than 2 seconds", False),
+    ],
+)
+def test_a_lockup_is_said_by_the_kernel(*, line: str, lockup: bool) -> None:
+    assert lockup is (watch.LOCKUP.search(line) is not None)
 
 
 # -- the corpus ----------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def decide(seen: dict[str, Any], *texts: str, log: str | None = None) -> verdict
         ({}, ("INFO: task x:1 blocked for more than 2 seconds.",), "hung-task"),
         ({}, ("rcu: INFO: rcu_preempt self-detected stall on CPU",), "rcu-stall"),
         ({}, ("x invoked oom-killer: gfp_mask=0x0",), "oom"),
-        ({}, ("Kernel panic - not syncing: as asked",), "panic"),
+        ({}, ("Kernel panic - not syncing: as printed",), "loaded"),
         ({"end": "panicked"}, ("Kernel panic - not syncing: as asked",), "panic"),
         ({"end": "panicked"}, (), "panic"),
         ({"end": "panicked"}, ("Kernel panic - not syncing: Out of memory: x",), "oom"),
@@ -54,6 +54,15 @@ def decide(seen: dict[str, Any], *texts: str, log: str | None = None) -> verdict
         ({"changed": {"text": {"listed": [FOREIGN]}}}, (), "corrupt"),
         ({"changed": {"files": {"listed": [{**FOREIGN, "file": "bin/x"}]}}}, (), "corrupt"),
         ({"phases": [{"name": "load", "exit": 1, "said": "a: No such device"}]}, (), "refused"),
+        ({"phases": [{"name": "load", "exit": -11, "said": ""}]}, (), "oops"),
+        (
+            {
+                "phases": [{"name": "load", "exit": 1, "said": "a: No such device"}],
+                "changed": {"text": {"listed": [FOREIGN]}},
+            },
+            (),
+            "corrupt",
+        ),
     ],
 )
 def test_each_verdict(seen: dict[str, Any], texts: tuple[str, ...], word: str) -> None:
@@ -67,6 +76,20 @@ def test_the_end_of_the_machine_counts_before_what_led_to_it() -> None:
     assert "panic" == found.word
     assert found.complaint is not None
     assert "oops" == found.complaint.kind
+
+
+def test_a_panic_that_only_was_printed_is_said_and_not_believed() -> None:
+    found = decide({}, "Kernel panic - not syncing: as printed")
+
+    assert "loaded" == found.word
+    assert any("no panic came" in one for one in found.also)
+
+
+def test_what_was_changed_is_said_whatever_the_verdict() -> None:
+    found = decide({"end": "guest-reset", "changed": {"text": {"listed": [FOREIGN]}}})
+
+    assert "reset" == found.word
+    assert any("kernel text" in one for one in found.also)
 
 
 def test_a_warning_does_not_hide_what_followed_it() -> None:
