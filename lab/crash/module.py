@@ -141,7 +141,8 @@ def _one(path: Path) -> dict[str, bytes]:
     if not NAME.fullmatch(path.stem):
         raise PlaybookError(f"'{path.stem}' is no name for a module")
     texts = {path.name: path.read_bytes()}
-    texts |= {header.name: header.read_bytes() for header in sorted(path.parent.glob("*.h"))}
+    headers = [one for one in sorted(path.parent.glob("*.h")) if one.name[0] != "."]
+    texts |= {one.name: one.read_bytes() for one in headers if one.is_file()}
     return {**texts, "Kbuild": f"obj-m := {path.stem}.o\n".encode()}
 
 

@@ -105,7 +105,7 @@ def build(run: RunDir) -> Ledger:
         unexplained=tuple(_unexplained(outside.without_spills(flow, log))),
         touches=tuple(_touches(log)),
         disagreements=tuple(_disagreement(one) for one in (*flow.disagreements, *against)),
-        notes=(*flow.notes, *notes, *_log_notes(inputs, log)),
+        notes=(*flow.notes, *notes, *_log_notes(inputs, log), *_own_notes(inputs)),
     )
 
 
@@ -137,6 +137,15 @@ def _log_faults(inputs: Inputs, log: outside.Outside | None) -> Iterator[Incompl
     for name, lost in log.lost.items():
         if lost:
             yield _fault(name.partition("/")[0], f"{name} lost {lost} accesses")
+
+
+def _own_notes(inputs: Inputs) -> Iterator[str]:
+    """Say what was asked for less than all, and what cannot be checked."""
+    left_out = {hook.name for guest in inputs.guests for hook in guest.hooks if hook.left_out}
+    if left_out:
+        yield f"left out as asked: {', '.join(sorted(left_out))}"
+    if "files" not in inputs.manifest.values:
+        yield "the manifest lists no files: whether they are as the run wrote them is not known"
 
 
 def _log_notes(inputs: Inputs, log: outside.Outside | None) -> Iterator[str]:
@@ -251,6 +260,13 @@ def _file_faults(inputs: Inputs) -> Iterator[Incomplete]:
     """Expect every file to be there as the run wrote it, and every witness to have its own."""
     files = inputs.manifest.values.get("files")
     folders = {guest.name: guest.folder.path for guest in inputs.guests}
+    if "files" in inputs.manifest.values and not isinstance(files, dict):
+        yield _fault(next(iter(folders)), "the manifest's list of files is none")
+    if isinstance(files, dict):
+        for guest, folder in folders.items():
+            there = {f"{guest}/{path.name}" for path in folder.iterdir()}
+            for name in sorted(there - set(files)):
+                yield _fault(guest, f"{name} is not among the files of the run")
     for name, digest in sorted(files.items()) if isinstance(files, dict) else ():
         guest, _, file = name.partition("/")
         if guest not in folders or "/" in file:

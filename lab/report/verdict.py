@@ -23,9 +23,9 @@ def sentences(ledger: Ledger) -> list[str]:
         return [f"DISAGREEMENT: {first.guest}: {first.text}"]
     most = largest(ledger)
     totals = most.totals
-    what = f"{most.size} bytes"
+    what = some(most.size, "byte")
     if len(ledger.messages) > 1:
-        what = f"{len(ledger.messages)} messages of {most.size} bytes each"
+        what = f"{len(ledger.messages)} messages of {some(most.size, 'byte')} each"
     devices = "no device touched them"
     if totals.device_reads or totals.device_writes:
         reads, writes = times(totals.device_reads), times(totals.device_writes)
@@ -56,7 +56,8 @@ def skb_words(message: Message) -> str:
         case False, _:
             return "different skbs"
         case _:
-            return "one side's skb was not seen"
+            one = "one" if message.skb.sender or message.skb.receiver else "neither"
+            return f"{one} side's skb was seen"
 
 
 def _first_reason(ledger: Ledger) -> str:

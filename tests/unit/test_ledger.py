@@ -371,15 +371,46 @@ def test_a_file_changed_since_the_run_is_named(tmp_path: Path) -> None:
     run = cooked.nic(tmp_path).serve()
     path = run.guest("receiver").file("rings.json")
     manifest = dict(run.manifest().values)
-    manifest["files"] = {"receiver/rings.json": hashlib.sha256(path.read_bytes()).hexdigest()}
+    manifest["files"] = {
+        f"{name}/{file.name}": hashlib.sha256(file.read_bytes()).hexdigest()
+        for name in ("sender", "receiver")
+        for file in run.guest(name).path.iterdir()
+    }
     run.write_manifest(manifest)
     assert ledger.build(run).complete
+    assert not ledger.build(run).notes
+
+    planted = run.guest("sender").file("more.json")
+    planted.write_text("{}")
+    assert "sender/more.json is not among the files of the run" in why(ledger.build(run))
+    planted.unlink()
 
     path.write_text(path.read_text() + "\n")
 
     assert "receiver/rings.json was changed since the run" in why(ledger.build(run))
     path.unlink()
     assert "receiver/rings.json is gone since the run" in why(ledger.build(run))
+
+
+@pytest.mark.parametrize("files", [None, "zz", []])
+def test_a_list_of_files_that_is_none_is_named(tmp_path: Path, files: object) -> None:
+    run = cooked.nic(tmp_path).serve()
+    run.write_manifest(dict(run.manifest().values) | {"files": files})
+
+    found = ledger.build(run)
+    assert not found.complete
+    assert "the manifest's list of files is none" in why(found)
+
+
+def test_without_a_list_of_files_that_is_said(tmp_path: Path) -> None:
+    notes = ledger.build(cooked.nic(tmp_path).serve()).notes
+    assert any("the manifest lists no files" in note for note in notes)
+
+
+def test_what_was_left_out_is_said_even_if_nothing_is_missing(tmp_path: Path) -> None:
+    found = ledger.build(cooked.nic(tmp_path, without=["virtio_net:page_to_skb"]).serve())
+    assert found.complete
+    assert "left out as asked: virtio_net:page_to_skb" in found.notes
 
 
 def test_a_witness_whose_file_is_gone_is_named(tmp_path: Path) -> None:
