@@ -57,7 +57,12 @@ def up(runs: Path) -> Iterator[Invoke]:
         (("null_write.c",), 4, "OOPS in phase 'load': null_write.c:20"),
         (("null_write.c", "--expect", "oops", "--at", "null_write.c:20"), 0, "struct thing.count"),
         (("null_write.c", "--expect", "panic"), 4, "expected verdict panic, found oops"),
-        (("null_write.c", "--at", "null_write.c:2"), 4, "at null_write.c:2, found null_write.c:20"),
+        (
+            ("null_write.c", "--expect", "oops", "--at", "null_write.c:2"),
+            4,
+            "at null_write.c:2, found null_write.c:20",
+        ),
+        (("null_write.c", "--at", "null_write.c:20"), 2, "--expect VERDICT"),
         (("init_fails.c",), 5, "No such device"),
         (("init_never_returns.c", "--deadline", "1"), 7, "did not end after 1"),
         (("clean.c", "--params", "nosuch=1", "--soak", "0.1"), 0, "LOADED"),
