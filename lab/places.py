@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lab import access, accesses, correlate
-from lab.correlate import Inputs, Place
+from lab.correlate import Inputs, Place, outside
+from lab.correlate.inputs import RECEIVER
 from lab.correlate.rings import RingWitness
 from lab.correlate.types import LINK, PlaceKind
 from lab.errors import EvidenceError
@@ -15,7 +16,8 @@ from lab.rundir import RunDir
 
 def names(run: RunDir) -> list[str]:
     """Return the places of a run in RAM, as `--place` takes them, in the order of the way."""
-    return list(dict.fromkeys(_name(place) for place in _places(correlate.load(run))))
+    inputs = correlate.load(run)
+    return list(dict.fromkeys(_name(place, inputs) for place in _places(inputs)))
 
 
 def lines(run: RunDir, wanted: str, *, whole: bool = False) -> Iterator[str]:
@@ -26,7 +28,7 @@ def lines(run: RunDir, wanted: str, *, whole: bool = False) -> Iterator[str]:
     """
     inputs = correlate.load(run)
     symbols = {guest.name: guest.symbols for guest in inputs.guests}
-    found = [place for place in _places(inputs) if _name(place) == wanted]
+    found = [place for place in _places(inputs) if _name(place, inputs) == wanted]
     if not found:
         raise EvidenceError(
             f"run {run.name} has no place '{wanted}'", hint="--place " + " | ".join(names(run))
@@ -62,15 +64,24 @@ def _whole(inputs: Inputs, place: Place) -> list[tuple[int, int]]:
         if found is not None:
             return [(found.descriptor.address, found.descriptor.length)]
     raise EvidenceError(
-        f"of {_name(place)} only the message's bytes were logged",
+        f"of {_name(place, inputs)} only the message's bytes were logged",
         hint="--all is for user buffers and RX buffers",
     )
 
 
 def _places(inputs: Inputs) -> list[Place]:
-    flow = correlate.follow(inputs)
+    # Of a run without probes the log's own account is the only one.
+    log = outside.look(inputs) if inputs.manifest.probe_kind == "none" else None
+    flow = correlate.follow(inputs if log is None else log.inputs)
     return [place for place in flow.places if place.guest != LINK and place.extents]
 
 
-def _name(place: Place) -> str:
-    return f"{place.guest}/{place.kind}"
+def _name(place: Place, inputs: Inputs) -> str:
+    # Over loopback one guest has both programs: which one's buffer it is says the buffer.
+    side = place.guest
+    if place.kind is PlaceKind.USER and inputs.loopback:
+        work = next((guest.role(RECEIVER) for guest in inputs.guests), None)
+        buffer = None if work is None else work.ready.buffer
+        if buffer and buffer.virtual <= place.virtual < buffer.virtual + buffer.size:
+            side = RECEIVER
+    return f"{side}/{place.kind}"
