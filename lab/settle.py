@@ -223,7 +223,7 @@ class _Station:
 
     def _ask(self, ready: experiment.Stand, one: Wanted, journal: Journal) -> rundir.RunDir:
         asked = one.asked
-        kind = experiment.KINDS[asked.experiment]
+        kind = experiment.kind_of(asked.experiment)
         run_dir = experiment.new_run(
             asked, ready.setup, self.folder, guests=kind.guests(asked), last=False
         )

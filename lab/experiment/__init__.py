@@ -11,12 +11,12 @@ What a kind of experiment does at these two stages is its own module here, and o
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lab import paths, rundir, spec, topology
 from lab.errors import LabError, TraceCorrupt
-from lab.experiment import as_written, chain, known, message, socket, steps, trap
 from lab.experiment.outcome import Outcome
 from lab.experiment.stand import (
     Stand,
@@ -35,6 +35,7 @@ __all__ = [
     "Stand",
     "analyse",
     "describe_command",
+    "kind_of",
     "new_run",
     "run",
     "setup_for",
@@ -80,15 +81,22 @@ class Kind:
     analyse: Analyse
 
 
-KINDS: dict[spec.Experiment, Kind] = {
-    "message": Kind(guests=message.guests, take=message.take, analyse=message.analyse),
-    "chain": Kind(guests=chain.guests, take=chain.take, analyse=chain.analyse),
-    "steps": Kind(guests=steps.guests, take=steps.take, analyse=steps.analyse),
-    "socket": Kind(guests=socket.guests, take=socket.take, analyse=socket.analyse),
-    "known": Kind(guests=known.guests, take=known.take, analyse=known.analyse),
-    "trap": Kind(guests=trap.guests, take=trap.take, analyse=trap.analyse),
-    "as-written": Kind(guests=as_written.guests, take=as_written.take, analyse=as_written.analyse),
+# By its module here, which is imported when a run is of that kind.
+KINDS: dict[spec.Experiment, str] = {
+    "message": "message",
+    "chain": "chain",
+    "steps": "steps",
+    "socket": "socket",
+    "known": "known",
+    "trap": "trap",
+    "as-written": "as_written",
 }
+
+
+def kind_of(name: spec.Experiment) -> Kind:
+    """Return what one kind of experiment does."""
+    module = importlib.import_module(f"lab.experiment.{KINDS[name]}")
+    return Kind(guests=module.guests, take=module.take, analyse=module.analyse)
 
 
 def run(
@@ -102,7 +110,7 @@ def run(
     offline: bool = False,
 ) -> Outcome:
     """Take one measurement and analyse it; the run directory is kept however it ends."""
-    kind = KINDS[asked.experiment]
+    kind = kind_of(asked.experiment)
     setup, modules = setup_for(asked, journal=journal, locked=locked, offline=offline)
     topology.refuse_busy(lab_name)  # before there is a run directory with nothing in it
     run_dir = new_run(asked, setup, paths.runs(), guests=kind.guests(asked))
@@ -124,9 +132,9 @@ def analyse(run_dir: rundir.RunDir, *, journal: Journal) -> Outcome:
     told = manifest.values.get("expect")
     asked: dict[str, Any] = dict(told) if isinstance(told, dict) else {}
     expect = spec.Expect(**{key: asked[key] for key in asked if key in spec.EXPECTABLE})
-    for name, kind in KINDS.items():
+    for name in KINDS:
         if name == manifest.experiment:
-            return kind.analyse(run_dir, expect, journal=journal)
+            return kind_of(name).analyse(run_dir, expect, journal=journal)
     raise TraceCorrupt(
         f"{run_dir.name}: there is no experiment '{manifest.experiment}'",
         log=run_dir.file("manifest.json"),

@@ -661,11 +661,8 @@ def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeBench:
     monkeypatch.setattr(paths, "runs", lambda: tmp_path / "runs")
     for name in ("setup_for", "stand"):
         monkeypatch.setattr(experiment, name, getattr(fake, name))
-    monkeypatch.setitem(
-        experiment.KINDS,
-        "message",
-        experiment.Kind(guests=message.guests, take=fake.take, analyse=message.analyse),
-    )
+    kind = experiment.Kind(guests=message.guests, take=fake.take, analyse=message.analyse)
+    monkeypatch.setattr(experiment, "kind_of", lambda _: kind)
     monkeypatch.setattr(attempt, "run", fake.attempt)
     monkeypatch.setattr(crash, "prepare_all", lambda *_, **__: None)
     return fake
