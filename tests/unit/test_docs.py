@@ -53,7 +53,7 @@ def test_a_wrong_mention_is_seen(text: str, fault: str) -> None:
 
 
 def test_right_mentions_are_left_alone() -> None:
-    text = "`invoke --list`, `invoke lab.up lab.run-nic --no-reset`, `invoke lab.check --playbook FILE`"
+    text = "`invoke --list`, `invoke lab.run-nic --no-reset`, `invoke lab.check --playbook FILE`"
 
     assert [] == faults(text)
 
