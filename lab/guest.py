@@ -116,6 +116,7 @@ class Guest:
         self.argv: list[str] = []
         self.extra = ""  # more words for the kernel's command line
         self.devices: tuple[str, ...] = ()  # more than every guest has
+        self.link_options = ""  # of the link's device
         self.plugin: Path | None = None  # the access log, where there is one
 
     # -- life ------------------------------------------------------------------
@@ -144,6 +145,7 @@ class Guest:
             incoming=initramfs is None,
             plugin=self._plugin_argument(),
             devices=self.devices,
+            link_options=self.link_options,
         )
 
     def _plugin_argument(self) -> str | None:

@@ -55,6 +55,7 @@ class GuestConfig:
     incoming: bool = False
     plugin: str | None = None
     devices: tuple[str, ...] = ()  # more of them, each as -device takes it
+    link_options: str = ""  # of the link's device, each with a comma in front
 
 
 def command_line(config: GuestConfig, *, binary: str = BINARY) -> list[str]:
@@ -98,6 +99,8 @@ def command_line(config: GuestConfig, *, binary: str = BINARY) -> list[str]:
         f"file,id=console,path={c.folder}/console.log,append=on",
         "-serial",
         "chardev:console",
+        # First of all devices: one of them may be what the others reach memory through.
+        *(word for device in c.devices for word in ("-device", device)),
         "-device",
         "pvpanic-pci,addr=02.0",
         "-device",
@@ -117,10 +120,9 @@ def command_line(config: GuestConfig, *, binary: str = BINARY) -> list[str]:
         f"dgram,id=link,{_end('local', c.link_local)},{_end('remote', c.link_remote)}",
         "-device",
         f"{c.link_device},id=lab0,netdev=link,mac={c.link_mac},addr=05.0,romfile="
-        + (QUIET if c.link_device.startswith("virtio") else ""),
+        + (QUIET if c.link_device.startswith("virtio") else "")
+        + c.link_options,
     ]
-    for device in c.devices:
-        argv += ["-device", device]
     if c.plugin is not None:
         argv += ["-plugin", c.plugin]
     if c.incoming:

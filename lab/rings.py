@@ -1,7 +1,8 @@
 """The descriptor rings of a guest's link device, read from outside, asking nobody in the guest.
 
 Where they lie the device knows: QEMU says it of a virtio device, and of e1000e its registers do.
-What they hold is in the guest's RAM.
+What they hold is in the guest's RAM.  Behind an IOMMU the rings, and the buffers they name, are
+at addresses of the device; what these stand for the IOMMU's tables say, which are in RAM as well.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import struct
 from dataclasses import dataclass, field
 from typing import Any
 
+from lab import iommu
 from lab.errors import LabError
+from lab.iommu import Iommu
 from lab.memory import GuestMemory
 from lab.qmp import Monitor
 
@@ -43,24 +46,52 @@ class Rings:
     device: str  # where QEMU has it
     queues: dict[str, dict[str, Any]] = field(default_factory=dict)
     at_first: dict[str, int] = field(default_factory=dict)  # the used index, by queue
+    iommu: Iommu | None = None  # in front of the device
+    lie: dict[tuple[str, str], list[tuple[int, int]]] = field(default_factory=dict)
 
     def posted(self) -> list[tuple[int, int]]:
         """Return the physical ranges that were the device's to fill at the first gate."""
         gates = self.queues["rx"]["gates"] if "rx" in self.queues else {}
         first: dict[str, Any] = next(iter(gates.values()), {"descriptors": []})
-        return [
-            (int(address, 16), int(address, 16) + length)
+        given = [
+            (int(address, 16), length)
             for _, address, length, flags, _ in first["descriptors"]
             if flags & DEVICE_WRITES and length
         ]
+        if self.iommu is None:
+            return [(address, address + length) for address, length in given]
+        runs = [(int(a, 16), int(b, 16), size) for a, b, size in first.get("behind", ())]
+        return [piece for address, length in given for piece in _pieces(address, length, runs)]
 
     def pages(self) -> list[tuple[int, int]]:
         """Return the physical ranges of the rings themselves."""
-        return [
-            (int(queue[part], 16), int(queue[part], 16) + size)
-            for queue in self.queues.values()
-            for part, size in _parts(queue).items()
-        ]
+        return [run for runs in self.lie.values() for run in runs]
+
+    def read(self, memory: GuestMemory, address: int, size: int, *, part: tuple[str, str]) -> bytes:
+        """Return a part of a queue, read at the address that its device has of it."""
+        if self.iommu is None:
+            runs = [(address, address + size)]
+        else:
+            runs = _pieces(address, size, self.iommu.behind(memory, [(address, size)]))
+        if sum(end - start for start, end in runs) != size:
+            raise LabError(f"the IOMMU maps nothing at {address:#x}, where the {part[0]} ring is")
+        self.lie[part] = runs
+        return b"".join(memory.read(start, end - start) for start, end in runs)
+
+    def starts(self, queue: str, addresses: dict[str, int]) -> dict[str, Any]:
+        """Return where the parts of a queue begin, for rings.json."""
+        lie = {part: f"{self.lie[queue, part][0][0]:#x}" for part in addresses}
+        if self.iommu is None:
+            return lie
+        return {**lie, "device": {part: f"{at:#x}" for part, at in addresses.items()}}
+
+    def behind(self, memory: GuestMemory, given: list[list[Any]]) -> dict[str, Any]:
+        """Return what the addresses in descriptors stand for now, for rings.json."""
+        if self.iommu is None:
+            return {}
+        ranges = [(int(address, 16), length) for _, address, length, _, _ in given if length]
+        found = self.iommu.behind(memory, ranges)
+        return {"behind": [[f"{device:#x}", f"{at:#x}", size] for device, at, size in found]}
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of rings.json."""
@@ -72,8 +103,8 @@ def find(monitor: Monitor, *, name: str) -> Rings:
     for entry in monitor.execute("x-query-virtio"):
         path = str(entry["path"])
         if path.startswith(f"/machine/peripheral/{name}/"):
-            return Rings(device=path)
-    return Rings(device=f"/machine/peripheral/{name}")
+            return Rings(device=path, iommu=iommu.find(monitor, name=name))
+    return Rings(device=f"/machine/peripheral/{name}", iommu=iommu.find(monitor, name=name))
 
 
 def read(rings: Rings, gate: str, *, monitor: Monitor, memory: GuestMemory) -> None:
@@ -87,10 +118,14 @@ def read(rings: Rings, gate: str, *, monitor: Monitor, memory: GuestMemory) -> N
             _e1000e(rings, gate, name, registers=registers, monitor=monitor, memory=memory)
 
 
-def _parts(queue: dict[str, Any]) -> dict[str, int]:
-    size = int(queue["size"])
-    sizes = {"desc": DESCRIPTOR.size * size, "avail": 4 + 2 * size, "used": 4 + 8 * size}
-    return {part: length for part, length in sizes.items() if part in queue}
+def _pieces(address: int, size: int, runs: list[iommu.Run]) -> list[tuple[int, int]]:
+    """Return the physical ranges behind a range of device addresses, as far as `runs` say."""
+    out = []
+    for device, physical, length in runs:
+        first, last = max(address, device), min(address + size, device + length)
+        if first < last:
+            out.append((physical + first - device, physical + last - device))
+    return out
 
 
 # -- virtio ------------------------------------------------------------------------------------
@@ -104,9 +139,10 @@ def _virtqueue(
     )
     size = int(status["vring-num"])
     desc, avail, used = (int(status[f"vring-{part}"]) for part in ("desc", "avail", "used"))
-    table = memory.read(desc, DESCRIPTOR.size * size)
-    avail_idx = struct.unpack("<H", memory.read(avail + 2, 2))[0]
-    used_idx = struct.unpack("<H", memory.read(used + 2, 2))[0]
+    table = rings.read(memory, desc, DESCRIPTOR.size * size, part=(name, "desc"))
+    offered = rings.read(memory, avail, 4 + 2 * size, part=(name, "avail"))
+    taken = rings.read(memory, used, 4 + USED.size * size, part=(name, "used"))
+    (avail_idx,), (used_idx,) = (struct.unpack_from("<H", one, 2) for one in (offered, taken))
     first = rings.at_first.setdefault(name, used_idx)
     filled = min((used_idx - first) % INDEXES, size)
     queue = rings.queues.setdefault(
@@ -115,24 +151,24 @@ def _virtqueue(
             "queue": name,
             "index": QUEUES[name],
             "size": size,
-            "desc": f"{desc:#x}",
-            "avail": f"{avail:#x}",
-            "used": f"{used:#x}",
+            **rings.starts(name, {"desc": desc, "avail": avail, "used": used}),
             "gates": {},
         },
     )
+    given: list[list[Any]] = [
+        [at, f"{address:#x}", length, flags, following]
+        for at, (address, length, flags, following) in enumerate(DESCRIPTOR.iter_unpack(table))
+    ]
     queue["gates"][gate] = {
         "avail_idx": avail_idx,
         "used_idx": used_idx,
-        "descriptors": [
-            [at, f"{address:#x}", length, flags, following]
-            for at, (address, length, flags, following) in enumerate(DESCRIPTOR.iter_unpack(table))
-        ],
+        "descriptors": given,
         # What the device gave back since the first gate, oldest first.
         "used": [
-            list(USED.unpack(memory.read(used + 4 + USED.size * (at % size), USED.size)))
+            list(USED.unpack_from(taken, 4 + USED.size * (at % size)))
             for at in range(used_idx - filled, used_idx)
         ],
+        **rings.behind(memory, given),
     }
 
 
@@ -144,7 +180,7 @@ def _e1000e(
 ) -> None:
     low, high, length, _, head, _, tail = _words(monitor, registers + REGISTERS[name], 7)
     base = high << 32 | low
-    table = memory.read(base, length)
+    table = rings.read(memory, base, length, part=(name, "desc"))
     given: list[Given]
     written: list[Lengths]
     each = 1  # buffers of a descriptor
@@ -178,18 +214,20 @@ def _e1000e(
             "queue": name,
             "index": QUEUES[name],
             "size": size * each,
-            "desc": f"{base:#x}",
+            **rings.starts(name, {"desc": base}),
             "gates": {},
         },
     )
+    rows: list[list[Any]] = [
+        [number, f"{address:#x}", length, flags, 0]
+        for number, (address, length, flags) in enumerate(given)
+    ]
     queue["gates"][gate] = {
         "avail_idx": (first + done + (tail - head) % size) * each % INDEXES,
         "used_idx": (first + done) * each % INDEXES,
-        "descriptors": [
-            [number, f"{address:#x}", length, flags, 0]
-            for number, (address, length, flags) in enumerate(given)
-        ],
+        "descriptors": rows,
         "used": used,
+        **rings.behind(memory, rows),
     }
 
 

@@ -29,8 +29,10 @@ class Wanted:
     send: bool
 
     @property
-    def topology(self) -> tuple[str, str, str]:
-        return self.asked.kernel, self.asked.link.device, self.asked.link.backend
+    def topology(self) -> tuple[object, ...]:
+        link = self.asked.link
+        memory = (link.iommu, link.swiotlb or "", link.mrg_rxbuf)
+        return self.asked.kernel, link.device, link.backend, *memory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

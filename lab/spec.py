@@ -16,6 +16,7 @@ Device = Literal["virtio-net-pci", "e1000e"]
 Backend = Literal["dgram", "tap"]
 ProbeKind = Literal["kmod", "bpf", "both", "none"]
 Over = Literal["loopback", "link"]
+Swiotlb = Literal["force"]
 Protocol = Literal["udp", "tcp"]
 Fault = Literal["alloc_file_pseudo", "sock_alloc_file"]
 
@@ -93,7 +94,9 @@ class Link:
     device: Device = "virtio-net-pci"
     backend: Backend = "dgram"
     mtu: int = 1500
-    iommu: bool = False
+    iommu: bool = False  # between the device and memory, and the driver uses it
+    swiotlb: Swiotlb | None = None  # force: all that a device reads and writes is bounced
+    mrg_rxbuf: bool = True  # virtio: a frame may go over several receive buffers
     copybreak: int | None = None  # bytes; e1000e copies shorter frames (None: as the driver has it)
     delay_s: float = 0.0  # of every frame, on either way
     loss: float = 0.0  # percent of the frames, on either way

@@ -158,6 +158,7 @@ def _keep(asked: spec.Playbook, folder: Path, results: dict[int, Result]) -> Swe
 
 
 def _topology(cell: spec.Playbook) -> tuple[str, str, str]:
+    # All else of the link is the same in every cell.
     return cell.kernel, cell.link.device, cell.link.backend
 
 

@@ -77,6 +77,7 @@ class Setup:
     owner: int = 0
     extra: str = ""  # more words for the kernels' command lines
     devices: tuple[str, ...] = ()  # more devices for both guests, as QEMU's -device takes them
+    link_options: str = ""  # of the link's device, as QEMU's -device takes them
     plugin: Path | None = None  # the access log; None where there can be none
 
 
@@ -162,6 +163,7 @@ class Lab:
         for guest in self.guests.values():
             guest.extra = setup.extra
             guest.devices = setup.devices
+            guest.link_options = setup.link_options
             guest.plugin = setup.plugin
         name = self._key(setup)
         try:

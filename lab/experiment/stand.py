@@ -19,6 +19,7 @@ from lab import (
     bpf,
     build,
     image,
+    iommu,
     process,
     qemu,
     rundir,
@@ -34,6 +35,8 @@ from lab.journal import Journal
 REACH_S = 10.0
 # A teaching device that does real DMA; its own mask would be 28 bits.
 EDU = "edu,addr=06.0,dma_mask=0xffffffff"
+# Interrupts as without it: under KVM remapping them needs another interrupt controller.
+IOMMU = f"intel-iommu,id={iommu.ID},intremap=off"
 
 
 @dataclass(slots=True)
@@ -61,9 +64,42 @@ def setup_for(
     modules = build.build_modules(kernel, journal=journal) if kind in ("kmod", "both") else {}
     speed = accelerator.choose(kernel, journal=journal)
     setup = topology.standard(kernel, speed, journal=journal, device=asked.link.device)
+    setup = of_link(setup, asked.link)
     if asked.known.transfers:
-        setup = replace(setup, devices=(EDU,))
+        setup = replace(setup, devices=(*setup.devices, EDU))
     return setup, modules
+
+
+def of_link(setup: topology.Setup, link: spec.Link) -> topology.Setup:
+    """Return a pair whose link device reaches memory, and receives, as `link` says."""
+    virtio = link.device.startswith("virtio")
+    words: list[str] = []
+    device = ""
+    if link.iommu:
+        words.append("intel_iommu=on")
+    if link.swiotlb is not None:
+        words.append(f"swiotlb={link.swiotlb}")
+    if virtio and words:
+        # VIRTIO_F_ACCESS_PLATFORM, without which its driver gives it physical addresses.
+        device += ",iommu_platform=on,disable-legacy=on"
+    if not link.mrg_rxbuf:
+        device += ",mrg_rxbuf=off"
+    return replace(
+        setup,
+        extra=" ".join(words),
+        devices=(IOMMU,) if link.iommu else (),
+        link_options=device,
+    )
+
+
+def options(link: spec.Link) -> dict[str, str]:
+    """Return what of the link's device is not as it is by default, for the manifest."""
+    said = {
+        "iommu": "on" if link.iommu else None,
+        "swiotlb": link.swiotlb,
+        "mrg_rxbuf": None if link.mrg_rxbuf else "off",
+    }
+    return {name: value for name, value in said.items() if value is not None}
 
 
 @contextlib.contextmanager
@@ -137,8 +173,10 @@ def unlike(pair: topology.Lab, setup: topology.Setup) -> str | None:
         return f"has kernel {state.kernel}, not {setup.image.series}"
     if state.image != setup.image.digest:
         return "has an older image"
-    if setup.devices:
-        return f"has no {setup.devices[0].partition(',')[0]}"
+    lacking = [device.partition(",")[0] for device in setup.devices]
+    lacking += [*setup.extra.split(), *setup.link_options.split(",")]
+    if any(lacking):
+        return f"has no {', '.join(word for word in lacking if word)}"
     if (state.device, state.accelerator) != (setup.device, setup.accelerator.name):
         return f"has {state.device} under {state.accelerator}"
     return None
@@ -174,7 +212,12 @@ def common_manifest(
         "playbook": asked.name,
         "kernel": kernel.release,
         "accelerator": {"name": speed.name, "why": speed.why},
-        "link": {"device": asked.link.device, "backend": asked.link.backend, "offloads": {}},
+        "link": {
+            "device": asked.link.device,
+            "backend": asked.link.backend,
+            "offloads": {},
+            "options": options(asked.link),
+        },
         "witnesses": {},
         "drifted": list(kernel.drifted),
         "versions": {"skblab": lab.__version__, "qemu": qemu.installed().version},

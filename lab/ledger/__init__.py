@@ -98,6 +98,7 @@ def build(run: RunDir) -> Ledger:
             "device": manifest.device,
             "backend": manifest.backend,
             "offloads": dict(manifest.offloads),
+            **({"options": dict(manifest.options)} if manifest.options else {}),
         },
         witnesses=_witnesses(inputs),
         messages=tuple(_messages(inputs, flow, faults)),

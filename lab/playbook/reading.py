@@ -38,6 +38,7 @@ _KEYS = {
     "deadline_s": "deadline",
     "delay_s": "delay",
     "soak_s": "soak",
+    "mrg_rxbuf": "mrg_rxbuf",  # QEMU's and the driver's own word
 }  # fields whose key is another word
 _HIDDEN = ("source", "path")  # fields no file may set
 

@@ -30,7 +30,6 @@ NOT_YET = frozenset(
     {
         ("kernel", "PATH"),
         ("link.backend", "tap"),
-        ("link.iommu", "on"),
     }
 )
 
@@ -280,7 +279,10 @@ PARTNERS: dict[str, tuple[str, ...]] = {
 
 # The keys of which `contradictions` compares several.
 ENTANGLED = frozenset(
-    {"protocol", "size", "payload", "kind", "without", "comm", "copybreak", "device"}
+    {
+        *("protocol", "size", "payload", "kind", "without", "comm"),
+        *("copybreak", "device", "iommu", "swiotlb", "mrg_rxbuf", "mtu"),
+    }
 )
 
 
@@ -289,8 +291,7 @@ def refuse_unbuilt(where: str, text: str) -> None:
     if where == "kernel" and "/" in text:
         word, what = "PATH", "a kernel of your own"
     else:
-        word = "on" if where == "link.iommu" and text == "yes" else text
-        what = f"'{where.rpartition('.')[2]}: {text}'"
+        word, what = text, f"'{where.rpartition('.')[2]}: {text}'"
     if (where, word) in NOT_YET:
         raise Fault(f"{what} is not built yet")
 
@@ -321,13 +322,26 @@ def contradictions(part: object) -> list[tuple[str, str]]:
         if part.payload is not None and 0 < part.size < len(part.payload):
             found = f"{len(part.payload)} bytes of payload"
             out.append(("payload", f"{found} do not fit a size of {part.size}"))
-    if isinstance(part, Link) and part.copybreak is not None and part.device != "e1000e":
-        out.append(("copybreak", "only the driver of e1000e has a copybreak"))
+    if isinstance(part, Link):
+        out += _of_link(part)
     if isinstance(part, Probes) and part.kind == "none":
         if part.without:
             out.append(("without", "hooks cannot be left out where probes are none"))
         if part.comm is not None:
             out.append(("comm", "a comm cannot be picked where probes are none"))
+    return out
+
+
+def _of_link(link: Link) -> list[tuple[str, str]]:
+    out = []
+    if link.copybreak is not None and link.device != "e1000e":
+        out.append(("copybreak", "only the driver of e1000e has a copybreak"))
+    if link.swiotlb is not None and link.iommu:
+        out.append(("swiotlb", "behind an IOMMU nothing is bounced"))
+    if not link.mrg_rxbuf and link.device != "virtio-net-pci":
+        out.append(("mrg_rxbuf", "only a virtio device has mergeable receive buffers"))
+    elif not link.mrg_rxbuf and link.mtu > Link().mtu:
+        out.append(("mtu", f"without mrg_rxbuf a buffer has room for {Link().mtu} bytes"))
     return out
 
 

@@ -89,7 +89,7 @@ def _verdict(ledger: Ledger) -> list[Block]:
 
 def _conditions(ledger: Ledger, manifest: Manifest) -> list[Block]:
     offloads = ", ".join(f"{name} {value}" for name, value in manifest.offloads)
-    link = f"{manifest.device} over {manifest.backend}" if manifest.over == "link" else "lo"
+    link = manifest.link
     parts = [
         f"{ledger.playbook}: {manifest.protocol} over {manifest.over} ({link}",
         f"{'; ' + offloads if offloads and manifest.over == 'link' else ''}), ",

@@ -12,7 +12,7 @@ def conditions(ledger: Ledger, manifest: Manifest) -> Iterator[tuple[str, str]]:
     """Yield name and value of each condition."""
     yield "playbook", manifest.playbook
     yield "message", f"{manifest.count} × {manifest.size} bytes, {manifest.protocol}"
-    where = f"{manifest.device} over {manifest.backend}" if manifest.over == "link" else "lo"
+    where = manifest.link
     yield "over", f"{manifest.over} ({where})"
     if manifest.over == "link":
         yield "offloads", ", ".join(f"{name} {value}" for name, value in manifest.offloads)

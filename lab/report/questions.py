@@ -196,7 +196,7 @@ def _lost(ledger: Ledger) -> Answer:
 
 def _conditions(manifest: Manifest) -> Answer:
     offloads = ", ".join(f"{name} {value}" for name, value in manifest.offloads)
-    link = f"{manifest.device} over {manifest.backend}" if manifest.over == "link" else "lo"
+    link = manifest.link
     with_ = f" with {offloads}" if offloads and manifest.over == "link" else ""
     return Answer(
         question="Under which conditions does it hold?",

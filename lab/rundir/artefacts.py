@@ -225,6 +225,7 @@ class Manifest:
     device: str
     backend: str
     offloads: tuple[tuple[str, str], ...]
+    options: tuple[tuple[str, str], ...]  # of the link's device: iommu, swiotlb, mrg_rxbuf
     kernel: str
     probe_kind: str
     without: tuple[str, ...]
@@ -233,3 +234,11 @@ class Manifest:
     guests: tuple[str, ...]
     drifted: tuple[str, ...]
     values: Mapping[str, Json]
+
+    @property
+    def link(self) -> str:
+        """What carried the messages, for a person."""
+        if self.over != "link":
+            return "lo"
+        options = ", ".join(f"{name} {value}" for name, value in self.options)
+        return f"{self.device}{' with ' if options else ''}{options} over {self.backend}"

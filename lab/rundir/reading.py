@@ -50,6 +50,7 @@ def read_manifest(value: Json, path: Path) -> Manifest:
         device=link.text("device"),
         backend=link.text("backend"),
         offloads=_pairs(link, "offloads"),
+        options=_pairs(link, "options"),
         kernel=top.text("kernel", ""),
         probe_kind=probes.text("kind", "none"),
         without=probes.texts("without"),

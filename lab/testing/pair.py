@@ -94,6 +94,10 @@ class Lab:
                 f"'{asked.name}' needs a link of {asked.link.device}",
                 hint=f'@pytest.mark.lab_link("{asked.link.device}")',
             )
+        if experiment.of_link(self.setup, asked.link) != self.setup:
+            raise PlaybookError(
+                f"'{asked.name}' needs a link device with options; run it by lab.run"
+            )
         image, journal = self.setup.image, self.journal
         modules = build.build_modules(image, journal=journal) if asked.probes.kind == "kmod" else {}
         pristine = self.pair.require_up().pristine

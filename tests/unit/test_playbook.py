@@ -285,8 +285,23 @@ RULES: list[tuple[str, str]] = [
     (GOOD + "link: {loss: 101%}\n", "4:14: expected a share from 0% to 100% such as 1.5%; found"),
     (GOOD + "link: {delay: 11s}\n", "4:15: expected a delay from 0ms to 10s such as 20ms; found"),
     (GOOD + "link: {backend: tap}\n", "4:17: 'backend: tap' is not built yet"),
-    (GOOD + "link: {iommu: on}\n", "4:15: 'iommu: on' is not built yet"),
-    (GOOD + "link: {iommu: yes}\n", "4:15: 'iommu: yes' is not built yet"),
+    (
+        GOOD + "link: {iommu: on, swiotlb: force}\n",
+        "4:28: behind an IOMMU nothing is bounced",
+    ),
+    (GOOD + "link: {swiotlb: on}\n", "4:17: expected one of force; found 'on'"),
+    (
+        GOOD + "link: {device: e1000e, mrg_rxbuf: off}\n",
+        "4:35: only a virtio device has mergeable receive buffers",
+    ),
+    (
+        GOOD + "link: {mrg_rxbuf: off, mtu: 9000}\n",
+        "4:29: without mrg_rxbuf a buffer has room for 1500 bytes",
+    ),
+    (
+        GOOD + "link: {mrg-rxbuf: off}\n",
+        "4:8: unknown key 'mrg-rxbuf' (did you mean 'mrg_rxbuf'?)",
+    ),
 ]
 
 

@@ -33,6 +33,11 @@ CASES = {
     "restore-tcg": dataclasses.replace(BASE, initramfs=None, incoming=True),
     "boot-kvm": dataclasses.replace(BASE, accelerator="kvm"),
     "witnessed": dataclasses.replace(BASE, plugin="/cache/witness.so"),
+    "iommu": dataclasses.replace(
+        BASE,
+        devices=("intel-iommu,id=iommu0,intremap=off",),
+        link_options=",iommu_platform=on,disable-legacy=on",
+    ),
 }
 
 
