@@ -31,7 +31,9 @@ MEASURE = {
     "verbose": VERBOSE,
     "size": "bytes per message",
     "count": "messages",
+    "family": "ipv4 or ipv6",
     "protocol": "udp or tcp",
+    "connect": "the sender connects its UDP socket first",
     "payload": "a text of your own instead of one derived from the run's seed",
     "without": "leave out these hooks (comma-separated)",
     "comm": "record only what this program causes",
@@ -234,7 +236,7 @@ def check(_: Context, playbook: list[str], json: bool = False) -> None:
         host.check(out, playbook)
 
 
-OF_A_MESSAGE = ("size", "count", "protocol", "payload", "comm", "probes")
+OF_A_MESSAGE = ("size", "count", "family", "protocol", "connect", "payload", "comm", "probes")
 
 
 def _measuring(
@@ -253,7 +255,9 @@ def _measuring(
         lab: str = "",
         size: str = "",
         count: str = "",
+        family: str = "",
         protocol: str = "",
+        connect: bool = False,
         payload: str = "",
         without: str = "",
         comm: str = "",
@@ -270,7 +274,9 @@ def _measuring(
         asked = measure.Options(
             size=size,
             count=count,
+            family=family,
             protocol=protocol,
+            connect=connect,
             payload=payload,
             without=without,
             comm=comm,

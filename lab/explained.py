@@ -155,18 +155,18 @@ def _what(kind: str, one: Record, symbols: Symbols) -> tuple[str, str]:
 def _packet(one: Record) -> tuple[str, str]:
     headers = capture.parse(one.bytes)
     if headers is None:
-        return OTHER, "a frame without IPv4"
+        return OTHER, "a frame without IPv4 or IPv6"
     ports = f"port {headers.source_port} to {headers.target_port}"
     if headers.protocol == 17:
         # Of a frame the record has 64 bytes: all of this one.
         if headers.target_port == PORT and MESSAGE in one.bytes:
             return MESSAGE_ITSELF, f"the message's frame: 14 + 20 + 8 + {one.skb_len - 42} bytes"
         return UDP, f"another datagram, {ports}"
-    if headers.protocol == 6:
+    if headers.protocol == 6 and headers.version == 4:
         # The frame is cut at 64 bytes, before the end of a header with options.
         data = one.skb_len - TCP_AT - (one.bytes[TCP_AT + 12] >> 4) * 4
         return TCP, f"a TCP segment of another program, {ports}, {data} bytes of data"
-    return OTHER, f"IPv4 protocol {headers.protocol}"
+    return OTHER, f"IPv{headers.version} protocol {headers.protocol}"
 
 
 def _rodata(guest: GuestDir, lines: Sequence[Line], trace: record.Trace) -> str:

@@ -30,12 +30,19 @@ CONSOLE_TAIL = 12  # lines shown when a guest is lost
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Identity:
-    """What tells one guest from the other; the addresses are the worksheet's."""
+    """What tells one guest from the other; the IPv4 addresses are the worksheet's.
+
+    Its IPv6 address on the link guest/init.c makes of the last byte of the other.
+    """
 
     name: str
     address: str
     link_mac: str
     ssh_mac: str
+
+    @property
+    def address6(self) -> str:
+        return f"fd29::{int(self.address.rpartition('.')[2]):x}"
 
 
 SENDER = Identity(

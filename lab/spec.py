@@ -18,6 +18,7 @@ ProbeKind = Literal["kmod", "bpf", "both", "none"]
 Over = Literal["loopback", "link"]
 Swiotlb = Literal["force"]
 Protocol = Literal["udp", "tcp"]
+Family = Literal["ipv4", "ipv6"]
 Fault = Literal["alloc_file_pseudo", "sock_alloc_file"]
 
 FAULTS: tuple[Fault, ...] = get_args(Fault)
@@ -117,11 +118,12 @@ class Workload:
     """Who sends what to whom; `size` and `port` hold for every message."""
 
     over: Over
+    family: Family = "ipv4"
     protocol: Protocol = "udp"
     size: int = 16
     count: int = 1
     payload: bytes | None = None  # repeated to fill `size`; None: derived from the run's seed
-    connect: bool = False
+    connect: bool = False  # the sender's UDP socket; one of TCP always is
     port: int = 9999
 
 
@@ -182,7 +184,9 @@ class Sweep:
     over: tuple[Over, ...] = ()
     device: tuple[Device, ...] = ()
     backend: tuple[Backend, ...] = ()
+    family: tuple[Family, ...] = ()
     protocol: tuple[Protocol, ...] = ()
+    connect: tuple[bool, ...] = ()
     size: tuple[int, ...] = ()
     repeat: int = 1  # runs of each cell
 

@@ -67,8 +67,13 @@ class Result:
 
     @property
     def path(self) -> tuple[str, str, str, str]:
-        """Return kernel, link, backend and protocol: all but the size."""
-        return self.asked.kernel, self.link, self.backend, self.asked.workload.protocol
+        """Return kernel, link, backend and transport: all but the size."""
+        return self.asked.kernel, self.link, self.backend, self.transport
+
+    @property
+    def transport(self) -> str:
+        work = self.asked.workload
+        return rundir.transport(work.protocol, family=work.family, connected=work.connect)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,16 +105,28 @@ def cells(asked: spec.Playbook) -> list[spec.Playbook]:
                     (asked.link.backend,) if alone else of.backend or (asked.link.backend,)
                 ):
                     link = dataclasses.replace(asked.link, device=device, backend=backend)
-                    for protocol in of.protocol or (asked.workload.protocol,):
-                        for size in of.size or (asked.workload.size,):
-                            work = dataclasses.replace(
-                                asked.workload, over=over, protocol=protocol, size=size
-                            )
-                            cell = dataclasses.replace(
-                                asked, kernel=kernel, link=link, workload=work
-                            )
-                            out += [cell] * of.repeat
+                    for work in _workloads(asked, over):
+                        cell = dataclasses.replace(asked, kernel=kernel, link=link, workload=work)
+                        out += [cell] * of.repeat
     return out
+
+
+def _workloads(asked: spec.Playbook, over: spec.Over) -> Iterator[spec.Workload]:
+    of, own = asked.sweep, asked.workload
+    for family in of.family or (own.family,):
+        for protocol in of.protocol or (own.protocol,):
+            # A TCP socket is connected whatever is asked: one way, not two.
+            connects = (own.connect,) if protocol == "tcp" else of.connect or (own.connect,)
+            for connect in connects:
+                for size in of.size or (own.size,):
+                    yield dataclasses.replace(
+                        own,
+                        over=over,
+                        family=family,
+                        protocol=protocol,
+                        connect=connect,
+                        size=size,
+                    )
 
 
 def run(
@@ -435,7 +452,7 @@ def _rows(results: Sequence[Result]) -> Iterator[tuple[str, ...]]:
             continue
         for one in mine:
             work = one.asked.workload
-            head = kernel, link, backend, work.protocol, str(work.size)
+            head = kernel, link, backend, one.transport, str(work.size)
             if one.state != PROVEN or one.facts is None:
                 yield (*head, "-", "-", "-", "-", _reason(one))
                 continue
@@ -475,7 +492,9 @@ def to_json(asked: spec.Playbook, found: Sweep) -> dict[str, Any]:
                 "release": one.release,
                 "link": one.link,
                 "backend": one.backend,
+                "family": one.asked.workload.family,
                 "protocol": one.asked.workload.protocol,
+                "connect": one.asked.workload.connect,
                 "size": one.asked.workload.size,
                 "count": one.asked.workload.count,
                 "state": one.state,

@@ -12,7 +12,7 @@ from lab.deadline import Deadline
 from lab.errors import GuestError
 from lab.guest import Guest
 
-LOOPBACK = "127.0.0.1"
+LOOPBACK = {"ipv4": "127.0.0.1", "ipv6": "::1"}
 PAGE = 4096
 Gate = Callable[[str], None]
 
@@ -68,7 +68,9 @@ def run(
     At "sent" the message is in the receiver's socket and nothing was read yet.  `sent` is
     called before that, as soon as the sender has said that all went out.
     """
-    address = LOOPBACK if asked.over == "loopback" else receiver.me.address
+    me = receiver.me
+    on_link = {"ipv4": me.address, "ipv6": me.address6}
+    address = (LOOPBACK if asked.over == "loopback" else on_link)[asked.family]
     common = ["--protocol", asked.protocol, "--address", address, "--port", str(asked.port)]
     common += ["--size", str(asked.size), "--count", str(asked.count)]
     if asked.payload is None:

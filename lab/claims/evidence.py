@@ -11,7 +11,7 @@ from lab import access, capture, record
 from lab.claims.types import NotHere
 from lab.errors import EvidenceError
 from lab.record import Record, Trace
-from lab.rundir import GuestDir, RunDir
+from lab.rundir import GuestDir, RunDir, transport
 from lab.symbols import Symbols
 
 T = TypeVar("T")
@@ -52,7 +52,11 @@ class Evidence:
                 path = f"{link.get('device')} over {link.get('backend')}"
             found |= {
                 "path": path,
-                "protocol": str(told.get("protocol", "")),
+                "protocol": transport(
+                    str(told.get("protocol", "")),
+                    family=str(told.get("family", "")),
+                    connected=told.get("connect") is True,
+                ),
                 "size": f"{told.get('size')} bytes",
             }
         if "module" in told:

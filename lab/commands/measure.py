@@ -23,7 +23,9 @@ class Options:
 
     size: str = ""
     count: str = ""
+    family: str = ""
     protocol: str = ""
+    connect: bool = False
     payload: str = ""
     without: str = ""
     comm: str = ""
@@ -42,7 +44,9 @@ def asked_for(name: str, options: Options) -> spec.Playbook:
         playbook.load(name),
         size=options.size or None,
         count=options.count or None,
+        family=options.family or None,
         protocol=options.protocol or None,
+        connect=options.connect or None,
         payload=options.payload or None,
         without=options.without or None,
         comm=options.comm or None,

@@ -21,6 +21,13 @@ from lab.correlate.types import LINK, Place, PlaceKind
 # Bytes in front of a frame in a device's buffer: the virtio header with and without
 # mergeable buffers (12, 10), with a hash (20), and none (e1000e).
 DEVICE_HEADERS = (12, 10, 20, 0)
+SHORTEST = 60  # bytes of a frame without its checksum (IEEE 802.3): a device may pad what is less
+
+
+def header_in_front(used: int, frame: Frame) -> int | None:
+    """Return the bytes in front of a frame in a buffer of `used` bytes; None: it is another's."""
+    size = len(frame.data)
+    return next((used - n for n in (size, max(size, SHORTEST)) if used - n in DEVICE_HEADERS), None)
 
 
 @dataclass(frozen=True, kw_only=True)

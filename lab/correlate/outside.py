@@ -15,7 +15,7 @@ from functools import cached_property
 from lab import access, accesses, correlate
 from lab.access import AccessLog
 from lab.accesses import Accesses, CopySeen, Hold
-from lab.correlate.devices import DEVICE_HEADERS, arrivals, buffer_parts
+from lab.correlate.devices import arrivals, buffer_parts, header_in_front
 from lab.correlate.identity import Identity
 from lab.correlate.inputs import SENDER, GuestInputs, Inputs
 from lab.correlate.rings import RingWitness
@@ -199,8 +199,11 @@ def _received_into(
     for arrival in arrivals(wire, guest, sender):
         data = arrival.frame.data
         for found in filled:
-            header, start = (found.used or 0) - len(data), found.descriptor.address
-            if header in DEVICE_HEADERS and _shown(log, start + header, data):
+            header, start = (
+                header_in_front(found.used or 0, arrival.frame),
+                found.descriptor.address,
+            )
+            if header is not None and _shown(log, start + header, data):
                 out += [
                     (start + part.at, start + part.at + part.size, part.message, part.offset)
                     for part in buffer_parts(arrival, header, 0, found.used or 0)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 
 from lab.correlate.board import Board, plain
-from lab.correlate.devices import DEVICE_HEADERS, Arrival, buffer_parts
+from lab.correlate.devices import DEVICE_HEADERS, Arrival, buffer_parts, header_in_front
 from lab.correlate.holdings import PHYSICAL, Extent, Held
 from lab.correlate.hooks import DMA_UNMAP, filled_by
 from lab.correlate.inputs import GuestInputs
@@ -44,8 +44,8 @@ class Receive:
         filled = self.rings.filled()
         for arrival in self.arrivals:
             for number, found in enumerate(filled):
-                header = (found.used or 0) - len(arrival.frame.data)
-                if header in DEVICE_HEADERS and self._by_ring(arrival, found, header):
+                header = header_in_front(found.used or 0, arrival.frame)
+                if header is not None and self._by_ring(arrival, found, header):
                     del filled[: number + 1]  # buffers are filled in the order of the frames
                     break
 

@@ -316,7 +316,7 @@ class Skbs:
         head, movements = self._open.get(record.skb, (0, []))
         for movement in movements:
             movement.evidence.append(record.id)
-            if head != record.head:
+            if head != record.head and not self._joined(record.head, movement):
                 self.board.disagree(
                     "handover",
                     self.memory.guest.name,
@@ -325,6 +325,17 @@ class Skbs:
                     f"0x{record.head:x} at {record.hook}",
                     movement.evidence,
                 )
+
+    def _joined(self, head: int, movement: Movement) -> bool:
+        """Tell whether a head is another's that was handed over with bytes of the same message.
+
+        Where fragments are put together, the skb of the last that came is given what the
+        skb of the first one held: skb_morph() in inet_frag_reasm_prepare().
+        """
+        return any(
+            other == head and any(one.message == movement.message for one in movements)
+            for other, movements in self._open.values()
+        )
 
     def _skb_of(self, place: Place) -> int:
         for sighting in reversed(self.board.sightings):

@@ -192,7 +192,9 @@ def _manifest(taken: _Measurement, *, command: str) -> dict[str, Any]:
     return {
         **common_manifest(taken.stand, taken.asked, guests=guests(taken.asked), command=command),
         "over": work.over,
+        "family": work.family,
         "protocol": work.protocol,
+        "connect": work.connect,
         "size": work.size,
         "count": work.count,
         "seed": f"{taken.seed:016x}" if work.payload is None else None,

@@ -70,6 +70,7 @@ def override(
     size: str | int | None = None,
     count: str | int | None = None,
     payload: str | bytes | None = None,
+    family: str | None = None,
     protocol: str | None = None,
     connect: bool | None = None,
     without: str | Iterable[str] | None = None,
@@ -80,8 +81,8 @@ def override(
 ) -> Playbook:
     """Return the playbook with a command line's options in place; every fault names its option.
 
-    What was expected of the file's size is not expected of another: the length at xmit is
-    dropped, and over the link, where length decides how a driver takes a message in, the
+    What was expected of the file's size, or family, is not expected of another: the length at
+    xmit is dropped, and over the link, where length decides how a driver takes a message in, the
     counts of copies and device accesses too.  Another protocol copies elsewhere, in other
     skbs: then only that the ledger is complete, and explains all, is still expected.  A
     payload without a size sets the size.
@@ -92,6 +93,7 @@ def override(
         "payload": payload.decode("utf-8", "surrogateescape")
         if isinstance(payload, bytes)
         else payload,
+        "family": family,
         "protocol": protocol,
         "without": without if isinstance(without, str) or without is None else ",".join(without),
         "comm": comm,
@@ -120,8 +122,11 @@ def override(
         values["workload.size"] = len(values["workload.payload"])
     changed = _with(playbook, values)
     faults += _not_of_its_kind(changed, given)
-    for key, message in contradictions(changed.workload) + contradictions(changed.probes):
-        faults += [f"--{o}: {message}" for o in (key, *PARTNERS[key]) if given[o] is not None][:1]
+    parts = (changed.workload, changed.probes, changed)
+    for key, message in (fault for part in parts for fault in contradictions(part)):
+        faults += [
+            f"--{o}: {message}" for o in (key, *PARTNERS.get(key, ())) if given[o] is not None
+        ][:1]
     if faults:
         raise PlaybookError("\n".join(faults), hint="'invoke --help lab.run' names the options")
     if changed.experiment == "crash":
@@ -169,7 +174,8 @@ def _still_expected(before: Playbook, after: Playbook) -> Expect:
         )
     if before.workload.protocol != after.workload.protocol:
         return Expect(complete=after.expect.complete, unexplained=after.expect.unexplained)
-    if before.workload.size == after.workload.size:
+    alike = (before.workload.size, before.workload.family)
+    if alike == (after.workload.size, after.workload.family):
         return after.expect
     expect = dataclasses.replace(after.expect, skb_len_at_xmit=None)
     if after.workload.over == "loopback":

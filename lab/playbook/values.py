@@ -17,6 +17,7 @@ from lab.spec import (
     Device,
     Expect,
     Experiment,
+    Family,
     Link,
     Over,
     Playbook,
@@ -37,10 +38,18 @@ KERNELS = ("6.12", "6.1")
 COUNT_LIMIT = 10_000
 PAYLOAD_LIMIT = 16 * 1024  # travels as hex in one line to the agent, which ends at 65,536 bytes
 SIZE_LIMIT = {
-    "udp": 65_507,  # 65,535 of an IPv4 packet less 20 of its header and 8 of UDP's
-    "tcp": 65_536,
+    ("udp", "ipv4"): 65_507,  # 65,535 of an IPv4 packet less 20 of its header and 8 of UDP's
+    ("udp", "ipv6"): 65_527,  # the length in an IPv6 header does not count that header
+    ("tcp", "ipv4"): 65_536,
+    ("tcp", "ipv6"): 65_536,
 }
-CARRIES = {"udp": "a UDP message on IPv4", "tcp": "a TCP message of a playbook"}
+CARRIES = {
+    ("udp", "ipv4"): "a UDP message on IPv4",
+    ("udp", "ipv6"): "a UDP message on IPv6",
+    ("tcp", "ipv4"): "a TCP message of a playbook",
+    ("tcp", "ipv6"): "a TCP message of a playbook",
+}
+LEAST_MTU_OF_IPV6 = 1280  # RFC 8200, section 5: Linux takes IPv6 off a link with less
 
 
 class Fault(Exception):
@@ -244,7 +253,9 @@ READERS: dict[str, Callable[[str], object]] = {
     "sweep.over": one_of(get_args(Over)),
     "sweep.device": one_of(get_args(Device)),
     "sweep.backend": one_of(get_args(Backend)),
+    "sweep.family": one_of(get_args(Family)),
     "sweep.protocol": one_of(get_args(Protocol)),
+    "sweep.connect": switch,
     "sweep.size": _size,
     "sweep.repeat": whole(1, 1000),
 }
@@ -261,6 +272,7 @@ OPTIONS: dict[str, tuple[str, Callable[[str], object]]] = {
     "size": ("workload.size", _size),
     "count": ("workload.count", READERS["workload.count"]),
     "payload": ("workload.payload", _payload),
+    "family": ("workload.family", one_of(get_args(Family))),
     "protocol": ("workload.protocol", one_of(("udp", "tcp"))),
     "without": ("probes.without", _hooks),
     "comm": ("probes.comm", _comm),
@@ -271,7 +283,7 @@ OPTIONS: dict[str, tuple[str, Callable[[str], object]]] = {
 
 # Which option is at fault when the one a rule names was not given.
 PARTNERS: dict[str, tuple[str, ...]] = {
-    "size": ("payload", "protocol"),
+    "size": ("payload", "protocol", "family"),
     "payload": ("size",),
     "without": ("probes",),
     "comm": ("probes",),
@@ -280,7 +292,7 @@ PARTNERS: dict[str, tuple[str, ...]] = {
 # The keys of which `contradictions` compares several.
 ENTANGLED = frozenset(
     {
-        *("protocol", "size", "payload", "kind", "without", "comm"),
+        *("family", "protocol", "size", "payload", "kind", "without", "comm"),
         *("copybreak", "device", "iommu", "swiotlb", "mrg_rxbuf", "mtu"),
     }
 )
@@ -307,7 +319,7 @@ def why_not(playbook: Playbook) -> str | None:
             refuse_unbuilt(where, text)
         except Fault as fault:
             return str(fault)
-    faults = contradictions(playbook.workload)
+    faults = contradictions(playbook.workload) + contradictions(playbook)
     return faults[0][1] if faults else None
 
 
@@ -315,15 +327,21 @@ def contradictions(part: object) -> list[tuple[str, str]]:
     """Return the faults no single value of a section has: (key or option, message)."""
     out = []
     if isinstance(part, Workload):
-        most = SIZE_LIMIT[part.protocol]
+        way = part.protocol, part.family
+        most = SIZE_LIMIT[way]
         if not 1 <= part.size <= most:
-            carries = CARRIES[part.protocol]
+            carries = CARRIES[way]
             out.append(("size", f"{carries} has 1 to {most} bytes; found {part.size}"))
         if part.payload is not None and 0 < part.size < len(part.payload):
             found = f"{len(part.payload)} bytes of payload"
             out.append(("payload", f"{found} do not fit a size of {part.size}"))
     if isinstance(part, Link):
         out += _of_link(part)
+    if isinstance(part, Playbook):
+        on_link = part.workload.over == "link" and part.workload.family == "ipv6"
+        if on_link and part.link.mtu < LEAST_MTU_OF_IPV6:
+            least = f"a link that carries IPv6 has an MTU of at least {LEAST_MTU_OF_IPV6}"
+            out.append(("family", f"{least}; found {part.link.mtu}"))
     if isinstance(part, Probes) and part.kind == "none":
         if part.without:
             out.append(("without", "hooks cannot be left out where probes are none"))

@@ -91,7 +91,7 @@ def _conditions(ledger: Ledger, manifest: Manifest) -> list[Block]:
     offloads = ", ".join(f"{name} {value}" for name, value in manifest.offloads)
     link = manifest.link
     parts = [
-        f"{ledger.playbook}: {manifest.protocol} over {manifest.over} ({link}",
+        f"{ledger.playbook}: {manifest.transport} over {manifest.over} ({link}",
         f"{'; ' + offloads if offloads and manifest.over == 'link' else ''}), ",
         f"Linux {manifest.kernel}, {manifest.accelerator}",
     ]

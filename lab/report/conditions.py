@@ -11,7 +11,7 @@ from lab.rundir import Manifest
 def conditions(ledger: Ledger, manifest: Manifest) -> Iterator[tuple[str, str]]:
     """Yield name and value of each condition."""
     yield "playbook", manifest.playbook
-    yield "message", f"{manifest.count} × {manifest.size} bytes, {manifest.protocol}"
+    yield "message", f"{manifest.count} × {manifest.size} bytes, {manifest.transport}"
     where = manifest.link
     yield "over", f"{manifest.over} ({where})"
     if manifest.over == "link":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.report.tables import table
+from lab.rundir import transport
 
 HEAD = 4096  # bytes of ledger.json in which its verdict stands
 
@@ -43,7 +44,12 @@ def row(path: Path) -> Row | None:
     words = {True: "COMPLETE", False: "INCOMPLETE", None: "no ledger"}
     asked = ""
     if manifest.get("size"):
-        asked = f"{manifest.get('count')} x {manifest.get('size')} {manifest.get('protocol', '')}"
+        way = transport(
+            str(manifest.get("protocol", "")),
+            family=str(manifest.get("family", "")),
+            connected=manifest.get("connect") is True,
+        )
+        asked = f"{manifest.get('count')} x {manifest.get('size')} {way}"
     return Row(
         run=str(path),
         when=_when(path.name),

@@ -197,10 +197,11 @@ def _lost(ledger: Ledger) -> Answer:
 def _conditions(manifest: Manifest) -> Answer:
     offloads = ", ".join(f"{name} {value}" for name, value in manifest.offloads)
     link = manifest.link
+    sent = manifest.transport.replace(manifest.protocol, manifest.protocol.upper())
     with_ = f" with {offloads}" if offloads and manifest.over == "link" else ""
     return Answer(
         question="Under which conditions does it hold?",
-        answer=f"{manifest.protocol.upper()} over {manifest.over} ({link}){with_}; Linux "
+        answer=f"{sent} over {manifest.over} ({link}){with_}; Linux "
         f"{manifest.kernel}; accelerator {manifest.accelerator}; "
         f"{some(manifest.count, 'message')} of {some(manifest.size, 'byte')}.",
     )

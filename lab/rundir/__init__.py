@@ -33,6 +33,7 @@ from lab.rundir.artefacts import (
     TscSample,
     UserBuffer,
     Workload,
+    transport,
 )
 from lab.rundir.fields import Fields, Json, read_bytes, read_json
 
@@ -58,6 +59,7 @@ __all__ = [
     "create",
     "resolve",
     "to_json",
+    "transport",
 ]
 
 LAST = "last"

@@ -215,7 +215,9 @@ class Manifest:
     experiment: str
     playbook: str
     over: str
+    family: str
     protocol: str
+    connected: bool
     size: int
     count: int
     seed: int | None
@@ -242,3 +244,13 @@ class Manifest:
             return "lo"
         options = ", ".join(f"{name} {value}" for name, value in self.options)
         return f"{self.device}{' with ' if options else ''}{options} over {self.backend}"
+
+    @property
+    def transport(self) -> str:
+        return transport(self.protocol, family=self.family, connected=self.connected)
+
+
+def transport(protocol: str, *, family: str, connected: bool) -> str:
+    """Say how a message goes, less what goes without saying: "connected udp on IPv6"."""
+    first = "connected " if connected and protocol == "udp" else ""
+    return f"{first}{protocol}{' on IPv6' if family == 'ipv6' else ''}"

@@ -29,6 +29,7 @@ class Steps:
     run: str
     kernel: str
     over: str
+    family: str
     protocol: str
     size: int
     steps: tuple[Step, ...]
@@ -44,6 +45,7 @@ class Steps:
                 "run": self.run,
                 "kernel": self.kernel,
                 "over": self.over,
+                "family": self.family,
                 "protocol": self.protocol,
                 "size": self.size,
                 "followed": self.followed,
@@ -94,6 +96,7 @@ def build(run: RunDir, *, debuginfo: Path | None = None) -> Steps:
         run=run.name,
         kernel=manifest.kernel,
         over=manifest.over,
+        family=manifest.family,
         protocol=manifest.protocol,
         size=manifest.size,
         steps=tuple(rows.number(steps, way=frozenset(way))),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
+from lab.rundir import transport
 from lab.steps.build import Steps, seen_at
 from lab.steps.compare import Fate
 from lab.steps.rows import Step, Type
@@ -87,7 +88,8 @@ def notes(found: Steps) -> str:
 
 
 def _headline(found: Steps) -> str:
-    sent = f"{found.size} bytes over {found.over}, {found.protocol}"
+    way = transport(found.protocol, family=found.family, connected=False)
+    sent = f"{found.size} bytes over {found.over}, {way}"
     verdict = "COMPLETE" if not found.trouble else "INCOMPLETE"
     return f"{verdict}  {len(found.steps)} steps of one message: {sent}, Linux {found.kernel}"
 

@@ -141,6 +141,7 @@ class Cook:
     slots: int
     guests: dict[str, Kitchen]
     device: str = "virtio-net-pci"
+    family: str = "ipv4"
     without: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
     header: dict[str, Any] = field(default_factory=dict)  # of every section
@@ -170,6 +171,21 @@ class Cook:
     @property
     def slot_size(self) -> int:
         return -(-self.size // 64) * 64
+
+    @property
+    def slice(self) -> int:
+        """Bytes of a datagram in one fragment of MTU 1500; of IPv6 less two headers."""
+        return SLICE if self.family == "ipv4" else SLICE_6
+
+    @property
+    def whole(self) -> int:
+        """The most bytes of a message that is one frame."""
+        return SLICE - 8 if self.family == "ipv4" else 1500 - 40 - 8
+
+    def headers(self, offset: int) -> int:
+        """Bytes of Ethernet, IP and, in front of a message's first byte, UDP."""
+        ip = 20 if self.family == "ipv4" else 40 + (8 if self.size > self.whole else 0)
+        return 14 + ip + (8 if offset == 0 else 0)
 
     # --- Memory ---------------------------------------------------------------------------
 
@@ -222,6 +238,7 @@ class Cook:
             "size": self.size,
             "count": self.count,
             "protocol": self.protocol,
+            "family": self.family,
             "kernel": "6.12.117+deb12-amd64",
             "accelerator": {"name": "tcg", "why": "/dev/kvm did not carry the lab's kernel"},
             "link": {
@@ -376,6 +393,17 @@ def ipv4(
     return head + bytes((192, 168, 29, 100)) + bytes((192, 168, 29, 158)) + payload
 
 
+def ipv6(payload: bytes, *, number: int, offset: int | None = None, more: bool = False) -> bytes:
+    """Return an IPv6 packet, with a fragment header where there is an offset."""
+    following = 17
+    if offset is not None:
+        payload = struct.pack(">BBHI", 17, 0, offset | int(more), number) + payload
+        following = 44
+    head = struct.pack(">IHBB", 6 << 28, len(payload), following, 64)
+    ends = bytes.fromhex("fd29") + bytes(13), b"\x64", b"\x9e"
+    return head + ends[0] + ends[1] + ends[0] + ends[2] + payload
+
+
 def udp(payload: bytes) -> bytes:
     return struct.pack(">HHHH", 40000, PORT, 8 + len(payload), 0) + payload
 
@@ -386,6 +414,7 @@ ARP = RECEIVER_MAC + SENDER_MAC + bytes.fromhex("0806") + bytes(28)
 # --- Over the link ------------------------------------------------------------------------
 
 SLICE = 1480  # bytes of an IP datagram in one frame of MTU 1500
+SLICE_6 = 1448  # the same of IPv6: 1500 less 40 and 8, in eights
 VNET = 12  # bytes of the virtio header
 
 
@@ -397,6 +426,7 @@ def nic(
     payload: bytes | None = None,
     slots: int = 4,
     device: str = "virtio-net-pci",
+    family: str = "ipv4",
     without: Sequence[str] = (),
     absent: Sequence[str] = (),
 ) -> Cook:
@@ -411,6 +441,7 @@ def nic(
         slots=slots,
         guests={"sender": Kitchen("sender", 301), "receiver": Kitchen("receiver", 302)},
         device=device,
+        family=family,
         without=tuple(without),
         absent=tuple(absent),
     )
@@ -477,12 +508,12 @@ def _close_rings(cook: Cook) -> None:
 
 def _slices(cook: Cook, number: int) -> list[tuple[int, int]]:
     # (offset, size) of the message's part in each frame.
-    if cook.size <= SLICE - 8:
+    if cook.size <= cook.whole:
         return [(0, cook.size)]
-    out = [(0, SLICE - 8)]
+    out = [(0, cook.slice - 8)]
     while out[-1][0] + out[-1][1] < cook.size:
         offset = out[-1][0] + out[-1][1]
-        out.append((offset, min(SLICE, cook.size - offset)))
+        out.append((offset, min(cook.slice, cook.size - offset)))
     return out
 
 
@@ -492,6 +523,9 @@ def frame_of(cook: Cook, number: int, offset: int, size: int) -> bytes:
         part = struct.pack(">HHHH", 40000, PORT, 8 + cook.size, 0) + part
     at = 0 if offset == 0 else offset + 8
     more = offset + size < cook.size
+    if cook.family == "ipv6":
+        fragment = at if cook.size > cook.whole else None
+        return ethernet(ipv6(part, number=100 + number, offset=fragment, more=more), kind=0x86DD)
     return ethernet(ipv4(part, number=100 + number, offset=at, more=more))
 
 
@@ -500,7 +534,7 @@ def _send(cook: Cook, number: int) -> None:
     slot = (number % cook.slots) * cook.slot_size
     for index, (offset, size) in enumerate(_slices(cook, number)):
         frame = frame_of(cook, number, offset, size)
-        header = 42 if offset == 0 else 34
+        header = cook.headers(offset)
         page = 0x0100_0000 + (number * 64 + index) * 2048
         head = DIRECT_MAP + page
         start = page + 18 + header  # physical address of the payload: Ethernet at head+18
@@ -551,7 +585,7 @@ Piece = tuple[int, int, int]  # message, offset in it, size
 
 
 def _arrive(cook: Cook, number: int, offset: int, size: int, frame: bytes) -> None:
-    header = 42 if offset == 0 else 34
+    header = cook.headers(offset)
     skb, data, where, frag = _take_in(cook, frame, header, [(number, offset, size)])
     cook.receiver.queues["rx"].setdefault("parts", {}).setdefault(number, []).append(
         (skb, data, header, offset, size, where, frag)
@@ -580,7 +614,8 @@ def _take_in(
     now = guest.queues["rx"]["now"]
     ident = len(now["used"]) % 256
     buffer = int(now["posted"][ident][1], 16)
-    now["used"].append([ident, len(frame) + cook.vnet])
+    # e1000e fills up what is shorter than Ethernet's least.
+    now["used"].append([ident, len(frame) + cook.vnet if cook.vnet else max(len(frame), 60)])
     now["posted"][ident] = [ident, f"0x{0x0D00_0000 + len(now['used']) * 1536:x}", 1536, 2, 0]
     payload_at = buffer + cook.vnet + header
     _store_pieces(guest, payload_at, pieces)

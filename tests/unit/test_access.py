@@ -720,6 +720,44 @@ def test_the_last_bytes_of_a_message_are_kept_with_who_carried_them_on(tmp_path:
     assert 1 == len(kept(tmp_path, records, texts=[text], ranges=[(0x1000, 0x102B)]))
 
 
+def test_odd_bytes_that_a_copy_stores_last_are_followed(tmp_path: Path) -> None:
+    """As memcpy_orig() does with 67: a run of 65, and one of the two that come before its end."""
+    frame = bytes(range(1, 67)) + b"4"
+    found = kept(
+        tmp_path,
+        [
+            record(0x1000, frame, call=1),
+            record(0x2000, frame[:65], store=True, call=1),
+            record(0x2041, frame[65:], store=True, call=1),
+            record(0x2042, b"4", call=2),
+            record(0x3000, b"4", store=True, call=2),
+        ],
+        texts=[b"4"],
+        needle=None,
+        sources=[(0x1000, 0x1043)],
+    )
+
+    assert [0x1000, 0x2000, 0x2041, 0x2042, 0x3000] == [r.physical for r in found]
+
+
+def test_a_short_message_is_followed_out_of_a_frame_that_was_filled_up(tmp_path: Path) -> None:
+    frame = bytes(range(1, 43)) + b"4" + bytes(17)
+    found = kept(
+        tmp_path,
+        [
+            record(0x1000, frame, call=1),
+            record(0x2000, frame, store=True, call=1),
+            record(0x202A, b"4", call=2),
+            record(0x3000, b"4", store=True, call=2),
+        ],
+        texts=[b"4"],
+        needle=None,
+        sources=[(0x1000, 0x103C)],
+    )
+
+    assert [0x1000, 0x2000, 0x202A, 0x3000] == [r.physical for r in found]
+
+
 def test_what_is_no_end_of_a_message_is_not_followed(tmp_path: Path) -> None:
     """A page of a buffer holds much else, and zeros are everywhere."""
     records = [record(0x1000, TEXTS[0], call=1)]

@@ -58,6 +58,63 @@ def test_a_fragment_says_where_it_belongs() -> None:
     assert PAYLOAD == frame.payload
 
 
+def test_a_datagram_of_ipv6_is_read_with_its_headers() -> None:
+    frame = _frame(cooked.ethernet(cooked.ipv6(cooked.udp(PAYLOAD), number=7), kind=0x86DD))
+
+    headers = frame.headers
+    assert headers is not None
+    assert ("fd29::64", "fd29::9e", 6) == (headers.ip_source, headers.ip_target, headers.version)
+    assert (40000, 9999, 24, 64) == (
+        headers.source_port,
+        headers.target_port,
+        headers.udp_length,
+        headers.ip_ttl,
+    )
+    assert (40, 0, 64) == (headers.ip_size, headers.fragment_size, headers.ip_total)
+    assert PAYLOAD == frame.payload
+    assert [("Ethernet", 14), ("IPv6", 40), ("UDP", 8)] == [
+        row[:2] for row in capture.describe(frame)
+    ]
+    assert "src=fd29::64 dst=fd29::9e next=17 hops=64 len=24" == capture.describe(frame)[1][2]
+
+
+@pytest.mark.parametrize(("offset", "ports"), [(0, 40000), (1448, None)])
+def test_a_fragment_of_ipv6_has_a_header_of_its_own(offset: int, ports: int | None) -> None:
+    part = cooked.udp(PAYLOAD) if offset == 0 else PAYLOAD
+    packet = cooked.ipv6(part, number=7, offset=offset, more=True)
+    frame = _frame(cooked.ethernet(packet, kind=0x86DD))
+
+    headers = frame.headers
+    assert headers is not None
+    assert (offset, True, ports, 7) == (
+        headers.fragment_offset,
+        headers.more_fragments,
+        headers.source_port,
+        headers.ip_id,
+    )
+    assert PAYLOAD == frame.payload
+    rows = capture.describe(frame)
+    assert ("fragment", 8) == rows[2][:2]
+    assert f"next=17 id=0x00000007 of a datagram, at byte {offset} more to come" == rows[2][2]
+    assert len(frame.data) == sum(row[1] for row in rows) + len(PAYLOAD)
+
+
+def test_options_of_ipv6_are_no_payload() -> None:
+    packet = bytearray(cooked.ipv6(bytes([17, 0]) + bytes(6) + cooked.udp(PAYLOAD), number=7))
+    packet[6] = 60  # destination options, then UDP
+    frame = _frame(cooked.ethernet(bytes(packet), kind=0x86DD))
+
+    assert PAYLOAD == frame.payload
+    assert ("IPv6", 48) == capture.describe(frame)[1][:2]
+
+
+@pytest.mark.parametrize("size", [14, 20, 53])
+def test_a_packet_of_ipv6_cut_short_is_no_fault(size: int) -> None:
+    frame = cooked.ethernet(cooked.ipv6(cooked.udp(PAYLOAD), number=7), kind=0x86DD)
+
+    assert b"" == _frame(frame[:size]).payload
+
+
 def test_tcp_options_are_no_payload() -> None:
     segment = struct.pack(">HHIIBBHHH", 1, 2, 0, 0, 8 << 4, 0, 0, 0, 0) + bytes(12) + PAYLOAD
     frame = bytearray(cooked.ethernet(cooked.ipv4(segment, number=7)))
@@ -78,7 +135,7 @@ def test_a_person_reads_a_frame() -> None:
 
     assert [("Ethernet", 14), ("IPv4", 20), ("UDP", 8)] == [row[:2] for row in rows]
     assert "src_port=40000 dst_port=9999 len=24" == rows[2][2]
-    assert [("frame", 42, "not IPv4")] == capture.describe(_frame(cooked.ARP))
+    assert [("frame", 42, "neither IPv4 nor IPv6")] == capture.describe(_frame(cooked.ARP))
 
 
 @pytest.mark.parametrize("cut", [3, 20, 25, 39, 45, -1])

@@ -99,6 +99,35 @@ def test_over_loopback_one_skb_changes_hands(tmp_path: Path) -> None:
     assert () == flow.gaps + flow.disagreements + flow.unexplained
 
 
+@pytest.mark.parametrize("size", [1, 16, 66, 67, 1142, 1143, 1452, 1453, 4000, 65527])
+def test_ipv6_is_followed_to_the_last_byte(tmp_path: Path, size: int) -> None:
+    flow = follow(cooked.nic(tmp_path, size=size, count=2, family="ipv6"))
+
+    assert () == flow.gaps + flow.disagreements
+    assert 2 * size == sum(entry.size for entry in flow.delivered)
+    wires = [place for place in flow.places if place.kind is PlaceKind.WIRE]
+    assert 2 * (1 if size <= 1452 else -(-(size + 8) // 1448)) == len(wires)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_fragments_that_are_put_together_change_their_head(tmp_path: Path, *, known: bool) -> None:
+    """The last one's skb takes over what the first one's held; a head nobody had is a fault."""
+    cook = cooked.loopback(tmp_path)
+    events = cook.sender.events
+    at = next(n for n, event in enumerate(events) if event["hook"] == "loopback_xmit")
+    other = events[at]["head"] + 0x4000
+    first = events[at] | {
+        "skb": events[at]["skb"] + 256,
+        "head": other,
+        "tsc": events[at]["tsc"] - 1,
+    }
+    if known:
+        events.insert(at, first)
+    cooked.change(cook.sender, "__udp_enqueue_schedule_skb", head=other)
+
+    assert ([] if known else ["handover"]) == disagreements(follow(cook))
+
+
 @pytest.mark.parametrize("size", [1, 7, 16, 86, 87, 1162, 1163, 1472, 1473, 9000, 65507])
 @pytest.mark.parametrize("cook", [cooked.nic, cooked.loopback])
 def test_every_byte_arrives_whatever_the_size(

@@ -98,7 +98,8 @@ question: All of it?
 kernel: 6.1
 link: {mtu: 9000, iommu: no}
 probes: {comm: sender, without: [_copy_to_iter, "virtio_net:page_to_skb>memcpy"]}
-workload: {over: loopback, size: 2K, count: 23, connect: yes, port: 12, payload: "0123"}
+workload:
+  {over: loopback, family: ipv6, size: 2K, count: 23, connect: yes, port: 12, payload: "0123"}
 deadline: 1.5m
 expect: {complete: off, unexplained: 2}
 """,
@@ -109,7 +110,15 @@ expect: {complete: off, unexplained: 2}
     hooks = ("_copy_to_iter", "virtio_net:page_to_skb>memcpy")
     assert Probes(comm="sender", without=hooks) == loaded.probes
     assert (
-        Workload(over="loopback", size=2048, count=23, payload=b"0123", connect=True, port=12)
+        Workload(
+            over="loopback",
+            family="ipv6",
+            size=2048,
+            count=23,
+            payload=b"0123",
+            connect=True,
+            port=12,
+        )
         == loaded.workload
     )
     assert Expect(complete=False, unexplained=2) == loaded.expect
@@ -508,6 +517,7 @@ def test_options_take_the_place_of_what_was_asked() -> None:
         playbook.load("nic"),
         size="32",
         count=23,
+        family="ipv6",
         payload="HELLO",
         without="_copy_to_iter, loopback_xmit",
         comm="sender",
@@ -517,7 +527,8 @@ def test_options_take_the_place_of_what_was_asked() -> None:
     )
 
     assert (
-        Workload(over="link", size=32, count=23, payload=b"HELLO", connect=True) == changed.workload
+        Workload(over="link", family="ipv6", size=32, count=23, payload=b"HELLO", connect=True)
+        == changed.workload
     )
     assert Probes(without=("_copy_to_iter", "loopback_xmit"), comm="sender") == changed.probes
     assert ("6.1", 300.0) == (changed.kernel, changed.deadline_s)
@@ -543,6 +554,10 @@ def test_what_was_expected_of_another_size_is_not_expected() -> None:
     assert loopback.expect == override(loopback, size="16", count="3").expect
     assert None is override(loopback, size="64").expect.skb_len_at_xmit
     assert 2 == override(loopback, size="64").expect.guest_cpu_copies
+    assert None is override(loopback, family="ipv6").expect.skb_len_at_xmit
+    assert 2 == override(loopback, family="ipv6").expect.guest_cpu_copies
+    assert None is override(nic, family="ipv6").expect.guest_cpu_copies
+    assert nic.expect == override(nic, connect=True).expect
     large = override(nic, size="1400").expect
     assert (None, None, None) == (large.guest_cpu_copies, large.device_reads, large.device_writes)
     assert (True, 0) == (large.complete, large.unexplained)
@@ -558,6 +573,11 @@ def test_of_another_protocol_only_a_complete_ledger_is_expected(name: str) -> No
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        ({"family": "ipx"}, "--family: expected one of ipv4, ipv6; found 'ipx'"),
+        (
+            {"size": 65528, "family": "ipv6"},
+            "--size: a UDP message on IPv6 has 1 to 65527 bytes; found 65528",
+        ),
         ({"size": "0"}, "--size: a UDP message on IPv4 has 1 to 65507 bytes; found 0"),
         ({"size": 65508}, "--size: a UDP message on IPv4 has 1 to 65507 bytes; found 65508"),
         ({"size": "big"}, "--size: expected a size such as 512 or 64K; found 'big'"),
@@ -682,3 +702,12 @@ def test_the_options_of_a_message_are_refused_by_name(tmp_path: Path) -> None:
     assert loaded.expect == override(loaded, kernel="6.1").expect
     with pytest.raises(PlaybookError, match="--size: an experiment 'crash' has none"):
         override(loaded, size=5)
+
+
+def test_a_link_too_small_for_ipv6_is_a_contradiction() -> None:
+    text = "playbook: x\nquestion: y?\nlink: {mtu: 1279}\nworkload: {over: link, family: ipv6}\n"
+
+    (said,) = messages(text)
+    assert "a link that carries IPv6 has an MTU of at least 1280; found 1279" in said
+    assert [] == messages(text.replace("1279", "1280"))
+    assert [] == messages(text.replace("over: link", "over: loopback"))

@@ -379,6 +379,7 @@ def account(*trouble: str) -> Steps:
         run="r",
         kernel="6.12",
         over="loopback",
+        family="ipv4",
         protocol="udp",
         size=16,
         steps=marked,

@@ -59,6 +59,22 @@ def test_every_value_meets_every_other_and_loopback_no_device(tmp_path: Path) ->
     }
 
 
+def test_families_and_connected_sockets_are_values_and_tcp_is_always_connected(
+    tmp_path: Path,
+) -> None:
+    text = TEXT.replace("protocol:", "family: [ipv4, ipv6]\n  connect: [no, yes]\n  protocol:")
+    found = [
+        sweep.Result(asked=cell, state=sweep.PROVEN).transport
+        for cell in sweep.cells(asked(tmp_path, text))
+        if cell.workload.over == "loopback" and cell.workload.size == 16
+    ]
+
+    assert [
+        "udp", "connected udp", "tcp",
+        "udp on IPv6", "connected udp on IPv6", "tcp on IPv6",
+    ] == found  # fmt: skip
+
+
 def test_an_empty_list_is_the_playbooks_own_value(tmp_path: Path) -> None:
     (cell,) = sweep.cells(asked(tmp_path, TEXT.partition("sweep:")[0]))
 
@@ -82,6 +98,8 @@ def test_the_labs_own_sweep_has_the_thresholds_of_the_driver() -> None:
     ("change", "why"),
     [
         ({"size": 65508}, "a UDP message on IPv4 has 1 to 65507 bytes"),
+        ({"size": 65508, "family": "ipv6"}, None),
+        ({"size": 65528, "family": "ipv6"}, "a UDP message on IPv6 has 1 to 65527 bytes"),
         ({"protocol": "tcp", "size": 65536}, None),
     ],
 )
@@ -110,6 +128,8 @@ def test_a_backend_that_is_not_built_yet_is_a_reason_and_no_fault_of_the_file(
     ("line", "said"),
     [
         ("  size: [16, big]", "expected a size"),
+        ("  family: [ipx]", "expected one of ipv4, ipv6"),
+        ("  connect: [maybe]", "expected on or off, yes or no"),
         ("  protocol: [sctp]", "expected one of udp, tcp"),
         ("  kernel: [5.10]", "expected one of 6.12, 6.1"),
         ("  sizes: [1]", "unknown key 'sizes'"),
