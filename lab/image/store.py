@@ -205,7 +205,8 @@ def _build(
     if pins.series != series:
         raise ImageError(f"the lock of {series} is one of {pins.series}")
     # First what fails soonest: our own sources, then the network.
-    programs = build.build_guest_programs(journal=journal)
+    built = build.build_guest_programs(journal=journal)
+    programs = {name: path for name, path in built.items() if name not in build.PUSHED}
     gathered = fetch.gather(
         pins,
         recipe=recipe,
