@@ -32,6 +32,7 @@ LIMIT = 1 << 20  # bytes of a filtered log, and LIMIT_PER_BYTE for each byte of 
 LIMIT_PER_BYTE = 16
 MOST_FOLLOWED = 2000  # stores that carry on a piece of a few bytes; the last step may add more
 STEPS = 8  # copies one after the other that a piece of a few bytes is followed through
+_STORE = int(Flag.STORE)  # as a number: an enum's own & takes most of the time of a large log
 # Of many records only these fields are looked at: unpacking the others takes most of the time.
 _SCANNED = ("virt", "phys", "content", "call", "size", "flags")
 _VIRT, _PHYS, _CONTENT, _CALL, _SIZE, _FLAGS = range(6)
@@ -75,7 +76,7 @@ def keep(
     stores = _stores_by_call(rows)
     followed = _followed(rows, content, stores, {*from_, *found}, texts)
     around = _around(rows, sorted({*found, *followed}))
-    calls = {rows[number][_CALL] for number in from_ if not rows[number][_FLAGS] & Flag.STORE}
+    calls = {rows[number][_CALL] for number in from_ if not rows[number][_FLAGS] & _STORE}
     stored = sorted(number for call in calls for number in stores.get(call, ()))
     if limit is None:
         limit = LIMIT + LIMIT_PER_BYTE * sum(map(len, texts))
@@ -170,7 +171,7 @@ def _windows(texts: Sequence[bytes]) -> set[bytes]:
 def _stores_by_call(rows: list[Row]) -> dict[int, list[int]]:
     stores: dict[int, list[int]] = defaultdict(list)
     for number, row in enumerate(rows):
-        if row[_FLAGS] & Flag.STORE and not row[_FLAGS] & WITHOUT_BYTES:
+        if row[_FLAGS] & _STORE and not row[_FLAGS] & WITHOUT_BYTES:
             stores[row[_CALL]].append(number)
     return stores
 
@@ -200,7 +201,7 @@ def _followed(
         loads = [
             number
             for number in _Places.of(rows, new).touched_by(rows)
-            if not rows[number][_FLAGS] & Flag.STORE
+            if not rows[number][_FLAGS] & _STORE
         ]
         new = set()
         for load in loads:
