@@ -18,6 +18,9 @@ LIMIT_S = {"guest": 600.0, "crash": 600.0}
 LIMIT_ELSEWHERE_S = 120.0
 LIMIT_LONG_S = 4 * 3600.0
 
+# Every `invoke` that a test starts would compile all our modules anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 _ran: set[str] = set()
 _left_out: dict[str, str] = {}
 
