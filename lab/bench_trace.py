@@ -12,7 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab import accelerator, bench, bpf, build, image, probe, probe_bpf, record, spec, topology
+from lab import (
+    accelerator,
+    bench,
+    bench_report,
+    bpf,
+    build,
+    image,
+    probe,
+    probe_bpf,
+    record,
+    spec,
+    topology,
+)
 from lab import workload as workloads
 from lab.deadline import Deadline
 from lab.errors import HostError
@@ -24,6 +36,7 @@ SIZE = 64  # bytes of a message
 REACH_S = 30.0
 DEADLINE_S = 600.0
 READ_AT_LEAST = 500_000  # records per second
+REPORTED = (111, 1_111, 10_000, 111_111)  # messages: 1,000 to 1,000,000 records
 READS = (1_000, 10_000, 100_000, 1_000_000)
 MODULES = ("send_trace", "recv_trace")
 
@@ -64,6 +77,7 @@ def measure(*, rounds: int, count: int, kernel: str, journal: Journal) -> dict[s
             pair.bring_down()
     with journal.step("read records"):
         reading = read_speed(tracer.trace)
+    reported = bench_report.measure(REPORTED, journal=journal)
     return {
         "machine": bench.machine(),
         "accelerator": {"name": speed.name, "why": speed.why},
@@ -73,7 +87,28 @@ def measure(*, rounds: int, count: int, kernel: str, journal: Journal) -> dict[s
         "kinds": {kind: summary(bursts, kind, count) for kind in KINDS},
         "bpftrace": tracer.bpftrace,
         "reading": reading,
+        "reporting": reported,
+        "targets": targets(reading, reported),
     }
+
+
+def targets(
+    reading: dict[str, dict[str, float]], reported: dict[str, dict[str, float]]
+) -> dict[str, bool]:
+    """Tell which of what is asked of reading and reporting holds."""
+    most = max(reading.values(), key=lambda one: one["read_per_s"])
+    burst = reported.get(str(bench_report.BURST * bench_report.EVENTS))
+    asked = {
+        f"read {READ_AT_LEAST} records/s": most["read_per_s"] >= READ_AT_LEAST,
+        f"at most {bench_report.LINEAR_WITHIN} times as long per record in the largest run": (
+            bench_report.growth(reported) <= bench_report.LINEAR_WITHIN
+        ),
+    }
+    if burst is not None:
+        asked[f"report {bench_report.REPORT_AT_LEAST} records/s of a burst"] = (
+            burst["per_s"] >= bench_report.REPORT_AT_LEAST
+        )
+    return asked
 
 
 def summary(bursts: list[Burst], kind: str, count: int) -> dict[str, float | int]:
@@ -265,4 +300,9 @@ def render(found: dict[str, Any]) -> str:
     rows.append(f"{'records':<8} {'read/s':>11} {'decoded/s':>11}   target {READ_AT_LEAST} read/s")
     for count, speed in found["reading"].items():
         rows.append(f"{count:<8} {speed['read_per_s']:>11} {speed['decoded_per_s']:>11}")
+    rows.append(f"{'records':<8} {'report s':>11} {'reported/s':>11}")
+    for count, one in found["reporting"].items():
+        rows.append(f"{count:<8} {one['seconds']:>11.2f} {one['per_s']:>11}")
+    for text, held in found["targets"].items():
+        rows.append(f"{'holds' if held else 'does not hold'}: {text}")
     return "\n".join(rows)

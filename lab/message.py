@@ -10,7 +10,7 @@ from array import array
 from builtins import bytes as Bytes  # noqa: N812  # `Messages.bytes` hides the name in its class
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from sys import byteorder
 
 TAG_SIZE = 5  # bytes
@@ -136,8 +136,8 @@ class Messages:
         """Return what to search memory for, or None: the message is too short to be told apart."""
         if self.size < SEARCHABLE_SIZE:
             return None
-        if self.seed is not None:
-            return tag(self.seed)
+        if self._tag is not None:
+            return self._tag
         return self.bytes(0)[:NEEDLE_SIZE]
 
     def locate(self, window: Bytes | bytearray, at: int) -> Run | None:
@@ -165,6 +165,21 @@ class Messages:
         known = at + _HEAD_SIZE <= len(window) and index < self.count
         size = _HEAD_SIZE if known else TAG_SIZE
         return Run(at, at + size, index if known else 0, 0, exact=False)
+
+    def named(self, data: Bytes) -> tuple[int, int] | None:
+        """Return which message, and which of its bytes, `data` says that it begins with.
+
+        None where it begins with no whole head of a block.  What follows is not compared.
+        """
+        if self._tag is None or len(data) < _PLACE_SIZE or data[:TAG_SIZE] != self._tag:
+            return None
+        index = int.from_bytes(data[TAG_SIZE:_HEAD_SIZE], "little")
+        offset = int.from_bytes(data[_HEAD_SIZE:_PLACE_SIZE], "little") * BLOCK_SIZE
+        return (index, offset) if index < self.count and offset < self.size else None
+
+    @cached_property
+    def _tag(self) -> Bytes | None:
+        return None if self.seed is None else tag(self.seed)
 
     def runs(self, window: Bytes | bytearray) -> Iterator[Run]:
         """Find every run of message bytes, in order, none twice."""

@@ -131,7 +131,7 @@ def recompute(console: Console, run: rundir.RunDir) -> None:
     expect = (
         {key: str(text) for key, text in told.items() if text} if isinstance(told, dict) else {}
     )
-    _tell_attempt(console, attempt.judge(run), expect.get("verdict"), expect.get("at"))
+    _tell_attempt(console, attempt.judge(run), expect.get("verdict"), expect.get("at"), again=True)
 
 
 @contextlib.contextmanager
@@ -181,9 +181,17 @@ def _workload(options: TryOptions) -> spec.Workload | None:
 
 
 def _tell_attempt(
-    console: Console, result: attempt.Result, verdict: str | None, at: str | None
+    console: Console,
+    result: attempt.Result,
+    verdict: str | None,
+    at: str | None,
+    *,
+    again: bool = False,
 ) -> None:
-    """Print the post-mortem; end with the exit code of a verdict that is not the right one."""
+    """Print the post-mortem; end with the exit code of a verdict that is not the right one.
+
+    `again`: it is only read again, by a task that takes no expectation.
+    """
     from lab import attempt
 
     if console.json:
@@ -193,6 +201,8 @@ def _tell_attempt(
         print(result.run.path, flush=True)
     failed = attempt.failure(result.found, verdict, at)
     if failed is not None:
+        if again:
+            failed.hint = ""
         raise Exit("\n".join(failed.lines()), code=failed.exit_code)
 
 

@@ -102,7 +102,7 @@ def _walk_sender(guest: GuestInputs, board: Board, wire: Wire) -> None:
             transmit.take(record)
         elif record.hook in BETWEEN_SKBS:
             copies.take_between_skbs(record)
-        elif Flag.SKB in record.flags:
+        elif record.flags & Flag.SKB:
             skbs.take(record)
         elif copies.take(record):
             skbs.copied_in(copies.made)
@@ -123,7 +123,7 @@ def _walk_receiver(guest: GuestInputs, sender: GuestInputs, board: Board, wire: 
             skbs.take(record)
         elif record.hook in BETWEEN_SKBS:
             copies.take_between_skbs(record)
-        elif Flag.SKB in record.flags:
+        elif record.flags & Flag.SKB:
             skbs.take(record)
         else:
             copies.take(record)

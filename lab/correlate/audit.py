@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from lab.correlate.board import Board, label
@@ -36,6 +36,7 @@ def finish(board: Board) -> None:
         _check_addresses(guest, board)
     _check_delivery(board)
     _check_order(board)
+    _check_clocks(board)
     _check_out_of_user(board)
     _check_held(board)
 
@@ -169,20 +170,17 @@ def _uncovered(hit: Hit, extents: Index[tuple[int, Place]], identity: Identity) 
 
 def _check_addresses(guest: GuestInputs, board: Board) -> None:
     """Expect one distance between virtual and physical addresses all over the direct map."""
-    pairs = [
+    start = guest.direct_map
+    if start is None or len(guest.distances) == 1:
+        return
+    wrong = [
         (virtual, physical, record)
         for record in guest.records
         for virtual, physical in ((record.src, record.src_phys), (record.dst, record.dst_phys))
-        if virtual and physical
-    ]
-    if not pairs:
-        return
-    distances = Counter(virtual - physical for virtual, physical, _ in pairs)
-    start = distances.most_common(1)[0][0]
-    wrong = [
-        (virtual, physical, record)
-        for virtual, physical, record in pairs
-        if start <= virtual < start + DIRECT_MAP_SIZE and virtual - physical != start
+        if virtual
+        and physical
+        and virtual - physical != start
+        and start <= virtual < start + DIRECT_MAP_SIZE
     ]
     for virtual, physical, record in wrong[:MOST_TOLD]:
         board.disagree(
@@ -288,6 +286,52 @@ def _check_order(board: Board) -> None:
                 f"{movement.function} moved bytes that reached {label(movement.source)} later",
                 movement.evidence,
             )
+
+
+def _check_clocks(board: Board) -> None:
+    """Expect that programs moved the message while the host had let them go, by its own clock.
+
+    An offset that is wrong by more than its bound would show causes after their effects, and a
+    reader of the timeline could not tell.  The host knows of three moments, when it held both
+    programs: what it let them do they did later, and what they had said they had done before.
+    """
+    sender, receiver = board.sender, board.receiver
+    for guest, inside, after, before in (
+        (sender, _leaves_user, "armed", "sent"),
+        (receiver, _reaches_user, "sent", "received"),
+    ):
+        if guest is None or guest.clock is None:
+            continue
+        held = {one.gate: one for one in guest.held_at}
+        mine = [one for one in board.movements if one.tsc and inside(one, guest)]
+        if not mine or after not in held or before not in held:
+            continue
+        first, last = (pick(mine, key=lambda one: one.tsc) for pick in (min, max))
+        began, ended = guest.clock.host(first.tsc), guest.clock.host(last.tsc)
+        early = held[after].after_ns - began.ns - began.bound_ns
+        late = ended.ns - ended.bound_ns - held[before].before_ns
+        for movement, wrong, which in (
+            (first, early, f"before it was let go at the gate '{after}'"),
+            (last, late, f"after it had said so at the gate '{before}'"),
+        ):
+            if wrong > 0:
+                board.disagree(
+                    "clock",
+                    guest.name,
+                    movement.message,
+                    f"the clock of {guest.name} is off by {wrong} ns more than its bound: "
+                    f"{movement.function} ran {which}, by the host's clock",
+                    [movement.evidence[0], f"{guest.name}/tsc.json"],
+                )
+
+
+def _reaches_user(movement: Movement, receiver: GuestInputs) -> bool:
+    return (
+        movement.guest == receiver.name
+        and movement.target.kind is PlaceKind.USER
+        and movement.mover is Mover.GUEST_CPU
+        and movement.kind is Kind.COPY
+    )
 
 
 def _overlap(left: Place, right: Place) -> bool:

@@ -105,9 +105,10 @@ class Board:
         self.reached(held)
 
     def reached(self, held: Held) -> None:
-        now = self.most[held.message]
-        best = [max(pair) for pair in zip(now, counts(held), strict=True)]
-        self.most[held.message] = (best[0], best[1], best[2], best[3])
+        now, new = self.most[held.message], counts(held)
+        if new != now:
+            copies, reads, writes, handovers = map(max, now, new)
+            self.most[held.message] = (copies, reads, writes, handovers)
 
     def last(self, message: int, offset: int) -> Place:
         """Return the place a message's byte was last known to be."""

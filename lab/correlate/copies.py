@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from lab.correlate.board import Board, label, plain
 from lab.correlate.holdings import PHYSICAL, Extent, Held
@@ -29,8 +29,7 @@ PAGE_TO_SKB_COPY = "virtio_net:page_to_skb>memcpy"
 BETWEEN_SKBS = frozenset({"skb_copy_bits", "skb_copy_and_csum_bits", "pskb_expand_head"})
 
 
-@dataclass(frozen=True, kw_only=True)
-class Copy:
+class Copy(NamedTuple):
     """One call of a copying function, with both its ends."""
 
     record: Record
@@ -43,11 +42,11 @@ class Copy:
 
     @property
     def src_user(self) -> bool:
-        return Flag.SRC_USER in self.record.flags
+        return bool(self.record.flags & Flag.SRC_USER)
 
     @property
     def dst_user(self) -> bool:
-        return Flag.DST_USER in self.record.flags
+        return bool(self.record.flags & Flag.DST_USER)
 
     def seen(self, at: int, size: int) -> bytes:
         """Return what the record shows of the bytes copied, `at` being where to start."""
@@ -85,13 +84,13 @@ class Copies:
         size = copied(record)
         if size <= 0:
             return None
-        if Flag.SRC_USER in record.flags:
+        if record.flags & Flag.SRC_USER:
             source_address = record.user
             source = self.memory.user(record.tgid, record.user, size)
         else:
             source_address = record.src
             source = self.memory.kernel(record.src, size, record.src_phys)
-        if Flag.DST_USER in record.flags:
+        if record.flags & Flag.DST_USER:
             target_address = record.user
             target = self.memory.user(record.tgid, record.user, size)
         else:
@@ -194,9 +193,9 @@ class Copies:
 
     def _ours(self, copy: Copy) -> bool:
         record = copy.record
-        if Flag.SRC_USER in record.flags:
+        if record.flags & Flag.SRC_USER:
             return self.memory.sends_from(record.tgid, record.user) is not None
-        if Flag.DST_USER in record.flags:
+        if record.flags & Flag.DST_USER:
             return self.memory.receives_into(record.tgid, record.user) is not None
         # Within the kernel memory is used again at once; a buffer that a device filled anew
         # is known to be another's only where the hook that says so is attached.
@@ -208,6 +207,8 @@ class Copies:
     def _orphans(self, copy: Copy, known: list[Held]) -> list[Held]:
         # Message bytes at an address that nothing is known to have brought them to.
         out: list[Held] = []
+        if any(part.at <= 0 and copy.size <= part.at + part.size for part in known):
+            return out  # all of it is known: nothing in it has to be searched
         for at, message, offset, size in self._strangers(copy):
             end = at + size
             for part in known:
@@ -244,9 +245,9 @@ class Copies:
             born=copy.record.tsc,
             evidence=[copy.record.id],
         )
-        held = replace(self.board.orphan(place), at=at)
+        held = self.board.orphan(place)._replace(at=at)
         self.memory.holdings.clear(extents)
-        self.memory.holdings.put(extents, replace(held, at=0))
+        self.memory.holdings.put(extents, held._replace(at=0))
         return held
 
     def _crosses_loopback(self, copy: Copy) -> bool:
@@ -280,7 +281,7 @@ class Copies:
     def _move(self, copy: Copy, part: Held) -> None:
         record = copy.record
         place = self._target(copy, part)
-        held = replace(part, place=place, copies=part.copies + 1)
+        held = part._replace(place=place, copies=part.copies + 1)
         self.memory.holdings.put(copy.target, held)
         symbols = self.memory.guest.symbols
         at_call = record.kind is At.CALLSITE
@@ -327,19 +328,20 @@ class Copies:
         virtual = copy.target_address + part.at
         extents = _part(copy.target, part.at, part.size)
         runs = plain(extents, PHYSICAL)
-        if Flag.DST_USER in record.flags:
+        if record.flags & Flag.DST_USER:
             grown = self._grow(record, part, virtual, runs)
             if grown is not None:
                 return grown
+        user = bool(record.flags & Flag.DST_USER)
         return self.board.place(
             name,
-            PlaceKind.USER if Flag.DST_USER in record.flags else PlaceKind.KERNEL,
+            PlaceKind.USER if user else PlaceKind.KERNEL,
             held=(part.message, part.offset, part.size),
             virtual=virtual,
             extents=runs,
-            region=self._region(extents, user=Flag.DST_USER in record.flags, record=record),
+            region=self._region(extents, user=user, record=record),
             born=record.tsc,
-            pid=record.tgid if Flag.DST_USER in record.flags else 0,
+            pid=record.tgid if user else 0,
             evidence=[record.id],
         )
 
@@ -371,13 +373,15 @@ class Copies:
 
 def _part(extents: list[Extent], at: int, size: int) -> list[Extent]:
     """Return a piece of a range, its extents counted from the piece's start."""
+    if len(extents) == 1 and at == extents[0].at == 0 and size == extents[0].size:
+        return extents
     out = []
     for extent in extents:
         first = max(extent.at, at)
         last = min(extent.at + extent.size, at + size)
         if first < last:
             start = extent.start + first - extent.at
-            out.append(Extent(space=extent.space, start=start, size=last - first, at=first - at))
+            out.append(Extent(extent.space, start, last - first, first - at))
     return out
 
 

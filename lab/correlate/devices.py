@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from lab.capture import Frame
 from lab.correlate.board import Board
@@ -146,7 +146,7 @@ def _pieces(parts: Sequence[Held], run: tuple[int, int, int, int]) -> list[Held]
         first = max(offset, part.offset)
         last = min(offset + size, part.offset + part.size)
         if part.message == message and first < last:
-            out.append(replace(part, offset=first, size=last - first, at=at + first - offset))
+            out.append(part._replace(offset=first, size=last - first, at=at + first - offset))
     return out
 
 
@@ -160,7 +160,7 @@ def stranded(wire: Wire, frame: Frame, guest: str, why: str) -> Carried | None:
             LINK, PlaceKind.WIRE, held=(message, offset, size), virtual=0, evidence=[seen]
         )
         place.verified_by = [seen]
-        parts.append(replace(board.orphan(place, why, where=guest), at=at))
+        parts.append(board.orphan(place, why, where=guest)._replace(at=at))
     return Carried(frame=frame, parts=tuple(parts), tsc=0) if parts else None
 
 
@@ -205,8 +205,7 @@ def buffer_parts(arrival: Arrival, header: int, skip: int, size: int) -> list[He
         last = min(part.at + part.size, skip + size - header)
         if first < last:
             out.append(
-                replace(
-                    part,
+                part._replace(
                     offset=part.offset + first - part.at,
                     size=last - first,
                     at=header + first - skip,

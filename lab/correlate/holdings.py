@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import cast
+from typing import NamedTuple
 
 from lab.correlate.types import Place
 
 PHYSICAL = "physical"
+CHUNK_BITS = 14  # 16 KiB
 KERNEL = "kernel"  # kernel virtual addresses whose physical address no record gives
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Extent:
+class Extent(NamedTuple):
     """A run of addresses in one address space; `at` is its offset in a longer range.
 
     User memory of a workload is known by its pages and lies in the physical space,
@@ -27,8 +26,7 @@ class Extent:
     at: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Held:
+class Held(NamedTuple):
     """Message bytes in memory, with how often each was moved on its way there.
 
     `at` is where they start in the range that was asked for.
@@ -51,20 +49,18 @@ class Held:
 
     def cut(self, start: int, end: int, at: int | None = None) -> Held:
         """Return the part between two addresses; `at` says where in a range it starts."""
+        if at is None:
+            at = self.at
+        if start <= self.start and self.start + self.size <= end:
+            return self if at == self.at else Held(*self[:9], at)
         first = max(self.start, start)
-        # Written out: dataclasses.replace() takes three times as long, and this is the walk's
-        # innermost step.
         return Held(
-            start=first,
-            size=min(self.end, end) - first,
-            message=self.message,
-            offset=self.offset + first - self.start,
-            place=self.place,
-            copies=self.copies,
-            reads=self.reads,
-            writes=self.writes,
-            handovers=self.handovers,
-            at=self.at if at is None else at,
+            first,
+            min(self.end, end) - first,
+            self.message,
+            self.offset + first - self.start,
+            *self[4:9],
+            at,
         )
 
 
@@ -72,77 +68,113 @@ class Holdings:
     """The message bytes one guest's memory holds; what is written over is gone."""
 
     def __init__(self) -> None:
-        self._spaces: dict[str, list[tuple[int, Held]]] = {}
+        self._spaces: dict[str, _Space] = {}
 
     def find(self, extents: Iterable[Extent]) -> list[Held]:
         """Return what lies in a range, by address, `at` counted from the range's start."""
         out: list[Held] = []
-        for extent in extents:
-            end = extent.start + extent.size
-            for held in self._touching(extent.space, extent.start, end):
-                at = extent.at + max(held.start, extent.start) - extent.start
-                out.append(held.cut(extent.start, end, at))
-        return join(out)
+        for space, start, size, at in extents:
+            here = self._spaces.get(space)
+            if here is None:
+                continue
+            end = start + size
+            for held in here.touching(start, end):
+                began = held.start - start
+                out.append(held.cut(start, end, at + began if began > 0 else at))
+        return join(out) if len(out) > 1 else out
 
     def clear(self, extents: Iterable[Extent]) -> list[Place]:
         """Forget what lay in a range and return the places that lost bytes."""
         lost: list[Place] = []
-        for extent in extents:
-            end = extent.start + extent.size
-            entries = self._spaces.get(extent.space, [])
-            for held in self._touching(extent.space, extent.start, end):
-                del entries[_index(entries, held.start)]
-                if held.start < extent.start:
-                    _insert(entries, held.cut(held.start, extent.start))
+        for space, start, size, _ in extents:
+            here = self._spaces.get(space)
+            if here is None:
+                continue
+            end = start + size
+            for held in here.touching(start, end):
+                here.remove(held)
+                if held.start < start:
+                    here.insert(held.cut(held.start, start))
                 if held.end > end:
-                    _insert(entries, held.cut(end, held.end))
+                    here.insert(held.cut(end, held.end))
                 lost.append(held.place)
         return lost
 
     def put(self, extents: Iterable[Extent], held: Held) -> None:
         """Record that a range, already cleared, now holds `held`, whole and in order."""
-        for extent in extents:
-            first = max(extent.at, held.at)
-            last = min(extent.at + extent.size, held.at + held.size)
+        for space, start, size, at in extents:
+            first = max(at, held.at)
+            last = min(at + size, held.at + held.size)
             if first >= last:
                 continue
-            entries = self._spaces.setdefault(extent.space, [])
-            part = replace(
-                held,
-                start=extent.start + first - extent.at,
-                size=last - first,
-                offset=held.offset + first - held.at,
-                at=0,
+            self._spaces.setdefault(space, _Space()).insert(
+                Held(
+                    start + first - at,
+                    last - first,
+                    held.message,
+                    held.offset + first - held.at,
+                    *held[4:9],
+                )
             )
-            _insert(entries, part)
 
     def raise_handovers(self, place: Place, extents: Iterable[Extent]) -> None:
         """Count one more handover for everything a place still holds in its ranges."""
-        for extent in extents:
-            entries = self._spaces.get(extent.space, [])
-            for held in self._touching(extent.space, extent.start, extent.start + extent.size):
+        for space, start, size, _ in extents:
+            here = self._spaces.get(space)
+            if here is None:
+                continue
+            for held in here.touching(start, start + size):
                 if held.place is place:
-                    raised = replace(held, handovers=held.handovers + 1)
-                    entries[_index(entries, held.start)] = (held.start, raised)
+                    here.replace(held._replace(handovers=held.handovers + 1))
 
-    def _touching(self, space: str, start: int, end: int) -> list[Held]:
-        entries = self._spaces.get(space, [])
-        number = _index(entries, start)
-        if number and entries[number - 1][1].end > start:
-            number -= 1
-        out = []
-        while number < len(entries) and entries[number][0] < end:
-            out.append(entries[number][1])
-            number += 1
+
+class _Space:
+    """The runs of one address space, none over another.
+
+    By chunks of addresses, and in order within each, so that a run more costs the same however
+    many there are.  What crosses into the next chunk is two runs; `join` makes one of them.
+    """
+
+    def __init__(self) -> None:
+        self._chunks: dict[int, tuple[list[int], list[Held]]] = {}  # starts, and the runs
+
+    def touching(self, start: int, end: int) -> list[Held]:
+        out: list[Held] = []
+        for number in range(start >> CHUNK_BITS, (end - 1 >> CHUNK_BITS) + 1):
+            chunk = self._chunks.get(number)
+            if chunk is None:
+                continue
+            starts, runs = chunk
+            first = last = bisect_left(starts, start)
+            while last < len(starts) and starts[last] < end:
+                last += 1
+            if first:
+                before = runs[first - 1]
+                if before.start + before.size > start:
+                    first -= 1
+            out += runs[first:last]
         return out
 
+    def insert(self, held: Held) -> None:
+        number = held.start >> CHUNK_BITS
+        edge = number + 1 << CHUNK_BITS
+        if held.start + held.size > edge:
+            self.insert(held.cut(held.start, edge))
+            self.insert(held.cut(edge, held.end))
+            return
+        starts, runs = self._chunks.setdefault(number, ([], []))
+        at = bisect_left(starts, held.start)
+        starts.insert(at, held.start)
+        runs.insert(at, held)
 
-def _index(entries: list[tuple[int, Held]], start: int) -> int:
-    return bisect_left(cast("list[tuple[int, ...]]", entries), (start,))
+    def remove(self, held: Held) -> None:
+        starts, runs = self._chunks[held.start >> CHUNK_BITS]
+        at = bisect_left(starts, held.start)
+        del starts[at], runs[at]
 
-
-def _insert(entries: list[tuple[int, Held]], held: Held) -> None:
-    entries.insert(_index(entries, held.start), (held.start, held))
+    def replace(self, held: Held) -> None:
+        starts, runs = self._chunks[held.start >> CHUNK_BITS]
+        runs[bisect_left(starts, held.start)] = held
 
 
 def join(parts: Iterable[Held]) -> list[Held]:
@@ -157,7 +189,7 @@ def join(parts: Iterable[Held]) -> list[Held]:
             and last.offset + last.size == part.offset
             and counts(last) == counts(part)
         ):
-            out[-1] = replace(last, size=last.size + part.size)
+            out[-1] = last._replace(size=last.size + part.size)
         else:
             out.append(part)
     return out

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from lab import message as messages
 from lab.message import Messages
 
+KEPT = 64 << 20  # bytes of messages that are kept once they were derived
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -32,13 +34,30 @@ class Identity:
         self.searchable = self.messages.needle() is not None
         self.unique = self.searchable and (payload is None or count == 1)
         self.alike = payload is not None  # all of them; those of a seed differ where they can
+        self._digests: dict[int, int] = {}
+        self._kept: dict[int, bytes] = {}
+        self._most_kept = max(1, KEPT // size)
 
     def bytes_of(self, message: int) -> bytes:
         """Return the bytes of one message."""
-        return self.messages.bytes(message)
+        found = self._kept.get(message)
+        if found is None:
+            if len(self._kept) >= self._most_kept:
+                self._kept.clear()
+            found = self._kept[message] = self.messages.bytes(message)
+        return found
 
     def digest(self, message: int) -> str:
         return f"{messages.digest(self.bytes_of(message)):016x}"
+
+    def digest_from(self, first: int) -> int:
+        """Return the digest of all messages from one on, one after the other."""
+        if first not in self._digests:  # sender and receiver are asked for the same
+            value = messages.DIGEST_START
+            for message in range(first, self.count):
+                value = messages.digest(self.bytes_of(message), value)
+            self._digests[first] = value
+        return self._digests[first]
 
     def agrees(self, found: bytes, message: int, offset: int) -> bool:
         """Tell whether bytes read at a place are the message's from `offset` on."""
@@ -49,11 +68,24 @@ class Identity:
         """Return the runs of message bytes in a buffer, first one first."""
         if not self.unique:
             return []
+        whole = self._whole(data)
+        if whole is not None:
+            return [whole]
         return [
             Run(run.start, run.index, run.offset, run.size)
             for run in self.messages.runs(data)
             if run.index is not None and run.offset is not None
         ]
+
+    def _whole(self, data: bytes) -> Run | None:
+        # Most of what is looked into begins with a block and is one piece of one message:
+        # then nothing has to be searched.
+        named = self.messages.named(data)
+        if named is None:
+            return None
+        message, offset = named
+        piece = self.bytes_of(message)[offset : offset + len(data)]
+        return Run(0, message, offset, len(data)) if piece == data else None
 
     def starts(self, data: bytes) -> Run | None:
         """Return the run of message bytes a buffer starts with."""

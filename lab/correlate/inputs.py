@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 
 from lab import capture, clock
@@ -14,13 +16,13 @@ from lab.clock import ClockMap
 from lab.correlate.identity import Identity
 from lab.errors import TraceCorrupt
 from lab.record import Hook, Record, Trace
-from lab.rundir import Census, GuestDir, Manifest, Rings, RunDir, Workload
+from lab.rundir import Census, GuestDir, HeldAt, Manifest, Rings, RunDir, Workload
 from lab.symbols import Symbols
 
 SENDER, RECEIVER = "sender", "receiver"  # roles of the workload
 ENOENT = 2
 KMOD, BPF = "probe:kmod", "probe:bpf"  # witnesses whose accounts are records
-MOST_MESSAGES = 100_000  # ten times what a playbook may ask for
+MOST_MESSAGES = 120_000  # twelve times what a playbook may ask for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +40,33 @@ class GuestInputs:
     symbols: Symbols
     bpf: Trace | None = None  # what BPF programs left; `trace` where no module did
     witness: str = KMOD  # whose account the records are
+    held_at: tuple[HeldAt, ...] = ()  # when the host held the programs, by its own clock
 
     @cached_property
     def records(self) -> tuple[Record, ...]:
         """All records in the order they were taken."""
         if self.trace is None:
             return ()
-        return tuple(sorted(self.trace.records, key=lambda record: (record.tsc, record.number)))
+        return tuple(sorted(self.trace.records, key=attrgetter("tsc", "number")))
+
+    @cached_property
+    def distances(self) -> Counter[int]:
+        """How often each distance between a virtual and its physical address is in the records.
+
+        The most frequent is the start of the direct map (its place is random: never a
+        constant of ours).
+        """
+        pairs = [
+            pair
+            for record in self.records
+            for pair in ((record.src, record.src_phys), (record.dst, record.dst_phys))
+        ]
+        return Counter([virtual - physical for virtual, physical in pairs if virtual and physical])
+
+    @property
+    def direct_map(self) -> int | None:
+        """Where the direct map begins, as the records say; None where none says so."""
+        return self.distances.most_common(1)[0][0] if self.distances else None
 
     @property
     def hooks(self) -> tuple[Hook, ...]:
@@ -113,6 +135,7 @@ def _guest(folder: GuestDir) -> GuestInputs:
         census=folder.census() if folder.has("census.json") else None,
         rings=folder.rings() if folder.has("rings.json") else None,
         clock=clock.fit(folder.tsc()) if folder.has("tsc.json") else None,
+        held_at=folder.held_at() if folder.has("tsc.json") else (),
         symbols=Symbols(folder.symbols, modules),
     )
 

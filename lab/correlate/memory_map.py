@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from lab.correlate.board import Board
 from lab.correlate.holdings import KERNEL, PHYSICAL, Extent, Holdings
 from lab.correlate.inputs import RECEIVER, SENDER, GuestInputs
@@ -18,7 +16,8 @@ class GuestMap:
         self.board = board
         self.holdings = Holdings()
         self.records = guest.records
-        self._direct_map = self._find_direct_map()
+        self._direct_map = guest.direct_map
+        self._workloads = {work.ready.pid: work for work in reversed(guest.workloads)}
 
     def kernel(self, virtual: int, size: int, physical: int = 0) -> list[Extent]:
         """Return the extent of a kernel range; empty for address 0."""
@@ -26,8 +25,8 @@ class GuestMap:
             return []
         physical = physical or self.to_physical(virtual)
         if physical:
-            return [Extent(space=PHYSICAL, start=physical, size=size, at=0)]
-        return [Extent(space=KERNEL, start=virtual, size=size, at=0)]
+            return [Extent(PHYSICAL, physical, size, 0)]
+        return [Extent(KERNEL, virtual, size, 0)]
 
     def to_physical(self, virtual: int) -> int:
         """Return the physical address of a direct map address, 0 where that is unknown."""
@@ -61,7 +60,7 @@ class GuestMap:
         return out
 
     def workload(self, pid: int) -> Workload | None:
-        return next((work for work in self.guest.workloads if work.ready.pid == pid), None)
+        return self._workloads.get(pid)
 
     def buffer_at(self, pid: int, virtual: int, role: str | None = None) -> Ready | None:
         """Return the workload whose buffer a user address lies in."""
@@ -76,16 +75,3 @@ class GuestMap:
 
     def receives_into(self, pid: int, virtual: int) -> Ready | None:
         return self.buffer_at(pid, virtual, RECEIVER)
-
-    def _find_direct_map(self) -> int | None:
-        # The records carry both addresses of what they saw; their difference is the
-        # start of the direct map (its place is random: never a constant of ours).
-        seen: Counter[int] = Counter()
-        for record in self.records:
-            for virtual, physical in (
-                (record.src, record.src_phys),
-                (record.dst, record.dst_phys),
-            ):
-                if virtual and physical:
-                    seen[virtual - physical] += 1
-        return seen.most_common(1)[0][0] if seen else None

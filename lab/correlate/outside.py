@@ -233,9 +233,8 @@ def _shown(log: AccessLog, start: int, data: bytes) -> bool:
 def _record(guest: OutsideGuest, copy: CopySeen) -> Record:
     user = copy.source_virtual if copy.from_user else copy.target_virtual
     pages = copy.source if copy.from_user else copy.target
-    flags = Flag(0)
-    flags |= Flag.SRC_USER if copy.from_user else Flag(0)
-    flags |= Flag.DST_USER if copy.to_user else Flag(0)
+    flags = Flag.SRC_USER if copy.from_user else 0
+    flags |= Flag.DST_USER if copy.to_user else 0
     pid = _owner(guest, pages) if flags else 0
     return Record(
         source=f"{guest.name}/access.bin",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import replace
 from functools import cached_property
 
 from lab.correlate.board import Board, plain
@@ -256,7 +255,7 @@ class Receive:
                 born=tsc,
                 evidence=[*evidence],
             )
-            held = replace(part, place=place, writes=part.writes + 1)
+            held = part._replace(place=place, writes=part.writes + 1)
             self.memory.holdings.put(extents, held)
             movement = Movement(
                 guest=self.guest.name,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import replace
 
 from lab.correlate.board import Board, plain
 from lab.correlate.holdings import KERNEL, PHYSICAL, Extent, Held
@@ -49,7 +48,7 @@ class Skbs:
 
     def take(self, record: Record) -> None:
         """Note what an skb record shows."""
-        if Flag.SKB not in record.flags or not record.skb:
+        if not record.flags & Flag.SKB or not record.skb:
             return
         if record.hook == GETFRAG:
             self._getfrag(record)
@@ -132,7 +131,7 @@ class Skbs:
                 # First what shows the skb on its way; the copies at both ends are why it is one.
                 evidence=list(dict.fromkeys([*ids, record.id, *mine[0].place.evidence])),
             )
-        return [replace(part, handovers=max(part.handovers, 1)) for part in parts]
+        return [part._replace(handovers=max(part.handovers, 1)) for part in parts]
 
     def _getfrag(self, record: Record) -> None:
         if record.skb in self._left:  # the kernel uses this skb's memory again
@@ -209,7 +208,7 @@ class Skbs:
             held = self.board.orphan(place)
             self.memory.holdings.clear(extents)
             self.memory.holdings.put(extents, held)
-            out.append(replace(held, at=run.at))
+            out.append(held._replace(at=run.at))
         return out
 
     def _name(self, record: Record, parts: list[Held]) -> None:
@@ -223,21 +222,21 @@ class Skbs:
 
     def _sight(self, record: Record, parts: list[Held]) -> None:
         side = self._side(record, parts)
-        for message in dict.fromkeys(part.message for part in parts):
+        for message in dict.fromkeys([part.message for part in parts]):
             if self._seen(record, message):
                 continue
             self.board.sightings.append(
                 Sighting(
-                    side=side,
-                    guest=self.memory.guest.name,
-                    message=message,
-                    skb=record.skb,
-                    head=record.head,
-                    data=record.data,
-                    len=record.skb_len,
-                    data_len=record.skb_data_len,
-                    at=record.hook,
-                    evidence=record.id,
+                    side,
+                    message,
+                    self.memory.guest.name,
+                    record.hook,
+                    record.skb,
+                    record.head,
+                    record.data,
+                    record.skb_len,
+                    record.skb_data_len,
+                    record.id,
                 )
             )
 
@@ -251,13 +250,10 @@ class Skbs:
 
     def _seen(self, record: Record, message: int) -> bool:
         # One call may leave several records, one for each frag.
-        last = self.board.sightings[-1] if self.board.sightings else None
-        return (
-            record.src != 0
-            and record.frags > 0
-            and last is not None
-            and (last.skb, last.at, last.message) == (record.skb, record.hook, message)
-        )
+        if not record.src or not record.frags or not self.board.sightings:
+            return False
+        last = self.board.sightings[-1]
+        return (last.skb, last.at, last.message) == (record.skb, record.hook, message)
 
     # --- Handovers --------------------------------------------------------------------------
 
@@ -347,11 +343,11 @@ class Skbs:
 def ranges(place: Place) -> list[Extent]:
     """Return where a place lies, by physical address where that is known."""
     if not place.extents:
-        return [Extent(space=KERNEL, start=place.virtual, size=place.size, at=0)]
+        return [Extent(KERNEL, place.virtual, place.size, 0)]
     out: list[Extent] = []
     at = 0
     for start, size in place.extents:
-        out.append(Extent(space=PHYSICAL, start=start, size=size, at=at))
+        out.append(Extent(PHYSICAL, start, size, at))
         at += size
     return out
 

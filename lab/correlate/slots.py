@@ -74,15 +74,5 @@ class Slots:
         self._now[message % max(ready.slots, 1)] = message
         self.memory.holdings.put(
             extents,
-            Held(
-                start=0,
-                size=place.size,
-                message=message,
-                offset=0,
-                place=place,
-                copies=0,
-                reads=0,
-                writes=0,
-                handovers=0,
-            ),
+            Held(0, place.size, message, 0, place, 0, 0, 0, 0),
         )

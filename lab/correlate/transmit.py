@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from lab.capture import Frame
 from lab.correlate.board import Board
@@ -43,7 +43,7 @@ def chains(records: tuple[Record, ...]) -> dict[int, Chain]:
             _append(out, now, record)
         elif record.hook == DMA_MAP and given is not None:
             # The DMA API is told of memory, not of skbs; the driver's order says whose it is.
-            _append(out, now, replace(record, skb=given.skb, frags=len(now.records)))
+            _append(out, now, record._replace(skb=given.skb, frags=len(now.records)))
     return out
 
 
@@ -148,7 +148,7 @@ class Transmit:
             extents = self.memory.kernel(record.src, record.size, record.src_phys)
             parts = self.memory.holdings.find(extents)
             self.skbs.segment(record.skb, parts, index=record.frags)
-            out += [replace(part, at=part.at + at) for part in parts]
+            out += [part._replace(at=part.at + at) for part in parts]
             at += record.size
         return out
 
@@ -164,7 +164,7 @@ class Transmit:
                 if first < last:
                     virtual = record.src + first - start
                     held = (message, offset + first - at - header, last - first)
-                    out.append(replace(self._stranger(record, virtual, held), at=first))
+                    out.append(self._stranger(record, virtual, held)._replace(at=first))
                 start += record.size
         return out
 
@@ -255,7 +255,7 @@ class Transmit:
         on_wire = []
         for part in parts:
             place = self.wire.place(frame, part, self.guest.name)
-            held = replace(part, place=place, at=part.at - header, reads=part.reads + 1)
+            held = part._replace(place=place, at=part.at - header, reads=part.reads + 1)
             movement = Movement(
                 guest=self.guest.name,
                 mover=Mover.DEVICE,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 LINK = "link"  # the "guest" of a place on the wire
 
@@ -118,19 +119,21 @@ class Gap:
     why: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sighting:
-    """An skb seen at a hook while it held bytes of a message."""
+class Sighting(NamedTuple):
+    """An skb seen at a hook while it held bytes of a message.
+
+    A tuple, and the ledger's own entry as well: there are six of each message.
+    """
 
     side: str  # sender or receiver
-    guest: str
     message: int
+    guest: str
+    at: str
     skb: int
     head: int
     data: int
     len: int
     data_len: int
-    at: str
     evidence: str
 
 
@@ -151,15 +154,14 @@ class Unexplained:
 class Disagreement:
     """Two witnesses that say different things, or an invariant that does not hold."""
 
-    what: str  # content, descriptor, frame, order, digest, bytes
+    what: str  # content, descriptor, frame, order, clock, digest, bytes
     guest: str
     message: int | None
     text: str
     evidence: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Delivered:
+class Delivered(NamedTuple):
     """Bytes that arrived in the receiver's user buffer, and what they went through."""
 
     message: int

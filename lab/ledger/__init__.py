@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from lab import correlate, spec
-from lab import message as message_bytes
 from lab.correlate import Flow, Inputs, accounts, outside
 from lab.correlate import types as flow_types
 from lab.correlate.identity import Identity
 from lab.correlate.inputs import RECEIVER, SENDER, GuestInputs
 from lab.correlate.spans import missing
+from lab.correlate.types import Sighting
 from lab.ledger.entries import (
     SCHEMA,
     Disagreement,
@@ -26,7 +26,6 @@ from lab.ledger.entries import (
     Message,
     Movement,
     Place,
-    Sighting,
     Skb,
     Totals,
     Touch,
@@ -52,6 +51,7 @@ __all__ = [
     "build",
     "check",
     "schema",
+    "without_collector",
 ]
 
 WITNESSES = ("access-log", "census", "probe:bpf", "probe:kmod", "rings", "wire")
@@ -65,7 +65,7 @@ def schema() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _without_collector() -> Iterator[None]:
+def without_collector() -> Iterator[None]:
     """Keep the cycle collector away from what lives to the end: a quarter of the time is its."""
     was = gc.isenabled()
     gc.disable()
@@ -76,7 +76,7 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-@_without_collector()
+@without_collector()
 def build(run: RunDir) -> Ledger:
     """Return the ledger of a run, from its directory alone.
 
@@ -166,6 +166,12 @@ def check(ledger: Ledger, expect: spec.Expect) -> list[str]:
 
     compare("complete", expect.complete, ledger.complete)
     compare("unexplained", expect.unexplained, len(ledger.unexplained) if ledger.searched else None)
+    of_messages = (
+        expect.guest_cpu_copies, expect.device_reads, expect.device_writes, expect.handovers,
+        expect.same_object, expect.same_head, expect.skb_len_at_xmit,
+    )  # fmt: skip
+    if all(one is None for one in of_messages):
+        return failed
     for message in ledger.messages:
         of = f" of message {message.id}" if len(ledger.messages) > 1 else ""
         totals = message.totals
@@ -355,9 +361,7 @@ def _all_digest_faults(
             f" {work.held_first + work.held_total - 1}, expected {first} to {identity.count - 1}",
         )
         return
-    value = message_bytes.DIGEST_START
-    for index in range(first, identity.count):
-        value = message_bytes.digest(identity.bytes_of(index), value)
+    value = identity.digest_from(first)
     if work.held_digest != f"{value:016x}":
         yield _fault(
             guest.name,
@@ -466,21 +470,8 @@ def _movement(movement: flow_types.Movement, index: dict[int, int]) -> Movement:
 
 
 def _skb(inputs: Inputs, sightings: list[flow_types.Sighting]) -> Skb:
-    sides: dict[str, list[Sighting]] = {SENDER: [], RECEIVER: []}
-    for seen in sightings:
-        sides[seen.side].append(
-            Sighting(
-                guest=seen.guest,
-                at=seen.at,
-                skb=seen.skb,
-                head=seen.head,
-                data=seen.data,
-                len=seen.len,
-                data_len=seen.data_len,
-                evidence=seen.evidence,
-            )
-        )
-    sent, received = tuple(sides[SENDER]), tuple(sides[RECEIVER])
+    sent = tuple([seen for seen in sightings if seen.side == SENDER])
+    received = tuple([seen for seen in sightings if seen.side == RECEIVER])
     return Skb(
         sender=sent,
         receiver=received,

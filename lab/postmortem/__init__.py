@@ -64,7 +64,14 @@ def analyse(run: RunDir) -> Postmortem:
         build=build,
         seconds=_seconds(seen),
         taken=seen,
+        lacks=_lacks(verdict, debug, own),
     )
+
+
+def _lacks(verdict: Verdict, debug: Debug | None, own: str) -> str:
+    if debug is None or debug.present or verdict.word == "loaded":
+        return ""
+    return f"no debug information in {own}.ko: build with -g"
 
 
 def _not_built(run: RunDir, name: str, kernel: str, build: str) -> Postmortem:

@@ -41,6 +41,7 @@ class Postmortem:
     build: str
     seconds: float | None
     taken: dict[str, Any]  # phases, as they were seen
+    lacks: str = ""  # why there are no lines of source, where that is the module's own doing
 
     def as_json(self) -> dict[str, Any]:
         """Return the whole as JSON; `verdict, phase, at, fingerprint, run` come first in it."""
@@ -59,6 +60,7 @@ class Postmortem:
             "source": self.source,
             "member": self.member,
             "instruction": self.instruction,
+            "lacks": self.lacks,
             "trace": [
                 {"frame": str(step.frame), "at": str(step.place) if step.place else None}
                 for step in self.steps

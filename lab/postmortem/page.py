@@ -20,6 +20,8 @@ def render(found: Postmortem) -> str:
         lines.append(f"  {verdict.complaint.title}")
     if found.source:
         lines.append(f"  source       {found.source}")
+    if found.lacks:
+        lines.append(f"  source       {found.lacks}")
     if found.member is not None:
         lines.append(f"  member       {found.member}")
     complaint = verdict.complaint

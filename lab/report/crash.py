@@ -64,6 +64,7 @@ _NO_FAULT: dict[str, Any] = {
 _EMPTY: dict[str, Any] = {
     "verdict": "unknown", "phase": "", "at": "", "fingerprint": "", "module": "", "kernel": "",
     "why": "", "also": [], "fault": None, "source": "", "member": None, "instruction": None,
+    "lacks": "",
     "trace": [], "records": [], "log": [], "console": [], "build": "", "seconds": None,
     "phases": [],
 }  # fmt: skip

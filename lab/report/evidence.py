@@ -102,6 +102,7 @@ class Archive:
     def __init__(self, run: RunDir) -> None:
         self.run = run
         self._shelves: dict[str, Shelf] = {}
+        self._records: dict[str, Record | None] = {}
 
     def shelf(self, guest: str) -> Shelf:
         if guest not in self._shelves:
@@ -114,11 +115,14 @@ class Archive:
         guest, _, file = where.partition("/")
         if file != "trace.bin" or not number.isdigit():
             return None
-        trace = self.shelf(guest).trace
-        try:
-            return None if trace is None else trace.records.numbered(int(number))
-        except KeyError:
-            return None
+        if evidence not in self._records:
+            trace = self.shelf(guest).trace
+            try:
+                found = None if trace is None else trace.records.numbered(int(number))
+            except KeyError:
+                found = None
+            self._records[evidence] = found
+        return self._records[evidence]
 
     def card(self, evidence: str, wanted: Wanted) -> Card:
         """Return what an id names; a file that cannot be read is said in the card."""
@@ -307,7 +311,7 @@ def _fields(found: Record, shelf: Shelf) -> Iterator[tuple[str, str]]:
     ):
         if value:
             yield name, f"0x{value:x}"
-    if Flag.SKB in found.flags:
+    if found.flags & Flag.SKB:
         yield "skb->len", f"{found.skb_len}, of them {found.skb_data_len} in frags"
     if found.size:
         yield "size", f"{found.size} bytes"

@@ -50,9 +50,9 @@ def _host_clock(guest: GuestDir) -> clock.ClockMap | None:
 
 def _line(entry: Record) -> str:
     who = f"PID={entry.pid} comm={entry.comm}"
-    if Flag.SRC_USER in entry.flags:
+    if entry.flags & Flag.SRC_USER:
         return f"[COPY1] {who} dest={entry.dst:x} len={entry.ret} {entry.hook}"
-    if Flag.DST_USER in entry.flags:
+    if entry.flags & Flag.DST_USER:
         return f"[COPY4] {who} src={entry.src:x} len={entry.ret} {entry.hook}"
     if entry.hook == "__dev_queue_xmit":
         return f"[COPY2] dev={entry.dev} skb_data={entry.data:x} skb_len={entry.skb_len}"

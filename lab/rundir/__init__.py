@@ -24,6 +24,7 @@ from lab.rundir.artefacts import (
     Descriptor,
     Exchanged,
     Held,
+    HeldAt,
     Hit,
     Manifest,
     Queue,
@@ -45,6 +46,7 @@ __all__ = [
     "Fields",
     "GuestDir",
     "Held",
+    "HeldAt",
     "Hit",
     "Json",
     "Manifest",
@@ -123,6 +125,11 @@ class GuestDir:
     def tsc(self) -> tuple[TscSample, ...]:
         path = self.file("tsc.json")
         return reading.read_tsc(read_json(path), path)
+
+    def held_at(self) -> tuple[HeldAt, ...]:
+        """Return when the host held the guests at which gate; () where nobody wrote it down."""
+        path = self.file("tsc.json")
+        return reading.read_held_at(read_json(path), path)
 
     def write_json(self, name: str, value: object) -> Path:
         """Write one artefact whole or not at all."""

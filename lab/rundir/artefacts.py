@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from lab.rundir.fields import Json
 
 PAGE = 4096
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class UserBuffer:
     """The buffer a workload sends from or receives into, with the pages under it."""
 
@@ -20,12 +21,16 @@ class UserBuffer:
     mapping: str
     pages: tuple[tuple[int, int], ...]  # virtual and physical address of each page
 
+    @cached_property
+    def _physical(self) -> dict[int, int]:
+        return dict(self.pages)
+
     def extents(self, virtual: int, size: int) -> list[tuple[int, int | None, int]]:
         """Return (virtual, physical, size) of each run of pages under a range.
 
         The physical address is None where no page is known.
         """
-        known = dict(self.pages)
+        known = self._physical
         out: list[tuple[int, int | None, int]] = []
         end = virtual + size
         while virtual < end:
@@ -194,6 +199,15 @@ class Rings:
 
     def kind(self, kind: str) -> tuple[Queue, ...]:
         return tuple(queue for queue in self.queues if queue.kind == kind)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeldAt:
+    """When, on the host's clock, sender and receiver were held at a gate."""
+
+    gate: str
+    before_ns: int  # what they said before, they had done by then
+    after_ns: int  # what they were let go to do, they did later
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

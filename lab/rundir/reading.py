@@ -11,6 +11,7 @@ from lab.rundir.artefacts import (
     Descriptor,
     Exchanged,
     Held,
+    HeldAt,
     Hit,
     Manifest,
     Queue,
@@ -232,6 +233,21 @@ def _ring_gate(fields: Fields, name: str) -> RingGate:
         used_idx=fields.size("used_idx", 0),
         descriptors=descriptors,
         used=tuple((row[0], row[1]) for row in fields.integers("used", 2)),
+    )
+
+
+def read_held_at(value: Json, path: Path) -> tuple[HeldAt, ...]:
+    """Read the gates of tsc.json."""
+    top = Fields(value, path)
+    if not top.has("gates"):
+        return ()
+    return tuple(
+        HeldAt(
+            gate=gate.text("gate"),
+            before_ns=gate.size("before_ns"),
+            after_ns=gate.size("after_ns"),
+        )
+        for gate in top.each("gates")
     )
 
 

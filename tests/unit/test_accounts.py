@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ def beside(
         trace = record.read(folder.trace, guest=folder.name)
         events = []
         for entry in sorted(trace.records, key=lambda entry: (entry.tsc, entry.number)):
-            event = asdict(entry)
+            event = entry._asdict()
             del event["seq"]
             if entry.hook in CALLED:
                 event |= {"hook": CALLED[entry.hook], "kind": Kind.CALLSITE}
@@ -137,7 +136,7 @@ def test_what_the_modules_did_not_see_is_a_disagreement(tmp_path: Path) -> None:
         sections = b""
         for section in kept.sections:
             events = [
-                asdict(entry)
+                entry._asdict()
                 for entry in kept.records
                 if entry.module == section.name and entry.hook != "_copy_to_iter"
             ]

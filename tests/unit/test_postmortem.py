@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from invoke.exceptions import Exit
 
 from lab import postmortem
+from lab.commands import Console, crash
+from lab.errors import GuestError
+from lab.journal import Journal
 from lab.rundir import RunDir
 
 LOGS = Path(__file__).parent / "postmortem_logs"
@@ -131,3 +136,14 @@ def test_a_damaged_trace_is_said_and_is_no_crash_of_ours(tmp_path: Path) -> None
     (run.path / "receiver" / "trace.bin").write_bytes(b"half a header")
 
     assert "damaged" in postmortem.analyse(run).records[0]
+
+
+def test_reading_a_crash_again_suggests_no_option_of_the_task_that_tried_it(tmp_path: Path) -> None:
+    console = Console(json=False, journal=Journal(stream=io.StringIO()))
+
+    with pytest.raises(Exit) as failed:
+        crash.recompute(console, cook(tmp_path, "a", "null_write"))
+
+    assert GuestError.exit_code == failed.value.code
+    assert "oops at null_write_init" in str(failed.value.message)
+    assert "--expect" not in str(failed.value.message)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from lab import postmortem, report
 from lab.postmortem.source import Debug, Place
+from tests.unit.test_postmortem import cook, finish
 
 SOURCE = """\
 struct thing {
@@ -115,3 +117,22 @@ def test_a_truncated_object_is_no_crash_of_ours(built: Path, tmp_path: Path) -> 
         path = tmp_path / f"{size}.o"
         path.write_bytes(whole[:size])
         Debug(path)
+
+
+@pytest.mark.parametrize("how", ["--strip-debug", "--strip-dwo"])
+def test_a_module_without_debug_information_is_said_to_have_none(
+    tmp_path: Path, built: Path, how: str
+) -> None:
+    run = cook(tmp_path, "a", "null_write")
+    run.file("module").mkdir()
+    kept = run.file("module/null_write.ko.debug")
+    shutil.copyfile(built, kept)
+    subprocess.run(["strip", how, str(kept)], check=True)
+    stripped = how == "--strip-debug"
+    told = "no debug information in null_write.ko: build with -g"
+    found = postmortem.analyse(run)
+
+    assert stripped == (told in postmortem.render(found))
+    assert stripped == (found.as_json()["lacks"] == told)
+    finish(run)
+    assert stripped == (told in report.crash_page(run))

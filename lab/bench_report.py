@@ -1,0 +1,193 @@
+"""How fast runs are read and reported: run directories of as many records as wanted.
+
+What lies in them is what the probes leave of a burst over loopback (nine records of each message,
+all sent before the first is received), so that the ledger of each is complete.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lab import experiment, message, record
+from lab.errors import HostError
+from lab.journal import Journal
+from lab.record import Flag, Kind
+from lab.rundir import RunDir
+
+SIZE = 64  # bytes of a message
+SEED = 0x10AB
+REPORT_AT_LEAST = 50_000  # records per second, of a run of as many as a burst leaves
+LINEAR_WITHIN = 1.5  # times as long per record, from the first size to the last
+BURST = 10_000  # messages
+
+DIRECT_MAP = 0xFFFF_8880_0000_0000
+SKBS, SKB_ROOM = 0x0400_0000, 1024  # physical memory of skbs, and how much of it each has
+SLOTS = (1 << 20) // SIZE
+BUFFERS = {"sender": (0x5555_5540_0000, 0x0100_0000), "receiver": (0x5555_5580_0000, 0x0200_0000)}
+PIDS = {"sender": 145, "receiver": 144}
+SECTION_MOST = record.CHUNKS * record.EVENTS_PER_CHUNK
+HOOKS = {
+    "send_trace": (
+        "ip_generic_getfrag", "_copy_from_iter", "__dev_queue_xmit", "loopback_xmit", "__netif_rx",
+    ),
+    "recv_trace": (
+        "__udp_enqueue_schedule_skb", "sock_def_readable", "_copy_to_iter", "skb_consume_udp",
+    ),
+}  # fmt: skip
+EVENTS = sum(map(len, HOOKS.values()))  # of each message
+COPIES = ("_copy_from_iter", "_copy_to_iter")
+
+Event = dict[str, Any]
+
+
+def measure(sizes: Sequence[int], *, journal: Journal) -> dict[str, dict[str, float]]:
+    """Return for each number of messages how long a report takes, in CPU seconds."""
+    out: dict[str, dict[str, float]] = {}
+    for count in sizes:
+        with tempfile.TemporaryDirectory(prefix="skblab-bench-") as folder:
+            run = cook(Path(folder), count)
+            with journal.step(f"report {count * EVENTS} records"):
+                seconds = report(run)
+        out[str(count * EVENTS)] = {
+            "seconds": round(seconds, 3),
+            "per_s": round(count * EVENTS / seconds),
+        }
+    return out
+
+
+def report(run: RunDir) -> float:
+    """Do all that `lab.report` does; return the CPU seconds. The ledger must be complete."""
+    start = time.process_time()
+    found = experiment.analyse(run, journal=Journal(stream=io.StringIO()))
+    seconds = time.process_time() - start
+    if found.trouble:
+        raise HostError(f"{run.name}: the ledger of a burst: {'; '.join(found.trouble)}")
+    return seconds
+
+
+def growth(found: dict[str, dict[str, float]]) -> float:
+    """Return how many times as long a record takes in the largest run as in the smallest."""
+    rates = [one["per_s"] for one in found.values()]
+    return rates[0] / rates[-1]
+
+
+# --- Cooking --------------------------------------------------------------------------------
+
+
+def cook(path: Path, count: int) -> RunDir:
+    """Write the run directory of a burst of `count` messages."""
+    folder = path / "sender"
+    folder.mkdir()
+    messages = message.Messages(seed=SEED, size=SIZE, count=count)
+    with (folder / "trace.bin").open("wb") as out:
+        for module, hooks in HOOKS.items():
+            # The receiver reads when all were sent.
+            turns = (hooks,) if module == "send_trace" else (hooks[:2], hooks[2:])
+            events = (
+                _event(hook, number, messages, _moment(module, hook, number, count))
+                for turn in turns
+                for number in range(count)
+                for hook in turn
+            )
+            for section in _sections(module, hooks, events, count * len(hooks)):
+                out.write(section)
+    run = RunDir(path)
+    run.write_json("sender/workload.json", [_told(role, messages) for role in BUFFERS])
+    run.write_json("manifest.json", _manifest(count))
+    return run
+
+
+def _moment(module: str, hook: str, number: int, count: int) -> int:
+    order = [*HOOKS["send_trace"], *HOOKS["recv_trace"]]
+    late = module == "recv_trace" and hook in HOOKS[module][2:]
+    return 1000 + (count if late else 0) * 1000 + number * 1000 + order.index(hook) * 10
+
+
+def _sections(
+    module: str, hooks: Sequence[str], events: Iterator[Event], total: int
+) -> Iterator[bytes]:
+    table = [record.Hook(hook, flags=record.HOOK_COPY * (hook in COPIES)) for hook in hooks]
+    while total:
+        part = min(total, SECTION_MOST)
+        yield record.encode_section(
+            [next(events) for _ in range(part)], name=module, hooks=table, capacity=part
+        )
+        total -= part
+
+
+def _event(hook: str, number: int, messages: message.Messages, tsc: int) -> Event:
+    at = SKBS + number * SKB_ROOM
+    head, content = DIRECT_MAP + at, messages.bytes(number)
+    payload = 44  # behind the headroom, IPv4 and UDP
+    skb = {"skb": DIRECT_MAP + at + 512, "head": head, "shinfo": head + 384, "flags": Flag.SKB}
+    # What lies in front of the link's header, and how much of the skb is behind it.
+    lengths = {"__netif_rx": (16, 28), "__dev_queue_xmit": (2, 42), "loopback_xmit": (2, 42)}
+    own: Event
+    if hook == "ip_generic_getfrag":
+        own = {
+            **skb, "data": head + 16, "skb_len": 28 + SIZE, "dst": head + payload,
+            "dst_phys": at + payload, "size": SIZE,
+        }  # fmt: skip
+    elif hook in COPIES:
+        role = "sender" if hook == COPIES[0] else "receiver"
+        side = "dst" if hook == COPIES[0] else "src"
+        own = {
+            "kind": Kind.RETURN, "size": SIZE, "ret": SIZE, "bytes": content,
+            "flags": Flag.SRC_USER if role == "sender" else Flag.DST_USER,
+            "user": BUFFERS[role][0] + number % SLOTS * SIZE, side: head + payload,
+            f"{side}_phys": at + payload, "tgid": PIDS[role],
+        }  # fmt: skip
+    elif hook == "sock_def_readable":
+        own = {"sk": DIRECT_MAP + 0x300_0000}
+    else:
+        begins, before = lengths.get(hook, (payload, 0))
+        shown = (bytes(before) + content)[: record.BYTES_LEN]
+        own = {
+            **skb, "data": head + begins, "skb_len": before + SIZE, "bytes": shown,
+            "src_phys": at + begins,
+        }  # fmt: skip
+    return {"hook": hook, "tsc": tsc, **own}
+
+
+def _told(role: str, messages: message.Messages) -> dict[str, Any]:
+    virtual, physical = BUFFERS[role]
+    first = max(0, messages.count - SLOTS)
+    digest = message.DIGEST_START
+    for number in range(first, messages.count):
+        digest = message.digest(messages.bytes(number), digest)
+    pages = [
+        {"virtual": hex(virtual + at), "physical": hex(physical + at)}
+        for at in range(0, SLOTS * SIZE, 4096)
+    ]
+    said = "sent" if role == "sender" else "received"
+    return {
+        "role": role,
+        "ready": {
+            "role": role, "pid": PIDS[role], "size": SIZE, "count": messages.count,
+            "slots": SLOTS, "slot_size": SIZE,
+            "buffer": {
+                "virtual": hex(virtual), "size": SLOTS * SIZE, "region": "heap", "pages": pages,
+            },
+        },
+        said: {"messages": [], said: messages.count, "bytes": messages.count * SIZE},
+        "done": {
+            "messages": [], "first": first, "held": messages.count - first, "all": f"{digest:016x}",
+        },
+    }  # fmt: skip
+
+
+def _manifest(count: int) -> dict[str, Any]:
+    absent = ("access-log", "census", "probe:bpf", "rings", "wire")
+    return {
+        "experiment": "message", "playbook": "burst", "over": "loopback", "protocol": "udp",
+        "size": SIZE, "count": count, "seed": f"{SEED:016x}", "guests": ["sender"],
+        "accelerator": {"name": "none", "why": "cooked"}, "kernel": "cooked",
+        "link": {"device": "virtio-net-pci", "backend": "dgram", "offloads": {}},
+        "probes": {"kind": "kmod"}, "expect": {"complete": True, "guest_cpu_copies": 2},
+        "witnesses": {"probe:kmod": "present", **dict.fromkeys(absent, "absent: cooked")},
+    }  # fmt: skip

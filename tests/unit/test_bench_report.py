@@ -1,0 +1,117 @@
+"""How long a report takes: in proportion to the records, however many there are."""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lab import bench_report, experiment
+from lab.correlate.identity import Identity
+from lab.errors import HostError
+from lab.journal import Journal
+from lab.rundir import RunDir
+
+SMALL, LARGE = 60, 480  # messages
+# Of a call count there is no noise; what a run costs whatever its size makes it less than linear.
+CALLS_WITHIN = 1.05
+# Of CPU time on a busy host there is: what is quadratic would take eight times as long.
+TIME_WITHIN = 3.0
+TIMED_SMALL, TIMED_LARGE = 300, 2400
+
+
+def run_of(path: Path, count: int) -> RunDir:
+    folder = path / str(count)
+    folder.mkdir()
+    return bench_report.cook(folder, count)
+
+
+def calls(run: RunDir) -> int:
+    """Return how many calls of Python functions a report takes."""
+    count = 0
+
+    def tally(*_: object) -> None:
+        nonlocal count
+        count += 1
+
+    before = sys.getprofile()
+    sys.setprofile(tally)
+    try:
+        experiment.analyse(run, journal=Journal(stream=io.StringIO()))
+    finally:
+        sys.setprofile(before)
+    return count
+
+
+def seconds(run: RunDir) -> float:
+    start = time.process_time()
+    experiment.analyse(run, journal=Journal(stream=io.StringIO()))
+    return time.process_time() - start
+
+
+def growth(path: Path, measure: Callable[[RunDir], float], small: int, large: int) -> float:
+    """Return how many times as much a message takes among `large` as among `small`."""
+    first = measure(run_of(path, small))
+    return measure(run_of(path, large)) / first * small / large
+
+
+@pytest.fixture(autouse=True)
+def warm(tmp_path: Path) -> None:
+    seconds(run_of(tmp_path, 1))  # what is imported late is no part of a report
+
+
+def test_a_cooked_burst_is_complete(tmp_path: Path) -> None:
+    run = run_of(tmp_path, 3)
+
+    assert bench_report.report(run) > 0
+    text = run.read_bytes("report.txt").decode()
+    assert "COMPLETE: 3 messages of 64 bytes each copied twice by guest CPUs" in text
+    assert "ip_generic_getfrag" in text
+
+
+def test_an_incomplete_burst_is_no_measure(tmp_path: Path) -> None:
+    run = run_of(tmp_path, 3)
+    run.file("sender/trace.bin").write_bytes(b"")
+
+    with pytest.raises(HostError, match="incomplete"):
+        bench_report.report(run)
+
+
+def test_more_messages_than_slots_are_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_report, "SLOTS", 64)
+    monkeypatch.setattr(bench_report, "SECTION_MOST", 100)
+
+    assert bench_report.report(run_of(tmp_path, 200)) > 0
+
+
+def test_a_message_takes_as_many_calls_among_many(tmp_path: Path) -> None:
+    assert growth(tmp_path, calls, SMALL, LARGE) < CALLS_WITHIN
+
+
+def test_a_message_takes_as_long_among_many(tmp_path: Path) -> None:
+    assert growth(tmp_path, seconds, TIMED_SMALL, TIMED_LARGE) < TIME_WITHIN
+
+
+def test_what_looks_at_all_messages_for_each_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agrees = Identity.agrees
+
+    def slow(self: Identity, found: bytes, message: int, offset: int) -> bool:
+        return all(agrees(self, found, message, offset) for _ in range(self.count))
+
+    monkeypatch.setattr(Identity, "agrees", slow)
+
+    assert growth(tmp_path, calls, SMALL, LARGE) > CALLS_WITHIN
+
+
+def test_growth_is_of_the_time_a_record_takes() -> None:
+    rates = {count: {"per_s": rate} for count, rate in (("1", 20.0), ("2", 30.0), ("3", 10.0))}
+
+    assert 2.0 == bench_report.growth(rates)
