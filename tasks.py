@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from invoke.collection import Collection
 from invoke.tasks import Task, task
 
+from lab.commands import KERNEL as KERNEL_OPTIONS
+
 if TYPE_CHECKING:
     from invoke.context import Context
 
@@ -19,10 +21,10 @@ VERBOSE = "show every step"
 GUEST = "sender or receiver"
 RUN = "a run directory, its name, or 'last'"
 SOURCE = {
-    "kernel": "kernel series, 6.12 or 6.1",
     "locked": "refuse packages that are not the pinned ones",
     "offline": "use only what is in the cache",
 }
+KERNEL = {**KERNEL_OPTIONS, **SOURCE}
 MEASURE = {
     "playbook": "a name in playbooks/ or a file",
     "over": "loopback or link",
@@ -39,15 +41,17 @@ MEASURE = {
     "comm": "record only what this program causes",
     "probes": "kmod, bpf, both or none",
     "reset": "start from the snapshot (--no-reset: the lab as it stands)",
-    **SOURCE,
+    **KERNEL,
 }
 
 
-@task(help={"lab": LAB, "json": JSON, "verbose": VERBOSE, "fresh": "boot anew", **SOURCE})
+@task(help={"lab": LAB, "json": JSON, "verbose": VERBOSE, "fresh": "boot anew", **KERNEL})
 def up(
     _: Context,
     lab: str = "",
     kernel: str = "6.12",
+    modules: str = "",
+    headers: str = "",
     fresh: bool = False,
     locked: bool = False,
     offline: bool = False,
@@ -55,10 +59,17 @@ def up(
     verbose: bool = False,
 ) -> None:
     """Bring the pair of guests up: from its snapshot, booted the first time."""
-    from lab.commands import life, told
+    from lab.commands import kernel_of, life, told
 
     with told(json=json, verbose=verbose) as console:
-        life.up(console, lab, kernel=kernel, fresh=fresh, locked=locked, offline=offline)
+        life.up(
+            console,
+            lab,
+            kernel=kernel_of(kernel, modules, headers),
+            fresh=fresh,
+            locked=locked,
+            offline=offline,
+        )
 
 
 @task(help={"lab": LAB, "verbose": VERBOSE})
@@ -177,26 +188,30 @@ def gdb(_: Context, guest: str, lab: str = "") -> None:
         inside.gdb(out, lab, guest)
 
 
-@task(help={"json": JSON, "verbose": VERBOSE, **SOURCE})
+@task(help={"json": JSON, "verbose": VERBOSE, **KERNEL})
 def doctor(
     _: Context,
     kernel: str = "6.12",
+    modules: str = "",
+    headers: str = "",
     locked: bool = False,
     offline: bool = False,
     json: bool = False,
     verbose: bool = False,
 ) -> None:
     """Prove what this host can do, and say how to mend what it cannot."""
-    from lab.commands import host, told
+    from lab.commands import host, kernel_of, told
 
     with told(json=json, verbose=verbose) as out:
-        host.doctor(out, kernel=kernel, locked=locked, offline=offline)
+        host.doctor(out, kernel=kernel_of(kernel, modules, headers), locked=locked, offline=offline)
 
 
-@task(help={"verify": "hash the cached image again", "lock": "pin anew", "json": JSON, **SOURCE})
+@task(help={"verify": "hash the cached image again", "lock": "pin anew", "json": JSON, **KERNEL})
 def image(
     _: Context,
     kernel: str = "6.12",
+    modules: str = "",
+    headers: str = "",
     lock: bool = False,
     verify: bool = False,
     locked: bool = False,
@@ -205,26 +220,35 @@ def image(
     verbose: bool = False,
 ) -> None:
     """Build the guest image; with --lock pin its packages to what the mirror serves now."""
-    from lab.commands import host, told
+    from lab.commands import host, kernel_of, told
 
     with told(json=json, verbose=verbose) as out:
-        host.image(out, kernel=kernel, lock=lock, verify=verify, locked=locked, offline=offline)
+        host.image(
+            out,
+            kernel=kernel_of(kernel, modules, headers),
+            lock=lock,
+            verify=verify,
+            locked=locked,
+            offline=offline,
+        )
 
 
-@task(help={"json": JSON, "verbose": VERBOSE, **SOURCE})
+@task(help={"json": JSON, "verbose": VERBOSE, **KERNEL})
 def build(
     _: Context,
     kernel: str = "6.12",
+    modules: str = "",
+    headers: str = "",
     locked: bool = False,
     offline: bool = False,
     json: bool = False,
     verbose: bool = False,
 ) -> None:
     """Build image and probe modules, and print where they are."""
-    from lab.commands import host, told
+    from lab.commands import host, kernel_of, told
 
     with told(json=json, verbose=verbose) as out:
-        host.build(out, kernel=kernel, locked=locked, offline=offline)
+        host.build(out, kernel=kernel_of(kernel, modules, headers), locked=locked, offline=offline)
 
 
 @task(iterable=["playbook"], help={"playbook": "file or name, repeatable (default: all)"})
@@ -263,6 +287,8 @@ def _measuring(
         comm: str = "",
         probes: str = "",
         kernel: str = "",
+        modules: str = "",
+        headers: str = "",
         reset: bool = True,
         locked: bool = False,
         offline: bool = False,
@@ -282,6 +308,8 @@ def _measuring(
             comm=comm,
             probes=probes,
             kernel=kernel,
+            modules=modules,
+            headers=headers,
             reset=reset,
             locked=locked,
             offline=offline,
@@ -589,21 +617,25 @@ def bench(_: Context, rounds: int = 5, json: bool = False, verbose: bool = False
 
 @task(
     help={"json": JSON, "rounds": "bursts of each kind of probe", "count": "messages of a burst",
-          "kernel": SOURCE["kernel"], "verbose": VERBOSE},
+          **KERNEL_OPTIONS, "verbose": VERBOSE},
 )  # fmt: skip
 def bench_trace(
     _: Context,
     rounds: int = 3,
     count: int = 10_000,
     kernel: str = "6.12",
+    modules: str = "",
+    headers: str = "",
     json: bool = False,
     verbose: bool = False,
 ) -> None:
     """Measure what tracing costs: modules, BPF programs, both; and how fast records are read."""
-    from lab.commands import host, told
+    from lab.commands import host, kernel_of, told
 
     with told(json=json, verbose=verbose) as out:
-        host.bench_trace(out, rounds=rounds, count=count, kernel=kernel)
+        host.bench_trace(
+            out, rounds=rounds, count=count, kernel=kernel_of(kernel, modules, headers)
+        )
 
 
 @task(

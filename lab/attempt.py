@@ -74,7 +74,7 @@ class Result:
 def bench(
     lab_name: str,
     *,
-    series: str,
+    kernel: spec.AnyKernel,
     journal: Journal,
     extra: str = "",
     locked: bool = False,
@@ -84,7 +84,8 @@ def bench(
 
     `extra` are words for the kernel's command line; with any it is always one of our own.
     """
-    built = image.ensure(series, journal=journal, locked=locked, offline=offline)
+    built = image.ensure(kernel, journal=journal, locked=locked, offline=offline)
+    image.require(built, "lab.try")
     setup = topology.Setup(image=built, accelerator=accelerator.choose(built, journal=journal))
     if not extra and lab_name in topology.names():
         with topology.opened(lab_name) as pair:
@@ -280,6 +281,7 @@ def _manifest(on: Bench, path: Path, trial: crash.Trial, command: str) -> dict[s
         "kind": "try",
         "module": path.name,
         "kernel": setup.image.release,
+        "kernel_from": setup.image.origin,
         "accelerator": {"name": setup.accelerator.name, "why": setup.accelerator.why},
         "cmdline": setup.extra,
         "trial": {
@@ -293,7 +295,7 @@ def _manifest(on: Bench, path: Path, trial: crash.Trial, command: str) -> dict[s
             "knobs": dict(trial.knobs),
         },
         "versions": {"skblab": lab.__version__, "qemu": qemu.installed().version},
-        "digests": {"image": setup.image.digest},
+        "digests": {"image": setup.image.digest, "kernel": setup.image.kernel_sha256},
         "command": command,
         "guests": [GUEST],
     }
@@ -386,7 +388,7 @@ def _stamp(path: Path) -> tuple[tuple[str, int, int], ...] | None:
 
 
 def vmcore(run_dir: rundir.RunDir) -> tuple[Path, int, str]:
-    """Make a core of a run's kept RAM; return it, its bytes on disk, and the debug package."""
+    """Make a core of a run's kept RAM; return it, its bytes on disk, and what has its types."""
     folder = run_dir.guest(GUEST)
     ram = folder.file("ram")
     if not ram.is_file():
@@ -394,5 +396,7 @@ def vmcore(run_dir: rundir.RunDir) -> tuple[Path, int, str]:
     target = folder.file("vmcore")
     size = crash.write_core(ram, target)
     manifest = run_dir.read_json("manifest.json")
-    release = manifest.get("kernel") if isinstance(manifest, dict) else None
-    return target, size, f"linux-image-{release}-dbg"
+    values = manifest if isinstance(manifest, dict) else {}
+    if values.get("kernel_from", image.PINNED) != image.PINNED:
+        return target, size, "the vmlinux of the kernel's build tree"
+    return target, size, f"linux-image-{values.get('kernel')}-dbg"

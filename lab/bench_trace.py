@@ -30,6 +30,7 @@ from lab.deadline import Deadline
 from lab.errors import HostError
 from lab.guest import Guest
 from lab.journal import Journal
+from lab.spec import AnyKernel
 
 KINDS = ("none", "kmod", "bpf", "both")
 SIZE = 64  # bytes of a message
@@ -52,7 +53,7 @@ class Burst:
     messages_lost: int
 
 
-def measure(*, rounds: int, count: int, kernel: str, journal: Journal) -> dict[str, Any]:
+def measure(*, rounds: int, count: int, kernel: AnyKernel, journal: Journal) -> dict[str, Any]:
     """Send `count` messages over loopback under each kind, `rounds` times in turn."""
     if rounds < 1 or not 1 <= count <= 10_000:
         raise HostError(f"{rounds} rounds of {count}", hint="at least 1 round, 1 to 10000 messages")

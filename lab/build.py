@@ -43,10 +43,13 @@ PUSHED = frozenset({"as_written_sender", "as_written_receiver"})
 
 
 class Target(Protocol):
-    """What a module is built for: a kernel's release and its unpacked header tree."""
+    """What a module is built for: a kernel, by release and digest, and its header tree."""
 
     @property
     def release(self) -> str: ...
+
+    @property
+    def kernel_sha256(self) -> str: ...
 
     @property
     def headers(self) -> Path: ...
@@ -110,9 +113,9 @@ def build_modules(
         raise ProbeBuildFailed(f"there is no Makefile in {source}")
     make = tool("make", package="make")
     strip = tool("strip", package="binutils")
-    compiler = _kernel_compiler(target.headers)
+    compiler = kernel_compiler(target)
     relative = [str(path.relative_to(source)) for path in texts]
-    key = digest(texts, extra=[*relative, target.release, str(target.headers), version(compiler)])
+    key = digest(texts, extra=[*relative, identity(target), version(compiler)])
     home = (cache if cache is not None else paths.cache()) / "kmod" / key[:16]
     if not intact(home):
         with journal.step(f"build modules for {target.release}"), Fresh(home) as work:
@@ -140,6 +143,11 @@ def build_modules(
             shutil.rmtree(tree)
             seal(work)
     return {path.stem: path for path in sorted(home.glob("*.ko"))}
+
+
+def identity(target: Target) -> str:
+    """Return what tells a kernel from others: it may be built anew in the same tree."""
+    return f"{target.release}|{target.kernel_sha256}|{target.headers}"
 
 
 def build_witness(api: int, *, journal: Journal) -> Path:
@@ -195,12 +203,23 @@ WITNESS_FLAGS = (
 _KBUILD_FILES = frozenset({"Makefile", "Kbuild"})
 
 
-def _kernel_compiler(headers: Path) -> str:
+def kernel_compiler(target: Target) -> str:
+    """Return the compiler for a kernel's modules; its headers must be there."""
+    if not (target.headers / "Makefile").is_file():
+        raise ProbeBuildFailed(
+            f"{target.headers} holds no headers of {target.release} to build modules with",
+            hint="--headers FOLDER: the kernel's build tree, or its unpacked headers",
+        )
     # A kernel says in its configuration which gcc built it; another version can work, and warns.
     wanted = "gcc"
-    config = headers / ".config"
+    config = target.headers / ".config"
     if config.is_file():
         for line in config.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line == "CONFIG_CC_IS_CLANG=y":
+                raise ProbeBuildFailed(
+                    f"{target.release} was built by clang (CONFIG_CC_IS_CLANG), and modules for it"
+                    " are built by gcc here"
+                )
             if line.startswith("CONFIG_GCC_VERSION="):
                 wanted = f"gcc-{int(line.partition('=')[2]) // 10000}"
                 break

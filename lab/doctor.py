@@ -15,6 +15,7 @@ from lab import accelerator, access, image, paths, qemu
 from lab.errors import HostError, LabError
 from lab.guest import MEMORY_MIB, PAIR
 from lab.journal import Journal
+from lab.spec import AnyKernel
 
 DISK_MIB = 3072  # packages, two kernels with headers, two snapshots
 RAM_MIB = len(PAIR) * (MEMORY_MIB + (access.SIZE >> 20) + 1)
@@ -30,7 +31,7 @@ class Finding:
     mend: str = ""
 
 
-def examine(kernel: str, *, journal: Journal, locked: bool, offline: bool) -> list[Finding]:
+def examine(kernel: AnyKernel, *, journal: Journal, locked: bool, offline: bool) -> list[Finding]:
     """Look at everything; nothing stops at the first lack."""
     findings = [_python(), _qemu()]
     findings += [
@@ -51,7 +52,7 @@ def examine(kernel: str, *, journal: Journal, locked: bool, offline: bool) -> li
     return findings
 
 
-def _proven(kernel: str, *, journal: Journal, locked: bool, offline: bool) -> list[Finding]:
+def _proven(kernel: AnyKernel, *, journal: Journal, locked: bool, offline: bool) -> list[Finding]:
     try:
         built = image.ensure(kernel, journal=journal, locked=locked, offline=offline)
     except LabError as error:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 
 if TYPE_CHECKING:
+    from lab.spec import AnyKernel
     from lab.testing import Bench, Guest, Lab, Needs
 
 Scope = Literal["session", "package", "module", "class", "function"]
@@ -45,7 +46,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--lab-down", action="store_true", help="take down what --lab-keep left, and end"
     )
-    group.addoption("--lab-kernel", metavar="SERIES", help="the guests' kernel (default: 6.12)")
+    group.addoption(
+        "--lab-kernel",
+        metavar="SERIES",
+        help="the guests' kernel (default: 6.12), or a bzImage of your own",
+    )
+    group.addoption("--lab-modules", metavar="FOLDER", default="", help="of your own kernel")
+    group.addoption("--lab-headers", metavar="FOLDER", default="", help="of your own kernel")
     parser.addini("lab_kernel", "the guests' kernel, such as 6.12 or 6.1", default="")
 
 
@@ -139,12 +146,18 @@ def _lent(request: pytest.FixtureRequest, bench: Bench, *guests: str) -> Iterato
 
 
 def _needs(request: pytest.FixtureRequest) -> Needs:
+    from lab import playbook
     from lab.testing import Needs
 
     config = request.config
-    usual = config.getoption("--lab-kernel") or config.getini("lab_kernel") or Needs().kernel
+    given = config.getoption("--lab-kernel")
+    usual = given or config.getini("lab_kernel") or str(Needs().kernel)
+    kernel: AnyKernel = _marked(request.node, "lab_kernel", usual)
+    if kernel == given:
+        modules, headers = config.getoption("--lab-modules"), config.getoption("--lab-headers")
+        kernel = playbook.kernel_of(given, modules, headers)
     return Needs(
-        kernel=_marked(request.node, "lab_kernel", usual),
+        kernel=kernel,
         device=_marked(request.node, "lab_link", Needs().device),
         accelerator=_marked(request.node, "lab_accelerator", ""),
     )

@@ -32,7 +32,7 @@ class Wanted:
     def topology(self) -> tuple[object, ...]:
         link = self.asked.link
         memory = (link.iommu, link.swiotlb or "", link.mrg_rxbuf)
-        return self.asked.kernel, link.device, link.backend, *memory
+        return str(self.asked.kernel), link.device, link.backend, *memory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -89,6 +89,21 @@ BPF_HOOKS: tuple[str, ...] = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class OwnKernel:
+    """A kernel of the user's own, as files of this host; in a playbook relative to that."""
+
+    image: str  # a bzImage
+    modules: str  # lib/modules/RELEASE, or the INSTALL_MOD_PATH it lies in
+    headers: str = ""  # its build tree, or its headers; "": where the modules' link `build` leads
+
+    def __str__(self) -> str:
+        return self.image
+
+
+AnyKernel = str | OwnKernel  # a series of ours, or the user's own
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Link:
     """The wire between the guests and the device at each of its ends."""
 
@@ -198,7 +213,7 @@ class Playbook:
     name: str
     question: str
     experiment: Experiment = "message"
-    kernel: str = "6.12"
+    kernel: AnyKernel = "6.12"
     link: Link = field(default_factory=Link)
     probes: Probes = field(default_factory=Probes)
     module: Module | None = None  # of a crash

@@ -68,7 +68,7 @@ class Result:
     @property
     def path(self) -> tuple[str, str, str, str]:
         """Return kernel, link, backend and transport: all but the size."""
-        return self.asked.kernel, self.link, self.backend, self.transport
+        return str(self.asked.kernel), self.link, self.backend, self.transport
 
     @property
     def transport(self) -> str:
@@ -176,7 +176,7 @@ def _keep(asked: spec.Playbook, folder: Path, results: dict[int, Result]) -> Swe
 
 def _topology(cell: spec.Playbook) -> tuple[str, str, str]:
     # All else of the link is the same in every cell.
-    return cell.kernel, cell.link.device, cell.link.backend
+    return str(cell.kernel), cell.link.device, cell.link.backend
 
 
 def _folder(asked: spec.Playbook) -> Path:
@@ -488,7 +488,7 @@ def to_json(asked: spec.Playbook, found: Sweep) -> dict[str, Any]:
         "reset": "once for each kernel and device, not between cells",
         "cells": [
             {
-                "kernel": one.asked.kernel,
+                "kernel": str(one.asked.kernel),
                 "release": one.release,
                 "link": one.link,
                 "backend": one.backend,

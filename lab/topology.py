@@ -30,6 +30,7 @@ from lab.errors import (
 from lab.guest import MEMORY_MIB, PAIR, Folder, Guest, Identity, cmdline, ignore_shared
 from lab.image import Image, verify
 from lab.journal import Journal
+from lab.spec import AnyKernel, OwnKernel
 
 T = TypeVar("T")
 # What a boot may mend; a missing tool or a full disk it does not.
@@ -54,7 +55,7 @@ class GuestState:
 class LabState:
     """What `state.json` says of a lab that is up."""
 
-    kernel: str
+    kernel: AnyKernel
     image: str
     device: str
     accelerator: str
@@ -220,6 +221,7 @@ class Lab:
         facts: dict[str, object] = {
             "qemu": qemu.digest_of_binary(),
             "image": setup.image.digest,
+            "kernel": [setup.image.release, setup.image.kernel_sha256],
             # The lab's name and folders are not part of what a guest is.
             "argv": [
                 " ".join(qemu.command_line(config))
@@ -345,7 +347,7 @@ class Lab:
 
     def _write(self, setup: Setup, name: str, how: str) -> LabState:
         state = LabState(
-            kernel=setup.image.series,
+            kernel=setup.image.asked,
             image=setup.image.digest,
             device=setup.device,
             accelerator=setup.accelerator.name,
@@ -573,6 +575,8 @@ def _read_state(path: Path) -> LabState | None:
     try:
         stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         guests = {name: GuestState(**facts) for name, facts in stored.pop("guests").items()}
+        if isinstance(stored["kernel"], dict):
+            stored["kernel"] = OwnKernel(**stored["kernel"])
         return LabState(**stored, guests=guests)
     except (OSError, ValueError, KeyError, TypeError):
         return None  # half written by a killed owner: as good as none

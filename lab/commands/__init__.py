@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from invoke.exceptions import Exit
 
@@ -28,10 +28,19 @@ from lab.errors import (
 )
 from lab.journal import History, Journal
 
+if TYPE_CHECKING:
+    from lab.spec import AnyKernel
+
 BUG_TEXT = "this is a bug of skblab; please report it with the lines above"
 HOST_FAULTS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG, errno.EIO),
+}
+# The options that say which kernel guests run.
+KERNEL = {
+    "kernel": "kernel series, 6.12 or 6.1, or a bzImage of your own",
+    "modules": "of your own kernel: lib/modules/RELEASE, or the INSTALL_MOD_PATH above it",
+    "headers": "of your own kernel: its build tree or headers (default: MODULES/build)",
 }
 PIPE_CLOSED = 141  # what a shell gives for SIGPIPE
 
@@ -125,6 +134,13 @@ def lab_name(given: str) -> str:
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,23}", name):
         raise PlaybookError(f"'{name}' is no name for a lab", hint="1 to 24 of a-z, 0-9 and '-'")
     return name
+
+
+def kernel_of(kernel: str, modules: str, headers: str) -> AnyKernel:
+    """Return the kernel that --kernel, --modules and --headers name together."""
+    from lab import playbook
+
+    return playbook.kernel_of(kernel, modules, headers)
 
 
 def told_drift(console: Console, drifted: Sequence[str]) -> None:

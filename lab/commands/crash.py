@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from invoke.exceptions import Exit
 
 from lab import paths
-from lab.commands import Console, lab_name
+from lab.commands import KERNEL, Console, kernel_of, lab_name
 from lab.errors import (
     PlaybookError,
 )
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 
 SOURCE = {
-    "kernel": "kernel series, 6.12 or 6.1",
     "locked": "refuse packages that are not the pinned ones",
     "offline": "use only what is in the cache",
 }
@@ -49,7 +48,9 @@ class TryOptions:
     at: str = _asked("where, such as null_write.c:20", default="")
     params: str = _asked("module parameters", default="")
     module: str = _asked("which one, where the folder makes several", default="")
-    kernel: str = _asked(SOURCE["kernel"], default="6.12")
+    kernel: str = _asked(KERNEL["kernel"], default="6.12")
+    modules: str = _asked(KERNEL["modules"], default="")
+    headers: str = _asked(KERNEL["headers"], default="")
     kfence: bool = _asked(
         "sample allocations: finds some uses after free, out of bounds", default=False
     )
@@ -105,7 +106,7 @@ def play(console: Console, lab: str, asked: spec.Playbook, *, locked: bool, offl
     assert module is not None, "the reader of playbooks sees to it"
     with attempt.bench(
         lab_name(lab),
-        series=asked.kernel,
+        kernel=asked.kernel,
         journal=console.journal,
         extra=f"slub_debug={module.slub_debug}" if module.slub_debug else "",
         locked=locked,
@@ -159,7 +160,7 @@ def _trying(
     )
     with attempt.bench(
         lab_name(lab),
-        series=options.kernel,
+        kernel=kernel_of(options.kernel, options.modules, options.headers),
         journal=console.journal,
         extra=f"slub_debug={options.slub_debug}" if options.slub_debug else "",
         locked=options.locked,

@@ -7,14 +7,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from invoke.exceptions import Exit
 
 from lab import paths
 from lab.commands import Console, told_drift
+from lab.errors import PlaybookError
+
+if TYPE_CHECKING:
+    from lab.spec import AnyKernel
 
 
-def doctor(console: Console, *, kernel: str, locked: bool, offline: bool) -> None:
+def doctor(console: Console, *, kernel: AnyKernel, locked: bool, offline: bool) -> None:
     from lab import doctor as diagnosis
 
     found = diagnosis.examine(kernel, journal=console.journal, locked=locked, offline=offline)
@@ -23,11 +28,13 @@ def doctor(console: Console, *, kernel: str, locked: bool, offline: bool) -> Non
 
 
 def image(
-    console: Console, *, kernel: str, lock: bool, verify: bool, locked: bool, offline: bool
+    console: Console, *, kernel: AnyKernel, lock: bool, verify: bool, locked: bool, offline: bool
 ) -> None:
     from lab import image as images
 
     if lock:
+        if not isinstance(kernel, str):
+            raise PlaybookError("--lock pins a series of ours, and --kernel names your own")
         path = images.relock(kernel, journal=console.journal)
         console.journal.say(f"pinned: {path}")
     built = images.ensure(kernel, journal=console.journal, locked=locked, offline=offline)
@@ -46,7 +53,7 @@ def image(
     )
 
 
-def build(console: Console, *, kernel: str, locked: bool, offline: bool) -> None:
+def build(console: Console, *, kernel: AnyKernel, locked: bool, offline: bool) -> None:
     from lab import build as builds
     from lab import image as images
 
@@ -74,7 +81,7 @@ def bench(console: Console, *, rounds: int) -> None:
     console.result(benchmark.render(found), found)
 
 
-def bench_trace(console: Console, *, rounds: int, count: int, kernel: str) -> None:
+def bench_trace(console: Console, *, rounds: int, count: int, kernel: AnyKernel) -> None:
     from lab import bench_trace as benchmark
 
     found = benchmark.measure(rounds=rounds, count=count, kernel=kernel, journal=console.journal)

@@ -18,13 +18,14 @@ from lab.errors import (
 if TYPE_CHECKING:
     from lab import topology
     from lab.guest import Guest
+    from lab.spec import AnyKernel
 
 
 REACH_S = 10.0
 
 
 def up(
-    console: Console, lab: str, *, kernel: str, fresh: bool, locked: bool, offline: bool
+    console: Console, lab: str, *, kernel: AnyKernel, fresh: bool, locked: bool, offline: bool
 ) -> None:
     from lab import accelerator, image, topology
 
@@ -44,7 +45,8 @@ def up(
             state = pair.bring_up(setup, journal=console.journal, fresh=fresh)
             how = f"{state.how} in {time.monotonic() - start:.1f} s"
         told_drift(console, built.drifted)
-        text = f"lab '{name}' {how}: {built.release}, {accelerator.describe(speed)}"
+        mine = f" ({built.origin})" if built.own is not None else ""
+        text = f"lab '{name}' {how}: {built.release}{mine}, {accelerator.describe(speed)}"
         console.result(text, {"lab": name, "how": how, **_state_json(pair, state)})
 
 
@@ -105,6 +107,7 @@ def _held_mib(guest: Guest) -> int:
 
 def _state_json(pair: topology.Lab, state: topology.LabState) -> dict[str, Any]:
     facts = dataclasses.asdict(state)
+    facts["kernel"] = str(state.kernel)
     facts["guests"] = {
         name: {
             "address": pair.guests[name].me.address,
@@ -126,9 +129,9 @@ def reset(console: Console, lab: str) -> None:
     start = time.monotonic()
     with topology.opened(name) as pair:
         state = pair.state
-        series = state.kernel if state is not None else "6.12"
+        kernel = state.kernel if state is not None else image.DEFAULT_SERIES
         device = state.device if state is not None else "virtio-net-pci"
-        built = image.ensure(series, journal=console.journal, locked=False, offline=False)
+        built = image.ensure(kernel, journal=console.journal, locked=False, offline=False)
         speed = accelerator.choose(built, journal=console.journal)
         pair.bring_down()
         setup = topology.standard(built, speed, journal=console.journal, device=device)
@@ -152,7 +155,7 @@ def ps(console: Console) -> None:
                 "lab": name,
                 "up": pair.up,
                 "busy": busy,
-                "kernel": pair.state.kernel if pair.state else None,
+                "kernel": str(pair.state.kernel) if pair.state else None,
                 "accelerator": pair.state.accelerator if pair.state else None,
                 "owner": pair.state.owner if pair.state else None,
             }

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lab.commands import Console, crash, lab_name
+from lab.commands import Console, crash, kernel_of, lab_name
 from lab.errors import (
     LedgerIncomplete,
     PlaybookError,
@@ -31,6 +31,8 @@ class Options:
     comm: str = ""
     probes: str = ""
     kernel: str = ""
+    modules: str = ""
+    headers: str = ""
     reset: bool = True
     locked: bool = False
     offline: bool = False
@@ -40,6 +42,11 @@ def asked_for(name: str, options: Options) -> spec.Playbook:
     """Return playbook `name` as the command line changes it."""
     from lab import playbook
 
+    kernel = (
+        kernel_of(options.kernel, options.modules, options.headers)
+        if options.kernel or options.modules or options.headers
+        else None
+    )
     return playbook.override(
         playbook.load(name),
         size=options.size or None,
@@ -51,7 +58,7 @@ def asked_for(name: str, options: Options) -> spec.Playbook:
         without=options.without or None,
         comm=options.comm or None,
         probes=options.probes or None,
-        kernel=options.kernel or None,
+        kernel=kernel,
     )
 
 

@@ -147,8 +147,8 @@ def _one(path: Path) -> dict[str, bytes]:
 
 
 def _home(texts: dict[str, bytes], target: build.Target) -> Path:
-    compiler = build._kernel_compiler(target.headers)  # noqa: SLF001 — one way to choose it
-    digest = hashlib.sha256(f"{target.release}|{target.headers}|{compiler}".encode())
+    compiler = build.kernel_compiler(target)
+    digest = hashlib.sha256(f"{build.identity(target)}|{compiler}".encode())
     for name, text in sorted(texts.items()):
         digest.update(f"{name}\0{len(text)}\0".encode() + text)
     return paths.cache() / "crash" / digest.hexdigest()[:20]
@@ -164,7 +164,7 @@ def _built(texts: dict[str, bytes], target: build.Target, *, journal: Journal, w
     """Return the folder that holds what `texts` are built to, from the cache if they were."""
     make = process.tool("make", package="make")
     strip = process.tool("strip", package="binutils")
-    compiler = build._kernel_compiler(target.headers)  # noqa: SLF001
+    compiler = build.kernel_compiler(target)
     home = _home(texts, target)
     if home.is_dir():
         os.utime(home)

@@ -30,6 +30,7 @@ from lab import (
 from lab.deadline import Deadline
 from lab.errors import HostError, LabNotUp
 from lab.guest import Guest
+from lab.image.needs import Part
 from lab.journal import Journal
 
 REACH_S = 10.0
@@ -59,6 +60,7 @@ def setup_for(
     """Return what a pair for this playbook is made of, and the modules that watch it."""
     kernel = image.ensure(asked.kernel, journal=journal, locked=locked, offline=offline)
     kind = asked.probes.kind
+    image.require(kernel, *_parts(asked))
     if kind in ("bpf", "both"):
         bpf.require_tools()
     modules = build.build_modules(kernel, journal=journal) if kind in ("kmod", "both") else {}
@@ -100,6 +102,25 @@ def options(link: spec.Link) -> dict[str, str]:
         "mrg_rxbuf": None if link.mrg_rxbuf else "off",
     }
     return {name: value for name, value in said.items() if value is not None}
+
+
+def _parts(asked: spec.Playbook) -> Iterator[Part]:
+    """Yield what of the lab a playbook makes use of."""
+    probes = asked.probes.kind if "probes" not in spec.SECTIONS[asked.experiment].lacks else "kmod"
+    if probes in ("kmod", "both"):
+        yield "probes"
+    if probes in ("bpf", "both"):
+        yield "BPF probes"
+    if asked.experiment in ("steps", "chain", "trap", "socket"):
+        yield "types"
+    if asked.link.device == "e1000e":
+        yield "e1000e"
+    if asked.link.delay_s or asked.link.loss:
+        yield "netem"
+    if asked.link.iommu:
+        yield "iommu"
+    if asked.link.swiotlb is not None:
+        yield "swiotlb"
 
 
 @contextlib.contextmanager
@@ -169,9 +190,9 @@ def unlike(pair: topology.Lab, setup: topology.Setup) -> str | None:
     state = pair.state
     if state is None:
         return "is not up"
-    if state.kernel != setup.image.series:
-        return f"has kernel {state.kernel}, not {setup.image.series}"
     if state.image != setup.image.digest:
+        if state.kernel != setup.image.asked:
+            return f"has kernel {state.kernel}, not {setup.image.asked}"
         return "has an older image"
     lacking = [device.partition(",")[0] for device in setup.devices]
     lacking += [*setup.extra.split(), *setup.link_options.split(",")]
@@ -211,6 +232,7 @@ def common_manifest(
         "experiment": asked.experiment,
         "playbook": asked.name,
         "kernel": kernel.release,
+        "kernel_from": kernel.origin,
         "accelerator": {"name": speed.name, "why": speed.why},
         "link": {
             "device": asked.link.device,
@@ -223,6 +245,7 @@ def common_manifest(
         "versions": {"skblab": lab.__version__, "qemu": qemu.installed().version},
         "digests": {
             "image": kernel.digest,
+            "kernel": kernel.kernel_sha256,
             "playbook": hashlib.sha256(asked.source).hexdigest(),
         },
         "command": command,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import lzma
 import posixpath
 import re
 import subprocess
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.errors import ImageError
-from lab.image import cpio, deb, elf
+from lab.image import cpio, deb, elf, own
 from lab.image.recipe import Recipe
 from lab.process import tool
 
@@ -26,12 +25,20 @@ _PLACES = {"init": "init", "agent": "usr/sbin/lab-agent"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kernel:
-    """What a kernel package holds: `modules` by path below lib/modules/RELEASE, compressed."""
+    """A kernel and its modules: by path below lib/modules/RELEASE, packed as they came."""
 
     release: str
     image: bytes
-    modules: dict[str, bytes]
+    modules: Mapping[str, bytes]
     built_in: bytes
+
+    @property
+    def module_names(self) -> set[str]:
+        return {elf.module_name(path) for path in self.modules}
+
+    @property
+    def built_in_names(self) -> set[str]:
+        return {elf.module_name(line) for line in self.built_in.decode().split()}
 
 
 def read_kernel(package: Path) -> Kernel:
@@ -135,7 +142,7 @@ def _shelf(package: Path, triplet: str) -> dict[str, bytes]:
 
 def _modules(kernel: Kernel, recipe: Recipe) -> list[cpio.Entry]:
     paths = {elf.module_name(path): path for path in kernel.modules}
-    built_in = {elf.module_name(line) for line in kernel.built_in.decode().split()}
+    built_in = kernel.built_in_names
     unpacked: dict[str, bytes] = {}
 
     class Depends(dict[str, list[str]]):
@@ -144,7 +151,7 @@ def _modules(kernel: Kernel, recipe: Recipe) -> list[cpio.Entry]:
             return name in paths
 
         def __missing__(self, name: str) -> list[str]:
-            unpacked[name] = _unpacked(paths[name], kernel.modules[paths[name]])
+            unpacked[name] = own.unpacked(paths[name], kernel.modules[paths[name]])
             info = dict(reversed(elf.modinfo(unpacked[name])))
             listed = [one for one in info.get("depends", "").split(",") if one]
             self[name] = [one.replace("-", "_") for one in listed]
@@ -169,19 +176,12 @@ def _modules(kernel: Kernel, recipe: Recipe) -> list[cpio.Entry]:
     return entries
 
 
-def _unpacked(path: str, data: bytes) -> bytes:
-    if path.endswith(".ko"):
-        return data
-    if path.endswith(".ko.xz"):
-        return lzma.decompress(data)
-    raise ImageError(f"{path} is packed in a way that is not known here")
-
-
 def _depmod(kernel: Kernel, files: Mapping[str, bytes]) -> dict[str, bytes]:
     # The host's own depmod: the binary indexes are kmod's and have no other writer.
     program = tool("depmod", package="kmod")
     with tempfile.TemporaryDirectory(prefix="skblab-depmod-") as scratch:
         folder = Path(scratch) / "lib/modules" / kernel.release
+        folder.mkdir(parents=True)
         for path, data in files.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_bytes(data)

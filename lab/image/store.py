@@ -12,22 +12,27 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lab import paths
 from lab.errors import ImageError
 from lab.journal import Journal
+from lab.spec import AnyKernel, OwnKernel
 
 if TYPE_CHECKING:
+    from lab.image import own, rootfs
     from lab.image.apt import Market
     from lab.image.fetch import Gathered
-    from lab.image.lock import Package
+    from lab.image.lock import Lock, Package
+    from lab.image.needs import Part
     from lab.image.recipe import Recipe
 
 DEFAULT_SERIES = "6.12"
-_SCHEMA = 1
+PINNED = "a pinned package"  # where a kernel of a series is from
+OWN = "own"  # in the place of a series, where the kernel is the user's
+_SCHEMA = 2
 _MANIFEST = "manifest.json"
 _KEPT = 3  # images of a series, 35 MB each: a developer goes back and forth between two
 _IN_USE_S = 3600.0  # used so lately, an image stays: a lab that is up may be restored from it
@@ -37,38 +42,75 @@ _IN_USE_S = 3600.0  # used so lately, an image stays: a lab that is up may be re
 class Image:
     """A kernel, an initramfs and the header tree that modules for it are built against."""
 
-    series: str
+    series: str  # or `OWN`
     digest: str
     kernel: Path
+    kernel_sha256: str
     initramfs: Path
     release: str
     headers: Path
     drifted: tuple[str, ...]
     packages: tuple[Package, ...]
+    lacks: tuple[str, ...] = ()  # of what the lab needs of a kernel (lab/image/needs.py)
+    own: OwnKernel | None = None
+
+    @property
+    def asked(self) -> AnyKernel:
+        """What `ensure` takes to return this image."""
+        return self.own or self.series
+
+    @property
+    def origin(self) -> str:
+        """Where the kernel is from."""
+        return PINNED if self.own is None else f"the user's own, {self.own.image}"
 
 
 def ensure(
-    series: str = DEFAULT_SERIES,
+    kernel: AnyKernel = DEFAULT_SERIES,
     *,
     journal: Journal,
     locked: bool = False,
     offline: bool = False,
     market: Callable[[], Market] | None = None,
 ) -> Image:
-    """Return the image of a kernel series, building what is not in the cache.
+    """Return the image of a kernel series or of the user's own, building what is not in the cache.
 
-    `locked` refuses packages other than the pinned ones, `offline` asks no mirror; both raise
-    `ImageError`.  A failure leaves the cache as it was, but for verified packages added.
+    The user's own gets the userland of the default series.  `locked` refuses packages other
+    than the pinned ones, `offline` asks no mirror; both raise `ImageError`.  A
+    failure leaves the cache as it was, but for verified packages added.
     """
-    home = paths.cache() / "images" / f"{series}-{_key(series)[:16]}"
+    mine = _looked_at(kernel) if isinstance(kernel, OwnKernel) else None
+    series = DEFAULT_SERIES if isinstance(kernel, OwnKernel) else kernel
+    name = f"{series}-{_key(series)[:16]}" if mine is None else f"{OWN}-{_own_key(mine)[:16]}"
+    home = paths.cache() / "images" / name
     image = _known(home, journal)
-    if image is not None and not (locked and image.drifted):
-        return image
-    with _held(paths.cache() / "images"):
-        image = _known(home, journal)
-        if image is not None and not (locked and image.drifted):
-            return image  # another command built it while we waited
-        return _build(home, series, journal=journal, locked=locked, offline=offline, market=market)
+    if image is None or (locked and image.drifted):
+        with _held(paths.cache() / "images"):
+            image = _known(home, journal)  # another command may have built it while we waited
+            if image is None or (locked and image.drifted):
+                image = _build(
+                    home,
+                    series,
+                    mine,
+                    journal=journal,
+                    locked=locked,
+                    offline=offline,
+                    market=market,
+                )
+    return replace(image, own=kernel) if isinstance(kernel, OwnKernel) else image
+
+
+def require(image: Image, *parts: Part) -> None:
+    """Raise `ImageError` where a kernel lacks what these parts of the lab need, by name."""
+    from lab.image import needs
+
+    missing = {part: needs.missing(part, image.lacks) for part in parts}
+    told = [f"{part}: {', '.join(names)}" for part, names in missing.items() if names]
+    if told:
+        raise ImageError(
+            f"the kernel {image.release} lacks what is needed for {'; for '.join(told)}",
+            hint="build it with them (docs/kernels.md)",
+        )
 
 
 def verify(image: Image) -> None:
@@ -138,6 +180,16 @@ def _key(series: str) -> str:
     return whole.hexdigest()
 
 
+def _looked_at(kernel: OwnKernel) -> own.Found:
+    from lab.image import own
+
+    return own.look(kernel)
+
+
+def _own_key(found: own.Found) -> str:
+    return hashlib.sha256(f"{_key(DEFAULT_SERIES)} {found.digest}".encode()).hexdigest()
+
+
 def _known(home: Path, journal: Journal) -> Image | None:
     # A quick look: sizes and times.  Whatever changed is hashed, and dropped where it differs.
     manifest = _read_manifest(home)
@@ -159,7 +211,7 @@ def _known(home: Path, journal: Journal) -> Image | None:
                 )
                 return None
     headers = Path(manifest["headers"])
-    if not (headers / "Makefile").is_file():
+    if manifest["series"] != OWN and not (headers / "Makefile").is_file():
         return None
     return _image(home, manifest)
 
@@ -180,17 +232,20 @@ def _image(home: Path, manifest: dict[str, Any]) -> Image:
         series=manifest["series"],
         digest=manifest["digest"],
         kernel=home / "vmlinuz",
+        kernel_sha256=manifest["files"]["vmlinuz"]["sha256"],
         initramfs=home / "initramfs",
         release=manifest["release"],
         headers=Path(manifest["headers"]),
         drifted=tuple(manifest["drifted"]),
         packages=tuple(Package(**package) for package in manifest["packages"]),
+        lacks=tuple(manifest["lacks"]),
     )
 
 
 def _build(
     home: Path,
     series: str,
+    mine: own.Found | None,
     *,
     journal: Journal,
     locked: bool,
@@ -198,12 +253,15 @@ def _build(
     market: Callable[[], Market] | None,
 ) -> Image:
     from lab import build
-    from lab.image import fetch, lock, rootfs
+    from lab.image import fetch, lock, needs, rootfs
 
     recipe = _recipe(series)
     pins = lock.load(lock_path(series), suites=set(recipe.suites))
     if pins.series != series:
         raise ImageError(f"the lock of {series} is one of {pins.series}")
+    if mine is not None:
+        _require_bootable(mine, recipe)
+        pins = _userland(pins)
     # First what fails soonest: our own sources, then the network.
     built = build.build_guest_programs(journal=journal)
     programs = {name: path for name, path in built.items() if name not in build.PUSHED}
@@ -216,34 +274,90 @@ def _build(
         locked=locked,
         offline=offline,
     )
-    kernel_package = next(one for one in gathered.lock.packages if one.role == "kernel")
     with ThreadPoolExecutor(max_workers=1) as pool:
         # Both are mostly decompression, which lets go of the interpreter's lock.
-        pending = pool.submit(_headers, gathered, journal)
-        with journal.step(f"build image {series}"):
-            kernel = rootfs.read_kernel(gathered.files[kernel_package.name])
+        pending = pool.submit(_headers if mine is None else _no_headers, gathered, journal)
+        with journal.step(f"build image {series if mine is None else mine.release}"):
+            kernel = _packaged(gathered) if mine is None else _kernel_of(mine)
+            more = [name for name in recipe.more_modules if mine is None or _has(kernel, name)]
             archive = rootfs.initramfs(
-                kernel, recipe=recipe, packages=gathered.files, programs=programs
+                kernel,
+                recipe=replace(recipe, more_modules=tuple(more)),
+                packages=gathered.files,
+                programs=programs,
             )
-        headers = pending.result()
+        headers = mine.headers if mine is not None else pending.result()
+    config = mine.config if mine is not None else _config(headers)
+    lacks = needs.lacks(config, modules=kernel.module_names, built_in=kernel.built_in_names)
     with _replaced(home) as work:
         files = {"vmlinuz": kernel.image, "initramfs": archive}
         stamps = {name: _store(work / name, data) for name, data in files.items()}
         whole = "".join(stamps[name]["sha256"] for name in sorted(stamps))
         manifest = {
             "schema": _SCHEMA,
-            "series": series,
+            "series": series if mine is None else OWN,
             "digest": hashlib.sha256(whole.encode()).hexdigest(),
             "release": kernel.release,
             "headers": str(headers),
+            "lacks": sorted(lacks),
             "drifted": list(gathered.drifted),
             "packages": [asdict(package) for package in gathered.lock.packages],
             "files": stamps,
         }
         text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
         (work / _MANIFEST).write_text(text, encoding="utf-8")
-    _prune(home.parent, f"{series}-*")
+    _prune(home.parent, f"{series if mine is None else OWN}-*")
     return _image(home, manifest)
+
+
+def _no_headers(_gathered: Gathered, _journal: Journal) -> Path:
+    return Path()  # the user's own are where they are
+
+
+def _packaged(gathered: Gathered) -> rootfs.Kernel:
+    from lab.image import rootfs
+
+    package = next(one for one in gathered.lock.packages if one.role == "kernel")
+    return rootfs.read_kernel(gathered.files[package.name])
+
+
+def _kernel_of(mine: own.Found) -> rootfs.Kernel:
+    from lab.image import rootfs
+
+    return rootfs.Kernel(
+        release=mine.release, image=mine.image, modules=mine.modules, built_in=mine.built_in
+    )
+
+
+def _has(kernel: rootfs.Kernel, module: str) -> bool:
+    return module in kernel.module_names or module in kernel.built_in_names
+
+
+def _userland(pins: Lock) -> Lock:
+    return replace(pins, packages=tuple(one for one in pins.packages if one.role == "userland"))
+
+
+def _require_bootable(mine: own.Found, recipe: Recipe) -> None:
+    """Refuse a kernel that no guest can be made of, before anything is built."""
+    from lab.image import needs, own
+
+    kernel = _kernel_of(mine)
+    lacking = needs.lacks(mine.config, modules=kernel.module_names, built_in=kernel.built_in_names)
+    if missing := needs.missing("a guest", lacking):
+        raise ImageError(
+            f"the kernel {mine.release} lacks what every guest needs: {', '.join(missing)}",
+            hint="build it with them (docs/kernels.md)",
+        )
+    own.check_modules(mine, [*recipe.boot_modules, *recipe.more_modules])
+
+
+def _config(headers: Path) -> dict[str, str] | None:
+    from lab.image import needs
+
+    try:
+        return dict(needs.read((headers / ".config").read_text(encoding="utf-8")))
+    except OSError:
+        return None
 
 
 def _prune(folder: Path, pattern: str) -> None:

@@ -25,14 +25,24 @@ from lab.playbook.values import (
     Fault,
     contradictions,
     did_you_mean,
+    kernel,
     misplaced,
     refuse_unbuilt,
     shown,
     why_not,
 )
-from lab.spec import SECTIONS, Expect, Playbook
+from lab.spec import SECTIONS, AnyKernel, Expect, OwnKernel, Playbook
 
-__all__ = ["NOT_YET", "Problem", "load", "names", "override", "problems", "why_not"]
+__all__ = [
+    "NOT_YET",
+    "Problem",
+    "kernel_of",
+    "load",
+    "names",
+    "override",
+    "problems",
+    "why_not",
+]
 
 
 def names() -> list[str]:
@@ -64,6 +74,17 @@ def problems(text: str | bytes, path: str) -> list[Problem]:
     return reading.sorted()
 
 
+def kernel_of(image: str, modules: str = "", headers: str = "") -> AnyKernel:
+    """Return the kernel that the options --kernel, --modules and --headers name together."""
+    try:
+        return kernel(image, modules, headers)
+    except Fault as fault:
+        raise PlaybookError(
+            str(fault),
+            hint="--kernel BZIMAGE --modules FOLDER [--headers FOLDER] (docs/kernels.md)",
+        ) from fault
+
+
 def override(
     playbook: Playbook,
     *,
@@ -76,7 +97,7 @@ def override(
     without: str | Iterable[str] | None = None,
     comm: str | None = None,
     probes: str | None = None,
-    kernel: str | None = None,
+    kernel: AnyKernel | None = None,
     deadline: str | float | None = None,
 ) -> Playbook:
     """Return the playbook with a command line's options in place; every fault names its option.
@@ -98,7 +119,7 @@ def override(
         "without": without if isinstance(without, str) or without is None else ",".join(without),
         "comm": comm,
         "probes": probes,
-        "kernel": kernel,
+        "kernel": None if kernel is None else str(kernel),
         "deadline": f"{deadline:g}s" if isinstance(deadline, int | float) else deadline,
     }
     faults = [
@@ -112,6 +133,9 @@ def override(
             continue
         where, read = OPTIONS[option]
         try:
+            if option == "kernel" and isinstance(kernel, OwnKernel):
+                values[where] = kernel
+                continue
             values[where] = read(text)
             refuse_unbuilt(where, text)
         except Fault as fault:

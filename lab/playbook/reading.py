@@ -41,6 +41,8 @@ _KEYS = {
     "mrg_rxbuf": "mrg_rxbuf",  # QEMU's and the driver's own word
 }  # fields whose key is another word
 _HIDDEN = ("source", "path")  # fields no file may set
+# Values that name a file or folder, from where the playbook lies.
+PATHS = frozenset({"module.path", "kernel.image", "kernel.modules", "kernel.headers"})
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -210,7 +212,10 @@ class Reading:
         }
 
     def _value(self, node: yaml.Node, annotation: object, where: str) -> object:
-        if (nested := _nested(annotation)) is not None:
+        nested = _nested(annotation)
+        if nested is not None and (
+            isinstance(node, yaml.MappingNode) or not _or_a_word(annotation)
+        ):
             return self._mapping(node, nested, where)
         if get_origin(annotation) is tuple:
             return self._list(node, where)
@@ -233,7 +238,7 @@ class Reading:
                 raise Fault("half a surrogate pair is no character")  # noqa: TRY301 - one way out
             value = read(node.value)
             refuse_unbuilt(where, node.value)
-            if where == "module.path" and self.folder is not None:
+            if where in PATHS and self.folder is not None:
                 value = _there(self.folder, node.value)
         except Fault as fault:
             self._node(node, str(fault))
@@ -247,6 +252,11 @@ def _nested(annotation: object) -> type[Any] | None:
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             return kind
     return None
+
+
+def _or_a_word(annotation: object) -> bool:
+    """Say whether a section may also be one value, as a kernel is the name of a series."""
+    return str in get_args(annotation)
 
 
 def _there(folder: Path, text: str) -> str:

@@ -13,6 +13,7 @@ from lab.spec import (
     HOOKS,
     SECTIONS,
     SPECIAL,
+    AnyKernel,
     Backend,
     Device,
     Expect,
@@ -20,6 +21,7 @@ from lab.spec import (
     Family,
     Link,
     Over,
+    OwnKernel,
     Playbook,
     Probes,
     Protocol,
@@ -29,7 +31,6 @@ from lab.spec import (
 # Valid in the schema, and refused by name until the machine can do it.
 NOT_YET = frozenset(
     {
-        ("kernel", "PATH"),
         ("link.backend", "tap"),
     }
 )
@@ -97,7 +98,29 @@ def one_of(choices: Sequence[str]) -> Callable[[str], str]:
 
 
 def _kernel(text: str) -> str:
-    return text if "/" in text else one_of(KERNELS)(text)
+    if text not in KERNELS and "/" in text:
+        raise Fault("a kernel of your own is {image: FILE, modules: FOLDER}")
+    return one_of(KERNELS)(text)
+
+
+def kernel(image: str, modules: str = "", headers: str = "") -> AnyKernel:
+    """Return the kernel that --kernel, --modules and --headers name together."""
+    if not image:
+        raise Fault(f"--{'modules' if modules else 'headers'}: and --kernel BZIMAGE is missing")
+    if image in KERNELS:
+        if modules or headers:
+            option = "--modules" if modules else "--headers"
+            raise Fault(f"{option}: goes with a kernel of your own, --kernel BZIMAGE")
+        return image
+    if "/" not in image and not modules:
+        mean = did_you_mean(image, KERNELS)
+        words = f"expected one of {', '.join(KERNELS)}, or a bzImage of your own with --modules"
+        raise Fault(f"--kernel: {words}; found {shown(image)}{mean}")
+    if not modules:
+        raise Fault(
+            f"--kernel: {shown(image)} is no series of ours, and --modules FOLDER is missing"
+        )
+    return OwnKernel(image=image, modules=modules, headers=headers)
 
 
 def _seconds(text: str) -> float:
@@ -138,6 +161,12 @@ def _soak(text: str) -> float:
 def _path(text: str) -> str:
     if not text or not text.isprintable():
         raise Fault(f"expected a .c file, a folder or a .ko; found {shown(text)}")
+    return text
+
+
+def _file(text: str) -> str:
+    if not text or not text.isprintable():
+        raise Fault(f"expected a path; found {shown(text)}")
     return text
 
 
@@ -225,6 +254,9 @@ READERS: dict[str, Callable[[str], object]] = {
     "playbook": _name,
     "question": _question,
     "kernel": _kernel,
+    "kernel.image": _file,
+    "kernel.modules": _file,
+    "kernel.headers": _file,
     "deadline": _duration,
     "link.copybreak": whole(0, 4096),
     "link.delay": _delay,
@@ -300,18 +332,13 @@ ENTANGLED = frozenset(
 
 def refuse_unbuilt(where: str, text: str) -> None:
     """Refuse what the schema knows and the machine cannot do yet."""
-    if where == "kernel" and "/" in text:
-        word, what = "PATH", "a kernel of your own"
-    else:
-        word, what = text, f"'{where.rpartition('.')[2]}: {text}'"
-    if (where, word) in NOT_YET:
-        raise Fault(f"{what} is not built yet")
+    if (where, text) in NOT_YET:
+        raise Fault(f"'{where.rpartition('.')[2]}: {text}' is not built yet")
 
 
 def why_not(playbook: Playbook) -> str | None:
     """Say why a playbook that is well formed cannot be run here; None when it can."""
     for where, text in (
-        ("kernel", playbook.kernel),
         ("link.device", playbook.link.device),
         ("link.backend", playbook.link.backend),
     ):

@@ -16,7 +16,8 @@ def conditions(ledger: Ledger, manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "over", f"{manifest.over} ({where})"
     if manifest.over == "link":
         yield "offloads", ", ".join(f"{name} {value}" for name, value in manifest.offloads)
-    yield "kernel", f"Linux {manifest.kernel}"
+    origin = manifest.values.get("kernel_from")  # not in runs of before
+    yield "kernel", f"Linux {manifest.kernel}" + (f": {origin}" if origin else "")
     yield "accelerator", f"{manifest.accelerator}: {manifest.accelerator_why}".rstrip(": ")
     yield (
         "probes",

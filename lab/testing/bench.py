@@ -22,6 +22,7 @@ from lab.errors import (
 )
 from lab.guest import PAIR
 from lab.journal import Journal
+from lab.spec import AnyKernel
 from lab.testing.pair import Lab
 
 GUESTS = tuple(me.name for me in PAIR)
@@ -31,7 +32,7 @@ GUESTS = tuple(me.name for me in PAIR)
 class Needs:
     """What a test asks of its guests; "" asks for nothing."""
 
-    kernel: str = image.DEFAULT_SERIES
+    kernel: AnyKernel = image.DEFAULT_SERIES
     device: str = "virtio-net-pci"
     accelerator: str = ""
 
@@ -44,8 +45,8 @@ class Bench:
         self.journal = journal
         self.keep = keep  # leave the guests up at the end
         self.lab: Lab | None = None
-        self._of: tuple[str, str] | None = None  # kernel and device of what is up
-        self._setups: dict[tuple[str, str], topology.Setup] = {}
+        self._of: tuple[AnyKernel, str] | None = None  # kernel and device of what is up
+        self._setups: dict[tuple[AnyKernel, str], topology.Setup] = {}
         self._holders: Counter[str] = Counter()
         self._held = contextlib.ExitStack()
 
@@ -103,8 +104,9 @@ class Bench:
         if self.lab is not None and self._of == wanted:
             return self.lab
         if self.lending:
+            words = " and ".join(str(one) for one in wanted)
             raise HostError(
-                f"guests with {' and '.join(wanted)} were asked for, and others are in use",
+                f"guests with {words} were asked for, and others are in use",
                 hint="ask for one kind in all that a fixture of wider scope spans",
             )
         if self.lab is None:

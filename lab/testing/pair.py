@@ -89,7 +89,7 @@ class Lab:
             payload=payload,
             without=without,
             probes=probes,
-            kernel=self.setup.image.series,
+            kernel=self.setup.image.asked,
         )
         if asked.experiment != "message":
             raise PlaybookError(f"'{asked.name}' is no message, so it has no ledger")

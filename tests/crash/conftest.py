@@ -63,7 +63,7 @@ def _no_child_left() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def bench(runs: Path) -> Iterator[attempt.Bench]:
     """Yield a pair of guests of which one may be crashed, over and over."""
-    with attempt.bench(NAME, series=SERIES, journal=Journal()) as on:
+    with attempt.bench(NAME, kernel=SERIES, journal=Journal()) as on:
         prebuild(on)
         yield on
     assert not [name for name in topology.names() if name == f"try-{os.getpid()}"]

@@ -242,7 +242,7 @@ def test_the_whole_corpus_three_times(series: str, turn: int) -> None:
     wrong = []
     for extra in sorted({one.slub_debug for one in corpus.load()}):
         words = f"slub_debug={extra}" if extra else ""
-        with attempt.bench(NAME, series=series, journal=Journal(), extra=words) as on:
+        with attempt.bench(NAME, kernel=series, journal=Journal(), extra=words) as on:
             prebuild(on)
             for known in corpus.load():
                 if known.slub_debug == extra:

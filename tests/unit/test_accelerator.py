@@ -15,8 +15,8 @@ from lab.journal import Journal
 def image(digest: str) -> Image:
     nowhere = Path("/nowhere")
     return Image(
-        series="6.12", digest=digest, kernel=nowhere, initramfs=nowhere, release="r",
-        headers=nowhere, drifted=(), packages=(),
+        series="6.12", digest=digest, kernel=nowhere, kernel_sha256="", initramfs=nowhere,
+        release="r", headers=nowhere, drifted=(), packages=(),
     )  # fmt: skip
 
 

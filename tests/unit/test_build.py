@@ -92,6 +92,7 @@ class Target:
 
     release: str
     headers: Path
+    kernel_sha256: str = ""
 
 
 # A kernel's Makefile as far as modules go: compile each object of M and call it a module.

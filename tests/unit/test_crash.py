@@ -29,6 +29,7 @@ class Target:
 
     release: str
     headers: Path
+    kernel_sha256: str = ""
 
 
 @pytest.fixture

@@ -295,8 +295,8 @@ def test_an_image_that_a_lab_was_started_from_lately_stays(tmp_path: Path) -> No
     home = images / "6.12-4"
     store.used(
         store.Image(
-            series="6.12", digest="", kernel=home / "vmlinuz", initramfs=home / "initramfs",
-            release="", headers=home, drifted=(), packages=(),
+            series="6.12", digest="", kernel=home / "vmlinuz", kernel_sha256="",
+            initramfs=home / "initramfs", release="", headers=home, drifted=(), packages=(),
         )
     )  # fmt: skip
     store._prune(images, "6.12-*")

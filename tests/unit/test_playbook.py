@@ -15,7 +15,18 @@ from lab import experiment, paths, playbook
 from lab.errors import PlaybookError
 from lab.playbook import override
 from lab.playbook.reading import _nested, _reader, _schema
-from lab.spec import HOOKS, SECTIONS, Expect, Experiment, Link, Module, Playbook, Probes, Workload
+from lab.spec import (
+    HOOKS,
+    SECTIONS,
+    Expect,
+    Experiment,
+    Link,
+    Module,
+    OwnKernel,
+    Playbook,
+    Probes,
+    Workload,
+)
 
 GOOD = """\
 playbook: mine
@@ -234,7 +245,13 @@ RULES: list[tuple[str, str]] = [
     (GOOD + "link: 3\n", "4:7: expected keys such as device, backend, mtu; found '3'"),
     (GOOD + "link:\n", "4:6: expected keys such as device, backend, mtu; found nothing"),
     (GOOD + "kernel: [6.1]\n", "4:9: expected one value; found a list"),
-    (GOOD + "kernel: {a: b}\n", "4:9: expected one value; found keys and values"),
+    (
+        GOOD + "kernel: {image: a, modules: b, header: c}\n",
+        "4:32: unknown key 'header' (did you mean 'headers'?)",
+    ),
+    (GOOD + "kernel: {image: a}\n", "4:9: missing key 'modules'"),
+    (GOOD + "kernel: {image: a, modules: [b]}\n", "4:29: expected one value; found a list"),
+    (GOOD + "kernel: {image: a, modules: }\n", "4:28: expected a path; found nothing"),
     (GOOD + "probes: {without: a}\n", "4:19: expected a list such as [a, b]; found 'a'"),
     (GOOD + 'kernel: "\\uD800"\n', "4:9: half a surrogate pair is no character"),
     # Values.
@@ -288,7 +305,7 @@ RULES: list[tuple[str, str]] = [
         "4:28: a comm cannot be picked where probes are none",
     ),
     # Of the schema, and not built yet.
-    (GOOD + "kernel: ./bzImage\n", "4:9: a kernel of your own is not built yet"),
+    (GOOD + "kernel: ./bzImage\n", "4:9: a kernel of your own is {image: FILE, modules: FOLDER}"),
     (GOOD + "link: {backend: tap}\n", "4:17: 'backend: tap' is not built yet"),
     (GOOD + "link: {copybreak: 0}\n", "4:19: only the driver of e1000e has a copybreak"),
     (GOOD + "link: {loss: 101%}\n", "4:14: expected a share from 0% to 100% such as 1.5%; found"),
@@ -325,7 +342,7 @@ def test_everything_not_built_is_tried_above() -> None:
     told = " ".join(message for _, message in RULES if "not built" in message)
 
     for where, value in playbook.NOT_YET:
-        assert (f"{where.rpartition('.')[2]}: {value}'" in told) or value == "PATH"
+        assert f"{where.rpartition('.')[2]}: {value}'" in told
 
 
 BROKEN = """\
@@ -594,7 +611,7 @@ def test_of_another_protocol_only_a_complete_ledger_is_expected(name: str) -> No
         ({"protocol": "sctp"}, "--protocol: expected one of udp, tcp"),
         ({"protocol": "sctp"}, "--protocol: expected one of udp, tcp; found 'sctp'"),
         ({"kernel": "5.4"}, "--kernel: expected one of 6.12, 6.1; found '5.4'"),
-        ({"kernel": "./bzImage"}, "--kernel: a kernel of your own is not built yet"),
+        ({"kernel": "./bzImage"}, "--kernel: a kernel of your own is {image: FILE"),
         ({"deadline": 0.5}, "--deadline: expected a duration"),
         ({"deadline": "soon"}, "--deadline: expected a duration"),
     ],
@@ -687,6 +704,45 @@ def test_a_fault_of_a_crash_is_told_where_it_stands(old: str, new: str, said: st
 
     assert text != CRASH
     assert any(said in one for one in messages(text)), messages(text)
+
+
+OWN = "kernel: {image: k/bzImage, modules: k/out}\n"
+
+
+def test_a_kernel_of_ones_own_lies_beside_the_playbook(tmp_path: Path) -> None:
+    (tmp_path / "k/out").mkdir(parents=True)
+    with pytest.raises(PlaybookError, match=r"4:17: there is no 'k/bzImage' beside this playbook"):
+        load_text(tmp_path, GOOD + OWN)
+    (tmp_path / "k/bzImage").touch()
+    loaded = load_text(tmp_path, GOOD + OWN)
+
+    mine = OwnKernel(image=f"{tmp_path}/k/bzImage", modules=f"{tmp_path}/k/out")
+    assert mine == loaded.kernel
+    assert mine == override(loaded, size=5).kernel
+    assert "6.1" == override(loaded, kernel="6.1").kernel
+
+
+def test_the_options_name_a_kernel_of_ones_own_together() -> None:
+    mine = playbook.kernel_of("./bzImage", "out", "tree")
+
+    assert OwnKernel(image="./bzImage", modules="out", headers="tree") == mine
+    assert mine == override(playbook.load("nic"), kernel=mine).kernel
+    assert "6.1" == playbook.kernel_of("6.1")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("6.12", "out"), "--modules: goes with a kernel of your own"),
+        (("6.12", "", "tree"), "--headers: goes with a kernel of your own"),
+        (("", "out"), "--modules: and --kernel BZIMAGE is missing"),
+        (("./bzImage",), "--modules FOLDER is missing"),
+        (("6.13",), "--kernel: expected one of 6.12, 6.1, or a bzImage"),
+    ],
+)
+def test_half_a_kernel_of_ones_own_is_refused(given: tuple[str, ...], message: str) -> None:
+    with pytest.raises(PlaybookError, match=re.escape(message)):
+        playbook.kernel_of(*given)
 
 
 def test_a_module_that_is_not_there_is_a_fault_at_its_line(tmp_path: Path) -> None:
