@@ -19,9 +19,13 @@
 	HOOK(netif_rx) \
 	HOOK(start_xmit) \
 	HOOK(outbuf) \
+	HOOK(e1000_xmit) \
+	HOOK(dma_map) \
 	HOOK(receive_buf) \
 	HOOK(page_to_skb) \
 	HOOK(page_copy) \
+	HOOK(dma_unmap) \
+	HOOK(e1000_copy) \
 	HOOK(enqueue) \
 	HOOK(established) \
 	HOOK(readable) \
@@ -32,7 +36,8 @@
 	HOOK(consume) \
 	HOOK(copy_bits) \
 	HOOK(csum_bits) \
-	HOOK(expand_head)
+	HOOK(expand_head) \
+	HOOK(bounce)
 
 #define LAB_HOOK_ID(id)	HOOK_##id,
 enum { LAB_HOOKS(LAB_HOOK_ID) HOOK_COUNT };

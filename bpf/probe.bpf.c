@@ -162,6 +162,8 @@ PACKET(loopback_xmit, "loopback_xmit", ARGS(arg(ctx, 0), arg(ctx, 1), false, 0, 
        ARGS(ctx->di, ctx->si, false, 0, 0))
 PACKET(start_xmit, "start_xmit", ARGS(arg(ctx, 0), arg(ctx, 1), false, 0, 0),
        ARGS(ctx->di, ctx->si, false, 0, 0))
+PACKET(e1000_xmit, "e1000_xmit_frame", ARGS(arg(ctx, 0), arg(ctx, 1), false, 0, 0),
+       ARGS(ctx->di, ctx->si, false, 0, 0))
 /* Here skb->dev is still a device; once the skb is queued it is a scratch word. */
 PACKET(enqueue, "__udp_enqueue_schedule_skb", ARGS(arg(ctx, 1), 0, true, arg(ctx, 0), 0),
        ARGS(ctx->si, 0, true, ctx->di, 0))
@@ -210,8 +212,36 @@ int readable__kprobe(struct pt_regs *ctx)
 
 /* --- The driver --------------------------------------------------------------------------- */
 
-/* receive_buf(vi, rq, buf, len, …) */
-static __always_inline int fill_receive_buf(u64 vi, u64 buf, u64 len)
+#define MRG_RXBUF	(1UL << 15)	/* VIRTIO_NET_F_MRG_RXBUF */
+#define VERSION_1	(1UL << 32)	/* VIRTIO_F_VERSION_1 */
+#define RX_PAD		64	/* NET_SKB_PAD and NET_IP_ALIGN on x86 */
+#define MAC_BITS	((1UL << 48) - 1)
+
+static __always_inline u64 mac_at(u64 address)
+{
+	u64 mac = 0;
+
+	bpf_probe_read_kernel(&mac, sizeof(mac), (void *)address);
+	return mac & MAC_BITS;
+}
+
+/* Where the device wrote: as in kmod/recv_trace_main.c */
+static __always_inline u64 written(struct virtnet_info___lab *info, u64 buf, u64 room)
+{
+	u64 features = BPF_CORE_READ(info, vdev, features);
+	u64 header = features & VERSION_1 ? 12 : 10;
+	u64 mac;
+
+	if (features & MRG_RXBUF || !phys(buf))
+		return buf;
+	mac = mac_at((u64)BPF_CORE_READ(info, dev, dev_addr));
+	if (mac_at(buf + header) != mac && mac_at(buf + RX_PAD + room + header) == mac)
+		return buf + RX_PAD + room;
+	return buf;
+}
+
+/* receive_buf(vi, rq, buf, len, ctx, …) */
+static __always_inline int fill_receive_buf(u64 vi, u64 buf, u64 len, u64 ctx)
 {
 	struct virtnet_info___lab *info = (void *)vi;
 	struct lab_event *event;
@@ -222,6 +252,7 @@ static __always_inline int fill_receive_buf(u64 vi, u64 buf, u64 len)
 	event = claim(HOOK_receive_buf, LAB_ENTRY, &number);
 	if (!event)
 		return 0;
+	buf = written(info, buf, ctx);
 	event->src = buf;
 	event->src_phys = phys(buf);
 	event->size = (u32)len;
@@ -234,13 +265,13 @@ static __always_inline int fill_receive_buf(u64 vi, u64 buf, u64 len)
 SEC("fentry/receive_buf")
 int receive_buf__fentry(u64 *ctx)
 {
-	return fill_receive_buf(arg(ctx, 0), arg(ctx, 2), arg(ctx, 3));
+	return fill_receive_buf(arg(ctx, 0), arg(ctx, 2), arg(ctx, 3), arg(ctx, 4));
 }
 
 SEC("kprobe")
 int receive_buf__kprobe(struct pt_regs *ctx)
 {
-	return fill_receive_buf(ctx->di, ctx->dx, ctx->cx);
+	return fill_receive_buf(ctx->di, ctx->dx, ctx->cx, ctx->r8);
 }
 
 /* page_to_skb(vi, rq, page, offset, len, truesize, [6.1: hdr_valid, metasize,] …): the skb */
@@ -306,15 +337,15 @@ int page_to_skb__kretprobe(struct pt_regs *ctx)
 	return fill_page_to_skb(kept->arg[0], kept->arg[1], kept->arg[2], ctx->ax);
 }
 
-SEC("kprobe")
-int page_copy__call(struct pt_regs *ctx)
+/* A call of memcpy(dst, src, size) */
+static __always_inline int fill_memcpy(u32 hook, struct pt_regs *ctx)
 {
 	struct lab_event *event;
 	u64 number;
 
-	if (!wanted(HOOK_page_copy))
+	if (!wanted(hook))
 		return 0;
-	event = claim(HOOK_page_copy, LAB_CALLSITE, &number);
+	event = claim(hook, LAB_CALLSITE, &number);
 	if (!event)
 		return 0;
 	event->dst = ctx->di;
@@ -326,6 +357,87 @@ int page_copy__call(struct pt_regs *ctx)
 	take_bytes(event, ctx->si, ctx->dx, false);
 	commit(event, number);
 	return 0;
+}
+
+#define MEMCPY_CALL(id)									\
+	SEC("kprobe")									\
+	int id##__call(struct pt_regs *ctx)						\
+	{										\
+		return fill_memcpy(HOOK_##id, ctx);					\
+	}
+
+MEMCPY_CALL(page_copy)
+MEMCPY_CALL(e1000_copy)
+MEMCPY_CALL(bounce)
+
+/* --- The DMA API -------------------------------------------------------------------------- */
+
+static __always_inline int fill_dma(u32 hook, u8 kind, u64 device, u64 address, u64 size)
+{
+	struct lab_event *event;
+	u64 number;
+
+	if (!wanted(hook))
+		return 0;
+	event = claim(hook, kind, &number);
+	if (!event)
+		return 0;
+	event->aux = device;
+	event->src = address;
+	event->src_phys = phys(address);
+	event->size = size;
+	take_bytes(event, address, size, false);
+	commit(event, number);
+	return 0;
+}
+
+/* Kernel address of what the device's address is in RAM, 0: of none */
+static __always_inline u64 in_ram(u64 device)
+{
+	return device < settings.memory_end ? settings.direct_map + device : 0;
+}
+
+/*
+ * dma_map_page_attrs(dev, page, offset, size, dir, attrs): the device's address.  One of RAM
+ * is what it says, the page's or a bounce buffer's; behind an IOMMU it stands for the page.
+ */
+SEC("fexit/dma_map_page_attrs")
+int dma_map__fexit(u64 *ctx)
+{
+	u64 device = 0, address;
+
+	if ((u32)arg(ctx, 4) == DMA_FROM_DEVICE)
+		return 0;
+	bpf_get_func_ret(ctx, &device);
+	address = in_ram(device);
+	if (!address)
+		address = page_address(arg(ctx, 1));
+	if (address && !in_ram(device))
+		address += arg(ctx, 2);
+	return fill_dma(HOOK_dma_map, LAB_RETURN, device, address, arg(ctx, 3));
+}
+
+/*
+ * dma_unmap_page_attrs(dev, addr, size, dir, attrs).  What an address behind an IOMMU stands
+ * for no program can ask, and then nothing is recorded: the host reads the IOMMU's tables.
+ */
+static __always_inline int fill_unmap(u64 device, u64 size, u32 way)
+{
+	if (way == DMA_TO_DEVICE || !in_ram(device))
+		return 0;
+	return fill_dma(HOOK_dma_unmap, LAB_ENTRY, device, in_ram(device), size);
+}
+
+SEC("fentry/dma_unmap_page_attrs")
+int dma_unmap__fentry(u64 *ctx)
+{
+	return fill_unmap(arg(ctx, 1), arg(ctx, 2), arg(ctx, 3));
+}
+
+SEC("kprobe")
+int dma_unmap__kprobe(struct pt_regs *ctx)
+{
+	return fill_unmap(ctx->si, ctx->dx, ctx->cx);
 }
 
 /* --- One call, several records ------------------------------------------------------------ */

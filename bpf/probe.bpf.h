@@ -64,6 +64,7 @@ struct bio_vec___old {
 
 /* Private to the driver; its BTF is the module's. */
 struct virtnet_info___lab {
+	struct virtio_device *vdev;
 	struct net_device *dev;
 } __attribute__((preserve_access_index));
 

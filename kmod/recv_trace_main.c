@@ -2,7 +2,12 @@
 /* recv_trace: from the buffer the device filled to the receiver's own. */
 #include <linux/kprobes.h>
 #include <linux/module.h>
+#include <linux/netdevice.h>
 #include <linux/skbuff.h>
+#include <linux/virtio.h>
+#include <linux/virtio_config.h>
+#include <linux/virtio_ids.h>
+#include <linux/virtio_net.h>
 
 #include "lab_dma.h"
 #include "lab_probe.h"
@@ -18,12 +23,47 @@
  * struct virtnet_info is private to the driver.  It begins with vdev, cvq and dev in 6.1
  * and 6.12, as seen on live guests; lab_fill_dev() shows the result only if it is a name.
  */
+#define VIRTNET_INFO_VDEV	0
 #define VIRTNET_INFO_DEV	2
+
+static bool is_for(const u8 *frame, const u8 *address)
+{
+	return lab_peek((u32 *)frame) == lab_peek((u32 *)address) &&
+	       lab_peek((u16 *)(frame + 4)) == lab_peek((u16 *)(address + 4));
+}
+NOKPROBE_SYMBOL(is_for);
+
+/*
+ * Where the device wrote.  Without VIRTIO_NET_F_MRG_RXBUF a buffer begins with room for the skb
+ * that is built around it, and with as much more for an XDP program as `ctx` says: `buf` is
+ * its beginning in some kernels and what lies behind that room in others.  Which it is shows
+ * the frame, which is for this NIC.
+ */
+static u64 written(const struct lab_args *args)
+{
+	struct virtio_device *vdev = (void *)lab_peek((u64 *)args->arg[0] + VIRTNET_INFO_VDEV);
+	struct net_device *dev = (void *)lab_peek((u64 *)args->arg[0] + VIRTNET_INFO_DEV);
+	u64 buf = args->arg[2], inner = buf + NET_SKB_PAD + NET_IP_ALIGN + args->arg[4];
+	u64 features = lab_peek(&vdev->features);
+	u32 header = sizeof(struct virtio_net_hdr);
+	const u8 *address;
+
+	if (lab_peek(&vdev->id.device) != VIRTIO_ID_NET || !lab_phys(buf) ||
+	    features & BIT_ULL(VIRTIO_NET_F_MRG_RXBUF))
+		return buf;
+	if (features & BIT_ULL(VIRTIO_F_VERSION_1))
+		header = sizeof(struct virtio_net_hdr_v1);
+	address = lab_peek(&dev->dev_addr);
+	if (!is_for((u8 *)buf + header, address) && is_for((u8 *)inner + header, address))
+		return inner;
+	return buf;
+}
+NOKPROBE_SYMBOL(written);
 
 /* receive_buf(vi, rq, buf, len, ctx, xdp_xmit, stats) */
 static bool fill_receive_buf(struct lab_event *event, struct lab_args *args)
 {
-	event->src = args->arg[2];
+	event->src = written(args);
 	event->src_phys = lab_phys(event->src);
 	event->size = args->arg[3];
 	lab_fill_dev(event, lab_peek((u64 *)args->arg[0] + VIRTNET_INFO_DEV));

@@ -28,6 +28,7 @@ ENTRY = 16  # bytes of a root or context entry
 TYPE = 3 << 2  # of a context: 0 is by a second-level table
 LEAF = 1 << 7  # of a page table's: it maps a large page
 ALLOWED = 3  # read, write; an entry with neither maps nothing
+ENTRY_SIZE = 8
 ADDRESS = 0x000F_FFFF_FFFF_F000
 BITS = 9  # of an address, for each level of tables
 
@@ -45,19 +46,15 @@ class Iommu:
 
     def physical(self, memory: GuestMemory, address: int) -> int | None:
         """Return what a device's address stands for now; None where it may not go."""
-        table, levels = self._table(memory)
-        if address >> 12 + BITS * levels:
+        _, entry, size = self._entry(memory, address)
+        if not entry & ALLOWED:
             return None
-        for level in reversed(range(levels)):
-            shift = 12 + BITS * level
-            at = table + 8 * (address >> shift & (1 << BITS) - 1)
-            (entry,) = struct.unpack("<Q", memory.read(at, 8))
-            if not entry & ALLOWED:
-                return None
-            table = entry & ADDRESS
-            if level == 0 or entry & LEAF:
-                return int(table + (address & (1 << shift) - 1))
-        return None
+        return (entry & ADDRESS) + address % size
+
+    def slot(self, memory: GuestMemory, address: int) -> int | None:
+        """Return where in RAM the entry is that maps a device's page, or would; None: no table."""
+        at, _, size = self._entry(memory, address)
+        return at if size == PAGE else None
 
     def behind(self, memory: GuestMemory, ranges: Iterable[tuple[int, int]]) -> list[Run]:
         """Return what is behind ranges of device addresses, (address, size), where anything is."""
@@ -77,6 +74,20 @@ class Iommu:
             else:
                 out.append((page * PAGE, physical, PAGE))
         return out
+
+    def _entry(self, memory: GuestMemory, address: int) -> tuple[int, int, int]:
+        """Return where the last entry on the way to an address is, itself, and what it maps."""
+        table, levels = self._table(memory)
+        at = entry = 0
+        size = 1 << 12 + BITS * levels
+        for level in reversed(range(levels if address < size else 0)):
+            size = PAGE << BITS * level
+            at = table + ENTRY_SIZE * (address // size % (1 << BITS))
+            (entry,) = struct.unpack("<Q", memory.read(at, ENTRY_SIZE))
+            if not entry & ALLOWED or entry & LEAF:
+                break
+            table = entry & ADDRESS
+        return at, entry, size
 
     def _table(self, memory: GuestMemory) -> tuple[int, int]:
         """Return where the device's page tables begin, and how many levels they have."""

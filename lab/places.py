@@ -59,10 +59,10 @@ def _whole(inputs: Inputs, place: Place) -> list[tuple[int, int]]:
             if buffer.virtual <= place.virtual < buffer.virtual + buffer.size:
                 runs = buffer.extents(buffer.virtual, buffer.size)
                 return [(start, size) for _, start, size in runs if start is not None]
-    if place.kind is PlaceKind.RX_BUFFER:
-        found = RingWitness(guest.name, guest.rings).covering("rx", place.physical, place.size)
-        if found is not None:
-            return [(found.descriptor.address, found.descriptor.length)]
+    if place.kind in (PlaceKind.RX_BUFFER, PlaceKind.BOUNCE):
+        found = RingWitness(guest).covering("rx", place.physical, place.size)
+        if found is not None and found.physical is not None:
+            return [(found.physical, found.descriptor.length)]
     raise EvidenceError(
         f"of {_name(place, inputs)} only the message's bytes were logged",
         hint="--all is for user buffers and RX buffers",

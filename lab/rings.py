@@ -91,7 +91,16 @@ class Rings:
             return {}
         ranges = [(int(address, 16), length) for _, address, length, _, _ in given if length]
         found = self.iommu.behind(memory, ranges)
-        return {"behind": [[f"{device:#x}", f"{at:#x}", size] for device, at, size in found]}
+        entries = []
+        for page in sorted({address // iommu.PAGE * iommu.PAGE for address, _ in ranges}):
+            # What a device read is mapped no longer; the access log shows what was entered here.
+            mapped = any(device <= page < device + size for device, _, size in found)
+            at = None if mapped else self.iommu.slot(memory, page)
+            if at is not None:
+                self.lie["iommu", f"{at:#x}"] = [(at, at + iommu.ENTRY_SIZE)]
+                entries.append([f"{page:#x}", f"{at:#x}"])
+        behind = [[f"{device:#x}", f"{at:#x}", size] for device, at, size in found]
+        return {"behind": behind, "entries": entries}
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of rings.json."""

@@ -33,6 +33,7 @@ class Hook:
 ENTRY = ("fentry", "kprobe")
 CALL = ("call",)
 VIRTIO = "virtio_net"
+E1000E = "e1000e"
 
 # BPF attaches to no function of lib/ (they have no fentry call, and the kernel refuses a
 # kprobe there), so the copies that happen in them are seen where they are called.
@@ -48,9 +49,13 @@ HOOKS: tuple[Hook, ...] = (
     Hook("netif_rx", "__netif_rx", SEND, ENTRY),
     Hook("start_xmit", "start_xmit", SEND, ENTRY, module=VIRTIO),
     Hook("outbuf", "virtqueue_add_outbuf", SEND, ENTRY),
+    Hook("e1000_xmit", "e1000_xmit_frame", SEND, ENTRY, module=E1000E),
+    Hook("dma_map", "dma_map_page_attrs", SEND, ("fexit",)),
     Hook("receive_buf", "receive_buf", RECV, ENTRY, module=VIRTIO),
     Hook("page_to_skb", "page_to_skb", RECV, ("fexit", "kretprobe"), module=VIRTIO),
     Hook("page_copy", "page_to_skb", RECV, CALL, "memcpy", module=VIRTIO, copies=True),
+    Hook("dma_unmap", "dma_unmap_page_attrs", RECV, ENTRY),
+    Hook("e1000_copy", "e1000_clean_rx_irq", RECV, CALL, "memcpy", module=E1000E, copies=True),
     Hook("enqueue", "__udp_enqueue_schedule_skb", RECV, ENTRY),
     Hook("established", "tcp_rcv_established", RECV, ENTRY),
     Hook("readable", "sock_def_readable", RECV, ENTRY),
@@ -62,6 +67,7 @@ HOOKS: tuple[Hook, ...] = (
     Hook("copy_bits", "skb_copy_bits", SEND | RECV, ENTRY, copies=True),
     Hook("csum_bits", "skb_copy_and_csum_bits", SEND | RECV, ENTRY, copies=True),
     Hook("expand_head", "pskb_expand_head", SEND | RECV, ("fexit",), copies=True),
+    Hook("bounce", "swiotlb_bounce", SEND | RECV, CALL, "memcpy", copies=True),
 )
 
 # A callee by all the names the compiler may call it.

@@ -41,6 +41,11 @@ class Board:
         return self.inputs.with_role(SENDER)
 
     @property
+    def bounces(self) -> bool:
+        """Whether nothing that a device reads or writes is the driver's own memory."""
+        return "swiotlb" in dict(self.inputs.manifest.options)
+
+    @property
     def receiver(self) -> GuestInputs | None:
         return self.inputs.with_role(RECEIVER)
 
@@ -185,6 +190,7 @@ def label(place: Place) -> str:
         PlaceKind.SKB_LINEAR: "skb linear area",
         PlaceKind.SKB_FRAG: "skb frag",
         PlaceKind.RX_BUFFER: "RX buffer",
+        PlaceKind.BOUNCE: "bounce buffer",
         PlaceKind.WIRE: "wire",
         PlaceKind.KERNEL: "kernel memory",
     }

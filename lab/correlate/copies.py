@@ -25,6 +25,8 @@ from lab.record import Kind as At
 
 PAGE_TO_SKB = "virtio_net:page_to_skb"
 PAGE_TO_SKB_COPY = "virtio_net:page_to_skb>memcpy"
+# What copies between a driver's memory and a bounce buffer, either way.
+BOUNCE = "swiotlb_bounce"
 # Copies whose record names an skb: of the source for the first two, of both for the last.
 BETWEEN_SKBS = frozenset({"skb_copy_bits", "skb_copy_and_csum_bits", "pskb_expand_head"})
 
@@ -201,7 +203,7 @@ class Copies:
         # is known to be another's only where the hook that says so is attached.
         if record.hook != PAGE_TO_SKB_COPY:
             return False
-        filled = self.memory.guest.hook(filled_by(self.board.inputs.manifest.device))
+        filled = self.memory.guest.hook(filled_by(self.board.inputs.manifest))
         return filled is not None and filled.attached and not filled.left_out
 
     def _orphans(self, copy: Copy, known: list[Held]) -> list[Held]:
@@ -335,7 +337,7 @@ class Copies:
         user = bool(record.flags & Flag.DST_USER)
         return self.board.place(
             name,
-            PlaceKind.USER if user else PlaceKind.KERNEL,
+            PlaceKind.USER if user else self._kind(record, part),
             held=(part.message, part.offset, part.size),
             virtual=virtual,
             extents=runs,
@@ -344,6 +346,15 @@ class Copies:
             pid=record.tgid if user else 0,
             evidence=[record.id],
         )
+
+    def _kind(self, record: Record, part: Held) -> PlaceKind:
+        made = self.board.made_by.get(part.place.id)
+        written = made is not None and made.mover is Mover.DEVICE
+        bounced = record.hook.startswith(BOUNCE)
+        if written and (bounced or self.board.bounces):
+            part.place.kind = PlaceKind.BOUNCE  # the device's, and not the driver's own
+            return PlaceKind.RX_BUFFER
+        return PlaceKind.BOUNCE if bounced else PlaceKind.KERNEL
 
     def _grow(
         self, record: Record, part: Held, virtual: int, runs: list[tuple[int, int]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from lab.rundir import Manifest
+
 # The driver is given an skb to transmit: by the device it drives.
 XMIT_OF = {"virtio-net-pci": "virtio_net:start_xmit", "e1000e": "e1000e:e1000_xmit_frame"}
 DRIVER_XMIT = frozenset(XMIT_OF.values())
@@ -34,9 +36,20 @@ RECEIVE_SIDE = frozenset(
 )
 
 
-def filled_by(device: str) -> str:
-    """Return the hook that says which buffers the link's device filled.
+def uses_dma_api(manifest: Manifest) -> bool:
+    """Tell whether the driver of the link's device gets its addresses from the DMA API.
 
-    The driver of a virtio device need not use the DMA API; those of others must.
+    That of a virtio device need not, unless it is behind an IOMMU or bounces; others must.
     """
-    return RECEIVE_BUF if device.startswith("virtio") else DMA_UNMAP
+    options = dict(manifest.options)
+    return "iommu" in options or "swiotlb" in options or not manifest.device.startswith("virtio")
+
+
+def filled_by(manifest: Manifest) -> str:
+    """Return the hook that says which buffers the link's device filled."""
+    return DMA_UNMAP if uses_dma_api(manifest) else RECEIVE_BUF
+
+
+def given_by(manifest: Manifest) -> str:
+    """Return the hook that says which memory the link's device was given to read."""
+    return DMA_MAP if uses_dma_api(manifest) else OUTBUF

@@ -13,6 +13,7 @@ from lab import capture, clock
 from lab import record as records
 from lab.capture import Frame
 from lab.clock import ClockMap
+from lab.correlate.hooks import DMA_MAP, DMA_UNMAP
 from lab.correlate.identity import Identity
 from lab.errors import TraceCorrupt
 from lab.record import Hook, Record, Trace
@@ -22,6 +23,8 @@ from lab.symbols import Symbols
 SENDER, RECEIVER = "sender", "receiver"  # roles of the workload
 ENOENT = 2
 KMOD, BPF = "probe:kmod", "probe:bpf"  # witnesses whose accounts are records
+# A device's address, the physical one it stood for, how many bytes on, and the evidence.
+Mapping = tuple[int, int, int, str]
 MOST_MESSAGES = 120_000  # twelve times what a playbook may ask for
 
 
@@ -67,6 +70,15 @@ class GuestInputs:
     def direct_map(self) -> int | None:
         """Where the direct map begins, as the records say; None where none says so."""
         return self.distances.most_common(1)[0][0] if self.distances else None
+
+    @property
+    def mappings(self) -> tuple[Mapping, ...]:
+        """What addresses of a device stood for, as the DMA API's records say."""
+        return tuple(
+            (record.aux, record.src_phys, record.size, record.id)
+            for record in self.records
+            if record.hook in (DMA_MAP, DMA_UNMAP) and record.aux and record.src_phys
+        )
 
     @property
     def hooks(self) -> tuple[Hook, ...]:

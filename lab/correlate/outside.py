@@ -17,7 +17,7 @@ from lab.access import AccessLog
 from lab.accesses import Accesses, CopySeen, Hold
 from lab.correlate.devices import arrivals, buffer_parts, header_in_front
 from lab.correlate.identity import Identity
-from lab.correlate.inputs import SENDER, GuestInputs, Inputs
+from lab.correlate.inputs import SENDER, GuestInputs, Inputs, Mapping
 from lab.correlate.rings import RingWitness
 from lab.correlate.spans import Index, missing
 from lab.correlate.types import Disagreement, Flow, Kind, Movement, PlaceKind, Unexplained
@@ -26,6 +26,10 @@ from lab.record import Context, Flag, Hook, Record
 from lab.record import Kind as At
 
 WITNESS = "access-log"
+# Intel VT-d, an entry of a second-level page table: read and write, and what page it maps.
+IOMMU_ENTRY = 8
+IOMMU_ALLOWED = 3
+IOMMU_ADDRESS = 0x000F_FFFF_FFFF_F000
 MOST_EVIDENCE = 8  # ids of one movement; a byte-wise copy of 64 KiB has more
 
 # Functions that only copy, for whoever calls them: the caller says what the copy was for.
@@ -42,6 +46,7 @@ class OutsideGuest(GuestInputs):
     seen: Accesses
     identity: Identity
     probes: frozenset[str]  # the modules that watched, as functions of theirs are named
+    entered: tuple[Mapping, ...]  # in the IOMMU's tables
 
     @cached_property
     def records(self) -> tuple[Record, ...]:
@@ -52,6 +57,10 @@ class OutsideGuest(GuestInputs):
         """
         copies = sorted(self.seen.copies, key=lambda copy: copy.first)
         return tuple(_record(self, copy) for copy in copies if copy.function not in self.probes)
+
+    @property
+    def mappings(self) -> tuple[Mapping, ...]:
+        return self.entered
 
     @cached_property
     def owners(self) -> dict[int, int]:
@@ -129,7 +138,22 @@ def _outside(
         seen=seen,
         identity=identity,
         probes=frozenset(f"[{section.name}]" for section in sections),
+        entered=tuple(_entered(guest, log)),
     )
+
+
+def _entered(guest: GuestInputs, log: AccessLog) -> Iterator[Mapping]:
+    """Yield what CPUs were seen to store in the entries of the IOMMU's tables."""
+    queues = guest.rings.queues if guest.rings is not None else ()
+    entries = {
+        entry for queue in queues for gate in queue.gates for entry in gate.entries
+    }  # of addresses that were mapped no longer at a gate
+    for page, at in sorted(entries):
+        for one in log.touching(at, at + IOMMU_ENTRY):
+            value = one.bytes[at - one.physical :][:IOMMU_ENTRY] if one.store else b""
+            entry = int.from_bytes(value, "little") if len(value) == IOMMU_ENTRY else 0
+            if entry & IOMMU_ALLOWED:
+                yield page, entry & IOMMU_ADDRESS, 1 << 12, one.id
 
 
 def _without_notes(inputs: Inputs, guest: GuestInputs, log: AccessLog) -> AccessLog:
@@ -194,15 +218,13 @@ def _received_into(
     if sender is None:
         return []
     wire = correlate.walk_to_wire(sender, inputs)
-    filled = RingWitness(guest.name, guest.rings).filled()
+    filled = [one for one in RingWitness(guest).filled() if one.physical is not None]
     out: list[Hold] = []
     for arrival in arrivals(wire, guest, sender):
         data = arrival.frame.data
         for found in filled:
-            header, start = (
-                header_in_front(found.used or 0, arrival.frame),
-                found.descriptor.address,
-            )
+            header = header_in_front(found.used or 0, arrival.frame)
+            start = found.physical or 0
             if header is not None and _shown(log, start + header, data):
                 out += [
                     (start + part.at, start + part.at + part.size, part.message, part.offset)

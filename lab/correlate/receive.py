@@ -11,7 +11,7 @@ from lab.correlate.holdings import PHYSICAL, Extent, Held
 from lab.correlate.hooks import DMA_UNMAP, filled_by
 from lab.correlate.inputs import GuestInputs
 from lab.correlate.memory_map import GuestMap
-from lab.correlate.rings import Found, RingWitness
+from lab.correlate.rings import Found, RingWitness, device_address, named
 from lab.correlate.spans import Index
 from lab.correlate.types import Certainty, Gap, Kind, Movement, Mover, PlaceKind
 from lab.record import Record
@@ -33,8 +33,10 @@ class Receive:
         self.sender = sender
         self.guest = memory.guest
         self._waiting = deque(arrivals)
-        self.rings = RingWitness(self.guest.name, self.guest.rings)
-        self.filled = filled_by(board.inputs.manifest.device)
+        self.rings = RingWitness(self.guest)
+        self.filled = filled_by(board.inputs.manifest)
+        virtio = board.inputs.manifest.device.startswith("virtio")
+        self._headers = DEVICE_HEADERS if virtio else (0,)
 
     def begin(self) -> None:
         """Place frames by the rings alone, where no hook says which buffer was filled."""
@@ -96,8 +98,7 @@ class Receive:
             reason = f"{self.filled} was not attached"
         else:
             reason = f"{self.filled} saw no buffer with this frame"
-        rings = "the rings show none" if self.rings.present else "the rings were not read"
-        return f"{reason}, and {rings}"
+        return f"{reason}, and {self.rings.silence('rx')}"
 
     def _holds(self, record: Record, arrival: Arrival, header: int) -> bool:
         data = arrival.frame.data
@@ -129,37 +130,38 @@ class Receive:
         if more > 0:
             self._rest(arrival, physical, record.size - header, more)
 
-    def _piece(self, record: Record) -> tuple[Arrival, int] | None:
+    def _piece(self, record: Record) -> tuple[Arrival, int, int] | None:
         # A buffer is taken back whole, however much of it is filled, and a frame may go over
         # several: where in the frame a buffer's bytes come from say the bytes.
         for arrival in self._waiting:
             rest = arrival.frame.data[arrival.covered :]
-            shown = record.bytes[: len(rest)]
-            alike = _alike(shown, rest)
-            if shown and alike == len(shown):
-                return arrival, min(record.size, len(rest))
-            if alike >= HEADERS:  # headers alone, the rest lies in the next buffer
-                return arrival, alike
+            for header in (0,) if arrival.covered else self._headers:
+                shown = record.bytes[header:][: len(rest)]
+                alike = _alike(shown, rest)
+                if shown and alike == len(shown):
+                    return arrival, header, min(record.size - header, len(rest))
+                if alike >= HEADERS:  # headers alone, the rest lies in the next buffer
+                    return arrival, header, alike
         return None
 
-    def _fill_piece(self, record: Record, arrival: Arrival, size: int) -> None:
+    def _fill_piece(self, record: Record, arrival: Arrival, header: int, size: int) -> None:
         skip = arrival.covered
         arrival.taken = True
         arrival.covered += size
         if arrival.covered == len(arrival.frame.data):
             self._waiting.remove(arrival)
         physical = record.src_phys or self.memory.to_physical(record.src)
-        found = self.rings.covering("rx", physical, size)
+        found = self.rings.covering("rx", physical, header + size, device=device_address(record))
         self._check_ring(record, arrival, found)
         self._write(
             arrival,
-            buffer_parts(arrival, 0, skip, size),
+            buffer_parts(arrival, header, skip, header + size),
             virtual=record.src,
             extents=self.memory.kernel(record.src, record.size, record.src_phys),
-            size=size,
+            size=header + size,
             tsc=record.tsc,
             evidence=[record.id] + ([found.evidence] if found else []),
-            confirmed={"probe:kmod", "wire"} | ({"rings"} if found else set()),
+            confirmed={self.guest.witness, "wire"} | ({"rings"} if found else set()),
         )
         self._check_order(record, arrival)
 
@@ -173,8 +175,12 @@ class Receive:
         """Place what a buffer holds of a frame; tell whether it was seen to hold it."""
         size = found.used or 0
         parts = buffer_parts(arrival, header, skip, size)
-        start = found.descriptor.address
-        if not parts or not all(self._content_seen(start + part.at, part) for part in parts):
+        start = found.physical
+        if (
+            start is None
+            or not parts
+            or not all(self._content_seen(start + part.at, part) for part in parts)
+        ):
             return False
         arrival.taken = True
         self._write(
@@ -290,7 +296,7 @@ class Receive:
                     "descriptor",
                     self.guest.name,
                     message,
-                    f"the driver found the frame at 0x{record.src_phys:x} and no descriptor "
+                    f"the driver found the frame at {named(record)} and no descriptor "
                     f"of the ring covers it",
                     evidence,
                 )

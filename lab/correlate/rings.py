@@ -1,11 +1,19 @@
-"""What the descriptor tables in guest RAM say about one physical range."""
+"""What the descriptor tables in guest RAM say about one physical range.
+
+Behind an IOMMU a descriptor holds an address of the device.  What that stands for the IOMMU's
+tables say, as far as they mapped it when a ring was read, the records of the DMA API, and in the
+access log what was stored in the tables; where none does, it is not known.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from lab.rundir import Descriptor, Queue, RingGate, Rings
+from lab.correlate.hooks import DMA_MAP, DMA_UNMAP
+from lab.correlate.inputs import GuestInputs
+from lab.record import Record
+from lab.rundir import Descriptor, Queue, RingGate
 
 ARMED = "armed"  # the gate before anything was sent
 PAGE_BITS = 12
@@ -21,20 +29,38 @@ class Found:
     gate: str
     queue: Queue
     descriptor: Descriptor
+    physical: int | None  # where its buffer begins; None where nothing says it
     used: int | None  # bytes the device says it wrote; None where no gate shows it used
+    because: tuple[str, ...] = ()  # what says where it begins, if not the rings
 
     @property
     def evidence(self) -> str:
         return f"{self.guest}/rings.json#{self.gate}/{self.queue.kind}/{self.descriptor.id}"
 
 
+def device_address(record: Record) -> int | None:
+    """Return the address its device has of the memory a record names, where the record says it."""
+    return record.aux if record.hook in (DMA_MAP, DMA_UNMAP) and record.aux else None
+
+
+def named(record: Record) -> str:
+    """Name a record's memory: by its physical address, and the device's where that differs."""
+    device = device_address(record)
+    other = "" if device in (None, record.src_phys) else f" (device address 0x{device:x})"
+    return f"0x{record.src_phys:x}{other}"
+
+
 class RingWitness:
     """Looks descriptors up in one guest's rings.json."""
 
-    def __init__(self, guest: str, rings: Rings | None) -> None:
-        self.guest = guest
-        self.rings = rings
-        self._pages: dict[str, dict[int, list[Found]]] = {}
+    def __init__(self, guest: GuestInputs) -> None:
+        self.guest = guest.name
+        self.rings = guest.rings
+        self.translated = guest.rings is not None and any(
+            queue.translated for queue in guest.rings.queues
+        )
+        self._mappings = guest.mappings if self.translated else ()
+        self._pages: dict[tuple[str, bool], dict[int, list[Found]]] = {}
 
     @property
     def present(self) -> bool:
@@ -54,54 +80,67 @@ class RingWitness:
             default=0,
         )
 
-    def covering(self, kind: str, physical: int, size: int) -> Found | None:
-        """Return a descriptor that covers a range, one shown as used rather than another."""
+    def covering(
+        self, kind: str, physical: int, size: int, *, device: int | None = None
+    ) -> Found | None:
+        """Return a descriptor that covers a range, one shown as used rather than another.
+
+        Behind an IOMMU by the address that the device has of the range, if that is known; then
+        its tables must not say that it stood for other memory.
+        """
+        by_device = self.translated and device is not None
+        wanted = device if by_device and device is not None else physical
         best: Found | None = None
-        for found in self._index(kind).get(physical >> PAGE_BITS, []):
-            descriptor = found.descriptor
-            end = descriptor.address + descriptor.length
-            if descriptor.address <= physical and physical + size <= end:
-                best = found
-                if found.used is not None:
-                    break
+        for found in self._index(kind, by_device=by_device).get(wanted >> PAGE_BITS, []):
+            start = found.descriptor.address if by_device else found.physical
+            if start is None or not start <= wanted <= start + found.descriptor.length - size:
+                continue
+            if by_device and found.physical not in (None, physical - (wanted - start)):
+                continue  # the address was given to other memory by then
+            best = found
+            if found.used is not None:
+                break
         return best
 
-    def _index(self, kind: str) -> dict[int, list[Found]]:
-        # By page: a queue is gone through once, not once for every frame.
-        if kind not in self._pages:
-            pages: dict[int, list[Found]] = {}
-            for queue, gate, descriptor in self._descriptors(kind):
-                if descriptor.flags & Descriptor.INDIRECT or not self._fits(kind, descriptor):
-                    continue
-                found = Found(
-                    guest=self.guest,
-                    gate=gate.name,
-                    queue=queue,
-                    descriptor=descriptor,
-                    used=_used(queue, descriptor.id),
-                )
-                last = descriptor.address + min(descriptor.length, MOST_LENGTH)
-                for page in range(descriptor.address >> PAGE_BITS, (last >> PAGE_BITS) + 1):
-                    pages.setdefault(page, []).append(found)
-            self._pages[kind] = pages
-        return self._pages[kind]
-
     def sent(self) -> list[Found]:
-        """Return the descriptors a device may have read from, each address once."""
+        """Return the descriptors a device may have read from, each address once.
+
+        Behind an IOMMU once for each piece of memory that its address is known to have stood for.
+        """
         seen: dict[tuple[int, int], Found] = {}
-        for queue, gate, descriptor in self._descriptors("tx"):
-            if descriptor.flags & (Descriptor.INDIRECT | Descriptor.WRITE):
-                continue
+        for found in self._all("tx"):
+            descriptor = found.descriptor
             key = descriptor.address, descriptor.length
-            if descriptor.length and key not in seen:
-                seen[key] = Found(
-                    guest=self.guest,
-                    gate=gate.name,
-                    queue=queue,
-                    descriptor=descriptor,
-                    used=_used(queue, descriptor.id),
-                )
-        return list(seen.values())
+            if descriptor.flags & Descriptor.WRITE or not descriptor.length:
+                continue
+            seen.setdefault(key, found)
+        return [
+            one
+            for found in seen.values()
+            for one in ([found] if found.physical is not None else self._by_records(found))
+        ]
+
+    def unknown(self, kind: str) -> list[Found]:
+        """Return the descriptors of whose addresses nothing says what memory they stand for."""
+        out = {
+            found.descriptor.address: found
+            for found in self._all(kind)
+            if found.descriptor.length and found.physical is None and not self._by_records(found)
+        }
+        return list(out.values())
+
+    def silence(self, kind: str) -> str:
+        """Say why the rings do not help either."""
+        if not self.present:
+            return "the rings were not read"
+        unknown = self.unknown(kind) if self.translated else []
+        if not unknown:
+            return "the rings show none"
+        first = unknown[0]
+        return (
+            f"of 0x{first.descriptor.address:x}, the device's address in {first.evidence}, "
+            f"no record and no table of the IOMMU says what memory it is"
+        )
 
     def indirect(self, kind: str) -> bool:
         """Tell whether a descriptor points at a table the rings do not show."""
@@ -126,28 +165,62 @@ class RingWitness:
             for number, length in _since(queue, first):
                 descriptor = posted.pop(number, None)
                 if descriptor is not None:
-                    out.append(
-                        Found(
-                            guest=self.guest,
-                            gate=first.name,
-                            queue=queue,
-                            descriptor=descriptor,
-                            used=length,
-                        )
-                    )
+                    found = self._found(queue, first, descriptor)
+                    out.append(replace(found, used=length))
         return out
 
     def after(self, physical: int, count: int) -> list[Found]:
         """Return the `count` buffers the device filled behind the one at an address."""
         filled = self.filled()
         for number, found in enumerate(filled):
-            if found.descriptor.address == physical:
+            if found.physical == physical:
                 return filled[number + 1 : number + 1 + count]
         return []
 
-    def _fits(self, kind: str, descriptor: Descriptor) -> bool:
-        writable = bool(descriptor.flags & Descriptor.WRITE)
-        return writable if kind == "rx" else not writable
+    # --- Descriptors ------------------------------------------------------------------------
+
+    def _index(self, kind: str, *, by_device: bool) -> dict[int, list[Found]]:
+        # By page: a queue is gone through once, not once for every frame.
+        if (kind, by_device) not in self._pages:
+            pages: dict[int, list[Found]] = {}
+            for found in self._all(kind):
+                start = found.descriptor.address if by_device else found.physical
+                if start is None or not _fits(kind, found.descriptor):
+                    continue
+                last = start + min(found.descriptor.length, MOST_LENGTH)
+                for page in range(start >> PAGE_BITS, (last >> PAGE_BITS) + 1):
+                    pages.setdefault(page, []).append(found)
+            self._pages[kind, by_device] = pages
+        return self._pages[kind, by_device]
+
+    def _all(self, kind: str) -> Iterator[Found]:
+        for queue, gate, descriptor in self._descriptors(kind):
+            if not descriptor.flags & Descriptor.INDIRECT:
+                yield self._found(queue, gate, descriptor)
+
+    def _found(self, queue: Queue, gate: RingGate, descriptor: Descriptor) -> Found:
+        address = descriptor.address
+        return Found(
+            guest=self.guest,
+            gate=gate.name,
+            queue=queue,
+            descriptor=descriptor,
+            physical=gate.mapped(address) if queue.translated else address,
+            used=_used(queue, descriptor.id),
+        )
+
+    def _by_records(self, found: Found) -> list[Found]:
+        # One address may have stood for one piece of memory after the other.
+        address = found.descriptor.address
+        known = {
+            physical + address - device: evidence
+            for device, physical, size, evidence in self._mappings
+            if device <= address < device + size
+        }
+        return [
+            replace(found, physical=physical, because=(evidence,))
+            for physical, evidence in known.items()
+        ]
 
     def _descriptors(self, kind: str) -> Iterator[tuple[Queue, RingGate, Descriptor]]:
         if self.rings is None:
@@ -156,6 +229,11 @@ class RingWitness:
             for gate in queue.gates:
                 for descriptor in gate.descriptors:
                     yield queue, gate, descriptor
+
+
+def _fits(kind: str, descriptor: Descriptor) -> bool:
+    writable = bool(descriptor.flags & Descriptor.WRITE)
+    return writable if kind == "rx" else not writable
 
 
 def _used(queue: Queue, number: int) -> int | None:

@@ -8,12 +8,12 @@ from lab.capture import Frame
 from lab.correlate.board import Board
 from lab.correlate.devices import Carried, Wire, stranded
 from lab.correlate.holdings import PHYSICAL, Extent, Held
-from lab.correlate.hooks import DMA_MAP, DRIVER_XMIT, OUTBUF
+from lab.correlate.hooks import DMA_MAP, DRIVER_XMIT, OUTBUF, given_by, uses_dma_api
 from lab.correlate.inputs import blame
 from lab.correlate.memory_map import GuestMap
-from lab.correlate.rings import Found, RingWitness
+from lab.correlate.rings import Found, RingWitness, device_address, named
 from lab.correlate.skbs import Skbs
-from lab.correlate.types import Certainty, Kind, Movement, Mover, PlaceKind
+from lab.correlate.types import Certainty, Kind, Movement, Mover, Place, PlaceKind
 from lab.record import Record
 
 
@@ -22,14 +22,18 @@ class Chain:
     """The descriptors of one frame, as the driver handed them over: segments in order."""
 
     records: list[Record] = field(default_factory=list)
+    asked: list[Record] = field(default_factory=list)  # to a virtqueue that then mapped `records`
 
     @property
     def size(self) -> int:
         return sum(record.size for record in self.records)
 
 
-def chains(records: tuple[Record, ...]) -> dict[int, Chain]:
-    """Return the chains of a trace by the number of the record that ends each."""
+def chains(records: tuple[Record, ...], *, mapped: bool = False) -> dict[int, Chain]:
+    """Return the chains of a trace by the number of the record that ends each.
+
+    `mapped`: what a virtqueue hands its device are the addresses that the DMA API gives it.
+    """
     out: dict[int, Chain] = {}
     now = Chain()
     given: Record | None = None  # to a driver, and nothing of it handed on yet by a virtqueue
@@ -40,7 +44,14 @@ def chains(records: tuple[Record, ...]) -> dict[int, Chain]:
             given = None
             if record.frags == 0:
                 now = Chain()
-            _append(out, now, record)
+            if mapped:
+                now.asked.append(record)
+            else:
+                _append(out, now, record)
+        elif record.hook == DMA_MAP and len(now.records) < len(now.asked):
+            asked = now.asked[len(now.records)]
+            if record.size == asked.size:
+                _append(out, now, record._replace(skb=asked.skb, frags=asked.frags))
         elif record.hook == DMA_MAP and given is not None:
             # The DMA API is told of memory, not of skbs; the driver's order says whose it is.
             _append(out, now, record._replace(skb=given.skb, frags=len(now.records)))
@@ -63,8 +74,9 @@ class Transmit:
         self.skbs = skbs
         self.wire = wire
         self.guest = memory.guest
-        self.rings = RingWitness(self.guest.name, self.guest.rings)
-        self._chains = chains(memory.records)
+        self.rings = RingWitness(self.guest)
+        mapped = uses_dma_api(board.inputs.manifest)
+        self._chains = chains(memory.records, mapped=mapped)
         self._last = next(reversed(self._chains.values()), None)
 
     def take(self, record: Record) -> None:
@@ -111,7 +123,8 @@ class Transmit:
             header,
             size=chain.size,
             tsc=chain.records[-1].tsc,
-            evidence=[entry.id for entry in chain.records] + [one.evidence for one in found],
+            evidence=[entry.id for entry in (*chain.records, *chain.asked)]
+            + [one.evidence for one in found],
             confirmed={self.guest.witness, "wire"} | ({"rings"} if found else set()),
         )
 
@@ -119,9 +132,8 @@ class Transmit:
         """Account for frames no record of a descriptor explains: by the rings, or not at all."""
         for found in self.rings.sent():
             descriptor = found.descriptor
-            extents = [
-                Extent(space=PHYSICAL, start=descriptor.address, size=descriptor.length, at=0)
-            ]
+            start = found.physical or 0
+            extents = [Extent(space=PHYSICAL, start=start, size=descriptor.length, at=0)]
             parts = self.memory.holdings.find(extents)
             claimed = self.wire.claim(descriptor.length, parts, b"") if parts else None
             if claimed is not None:
@@ -132,7 +144,7 @@ class Transmit:
                     header,
                     size=descriptor.length,
                     tsc=max(part.place.born for part in parts),
-                    evidence=[found.evidence],
+                    evidence=[found.evidence, *found.because],
                     confirmed={"rings", "wire"},
                 )
         why = "no descriptor that covers them is known: " + self._why_no_descriptor()
@@ -191,7 +203,8 @@ class Transmit:
         if not self.rings.present:
             return []
         found = [
-            self.rings.covering("tx", record.src_phys, record.size) for record in chain.records
+            self.rings.covering("tx", record.src_phys, record.size, device=device_address(record))
+            for record in chain.records
         ]
         if all(found):
             return [one for one in found if one is not None]
@@ -202,7 +215,7 @@ class Transmit:
                 "descriptor",
                 self.guest.name,
                 parts[0].message,
-                f"the driver handed 0x{chain.records[0].src_phys:x} to the device and no "
+                f"the driver handed {named(chain.records[0])} to the device and no "
                 f"descriptor of the ring covers it",
                 [record.id for record in chain.records],
             )
@@ -230,7 +243,7 @@ class Transmit:
         )
 
     def _why_no_descriptor(self) -> str:
-        name = OUTBUF if self.board.inputs.manifest.device.startswith("virtio") else DMA_MAP
+        name = given_by(self.board.inputs.manifest)
         hook = self.guest.hook(name)
         if hook is not None and hook.left_out:
             reason = f"{name} was left out"
@@ -238,8 +251,14 @@ class Transmit:
             reason = f"{name} was not attached"
         else:
             reason = blame(self.guest, None)
-        rings = "the rings show none" if self.rings.present else "the rings were not read"
-        return f"{reason}, and {rings}"
+        return f"{reason}, and {self.rings.silence('tx')}"
+
+    def _bounced(self, place: Place) -> bool:
+        """Tell whether a place is a bounce buffer: a copy from kernel memory made it."""
+        made = self.board.made_by.get(place.id)
+        if made is None or made.kind is not Kind.COPY:
+            return False
+        return self.board.bounces and made.source.kind is not PlaceKind.USER
 
     def _read(
         self,
@@ -254,6 +273,8 @@ class Transmit:
     ) -> None:
         on_wire = []
         for part in parts:
+            if part.place.kind is PlaceKind.KERNEL and self._bounced(part.place):
+                part.place.kind = PlaceKind.BOUNCE
             place = self.wire.place(frame, part, self.guest.name)
             held = part._replace(place=place, at=part.at - header, reads=part.reads + 1)
             movement = Movement(

@@ -16,6 +16,7 @@ class PlaceKind(StrEnum):
     SKB_LINEAR = "skb-linear"
     SKB_FRAG = "skb-frag"
     RX_BUFFER = "rx-buffer"
+    BOUNCE = "bounce"  # between a driver's memory and its device
     WIRE = "wire"
     # Kernel memory that holds message bytes and that no record ties to an skb.
     KERNEL = "kernel"

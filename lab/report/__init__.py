@@ -40,6 +40,7 @@ PLACES = {
     "skb-linear": "skb",
     "skb-frag": "frag",
     "rx-buffer": "rx",
+    "bounce": "bounce",
     "wire": "wire",
     "kernel": "kernel",
 }
@@ -48,6 +49,7 @@ LONG_PLACES = {
     "skb-linear": "skb linear",
     "skb-frag": "skb frag",
     "rx-buffer": "RX buffer",
+    "bounce": "bounce buffer",
     "kernel": "kernel memory",
 }
 

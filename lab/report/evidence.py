@@ -11,7 +11,7 @@ from lab.capture import Frame
 from lab.errors import LabError
 from lab.ledger import Message
 from lab.record import Context, Flag, Record
-from lab.rundir import GuestDir, RunDir
+from lab.rundir import Descriptor, GuestDir, Queue, RingGate, RunDir
 from lab.symbols import Symbols
 
 ROW = 16  # bytes of a line of a hex dump
@@ -218,7 +218,7 @@ class Archive:
                     title=f"descriptor {one.id} of the {kind.upper()} ring, at gate '{gate}'",
                     fields=(
                         ("says", f"descriptor {one.id}: 0x{one.address:x} + {one.length}"),
-                        ("physical", f"0x{one.address:x}"),
+                        *_behind(queue, moment, one),
                         ("length", f"{one.length} bytes"),
                         ("flags", f"{one.flags} ({ways})"),
                         ("ring", f"available {moment.avail_idx}, used {moment.used_idx}"),
@@ -241,6 +241,14 @@ class Archive:
                 ("searched", f"{moment.scanned_bytes} bytes of RAM"),
             ),
         )
+
+
+def _behind(queue: Queue, gate: RingGate, one: Descriptor) -> list[tuple[str, str]]:
+    if not queue.translated:
+        return [("physical", f"0x{one.address:x}")]
+    physical = gate.mapped(one.address)
+    stood = "mapped to nothing by then" if physical is None else f"0x{physical:x}"
+    return [("device address", f"0x{one.address:x}"), ("physical", stood)]
 
 
 def _split(evidence: str) -> tuple[str, str]:
@@ -298,7 +306,9 @@ def _fields(found: Record, shelf: Shelf) -> Iterator[tuple[str, str]]:
         yield "called from", shelf.symbols.show(found.caller)
     if found.kind is record.Kind.CALLSITE:
         yield "instruction", shelf.symbols.show(found.aux)
+    mapped = found.hook.startswith(("dma_map_", "dma_unmap_"))
     for name, value in (
+        ("device address", found.aux if mapped else 0),
         ("source", found.src),
         ("source, physical", found.src_phys),
         ("target", found.dst),

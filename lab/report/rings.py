@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lab.rundir import Rings
-from lab.rundir.artefacts import Queue, RingGate
+from lab.rundir.artefacts import Descriptor, Queue, RingGate
 
 ORDER = ("armed", "sent", "received")
 MOST = 6  # descriptors of a message that are marked and told
@@ -75,14 +75,21 @@ def _strip(gate: RingGate, queue: Queue) -> Strip:
     return Strip(gate=gate.name, available=gate.avail_idx, used=gate.used_idx, runs=tuple(runs))
 
 
+def address(queue: Queue, gate: RingGate, one: Descriptor) -> str:
+    """Return the address a descriptor holds, and what it stood for where that is another."""
+    if not queue.translated:
+        return f"physical 0x{one.address:x}"
+    physical = gate.mapped(one.address)
+    stood = "nothing any more" if physical is None else f"physical 0x{physical:x}"
+    return f"device address 0x{one.address:x} for {stood}"
+
+
 def _told(queue: Queue, words: Sequence[str]) -> str:
     gate, _, number = words
     for moment in queue.gates:
         if moment.name == gate:
             for one in moment.descriptors:
                 if one.id == int(number):
-                    return (
-                        f"descriptor {one.id} at gate '{gate}': physical 0x{one.address:x}, "
-                        f"{one.length} bytes"
-                    )
+                    where = address(queue, moment, one)
+                    return f"descriptor {one.id} at gate '{gate}': {where}, {one.length} bytes"
     return f"descriptor {number} at gate '{gate}'"

@@ -9,6 +9,7 @@ PLACES = {
     "skb-linear": "skb linear area",
     "skb-frag": "skb frag",
     "rx-buffer": "RX buffer",
+    "bounce": "bounce buffer",
     "kernel": "kernel memory",
     "wire": "the wire",
 }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 
 from lab.rundir.fields import Json
 
@@ -156,7 +158,7 @@ class Census:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Descriptor:
-    """One entry of a descriptor table."""
+    """One entry of a descriptor table; `address` is the device's, behind an IOMMU no physical."""
 
     id: int
     address: int
@@ -178,6 +180,18 @@ class RingGate:
     used_idx: int
     descriptors: tuple[Descriptor, ...]
     used: tuple[tuple[int, int], ...]  # descriptor id and length, as the used ring says
+    # Device address, physical address, size: what the IOMMU's tables mapped then.
+    behind: tuple[tuple[int, int, int], ...] = ()
+    # Device page, and where the entry is that mapped it before.
+    entries: tuple[tuple[int, int], ...] = ()
+
+    def mapped(self, address: int) -> int | None:
+        """Return the physical address that a device's address stood for, None for nothing."""
+        at = bisect_right(self.behind, address, key=itemgetter(0)) - 1
+        if at < 0:
+            return None
+        device, physical, size = self.behind[at]
+        return physical + address - device if address < device + size else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,6 +202,7 @@ class Queue:
     index: int
     size: int
     gates: tuple[RingGate, ...]
+    translated: bool = False  # the device is behind an IOMMU
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -219,6 +219,7 @@ def _queue(fields: Fields) -> Queue:
         index=fields.size("index", 0),
         size=fields.size("size", 0),
         gates=tuple(_ring_gate(gates.inner(name), name) for name in gates.values),
+        translated=fields.has("device"),
     )
 
 
@@ -233,6 +234,8 @@ def _ring_gate(fields: Fields, name: str) -> RingGate:
         used_idx=fields.size("used_idx", 0),
         descriptors=descriptors,
         used=tuple((row[0], row[1]) for row in fields.integers("used", 2)),
+        entries=tuple((row[0], row[1]) for row in fields.integers("entries", 2)),
+        behind=tuple(sorted((row[0], row[1], row[2]) for row in fields.integers("behind", 3))),
     )
 
 

@@ -263,3 +263,46 @@ def test_other_links_are_accounted_for(
     )
     done = up("lab.run", str(path))
     assert 0 == done.code, done.out + done.err
+
+
+def link_playbook(folder: Path, link: str, expect: str) -> str:
+    path = folder / "link.yaml"
+    path.write_text(
+        f"playbook: link\nquestion: Is it?\nlink: {{{link}}}\n"
+        "workload: {over: link, protocol: udp, size: 16}\n"
+        f"expect: {{complete: yes, device-reads: 1, device-writes: 1, {expect}}}\n"
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("link", "options", "copies"),
+    [
+        ("iommu: on", (), 3),
+        ("iommu: on", ("--probes", "none"), 3),
+        ("device: e1000e, swiotlb: force", (), 5),
+        ("mrg_rxbuf: off", ("--kernel", "6.1"), 2),
+    ],
+)
+def test_a_device_that_has_not_the_driver_s_memory_is_accounted_for(
+    invoke: Invoke, tmp_path: Path, link: str, options: tuple[str, ...], copies: int
+) -> None:
+    """By an IOMMU's addresses, by bounce buffers, by buffers with room for an skb in front."""
+    path = link_playbook(tmp_path, link, f"guest-cpu-copies: {copies}")
+    done = invoke("lab.run", path, *options, lab=f"{LAB}-link")
+    assert 0 == done.code, done.out + done.err
+    (message,) = ledger(done)["messages"]
+    for movement in message["movements"]:
+        if movement["mover"] == "device":
+            assert "rings" in movement["confirmed_by"]
+        elif not options:
+            assert "access-log" in movement["confirmed_by"]
+    bounces = [place for place in message["places"] if place["place"] == "bounce"]
+    assert (2 if "swiotlb" in link else 0) == len(bounces)
+
+
+def test_a_bounce_whose_hook_is_left_out_is_missed(invoke: Invoke, tmp_path: Path) -> None:
+    path = link_playbook(tmp_path, "device: e1000e, swiotlb: force", "guest-cpu-copies: 5")
+    done = invoke("lab.run", path, "--without", "swiotlb_bounce>memcpy", lab=f"{LAB}-link")
+    assert 6 == done.code, done.err
+    assert "swiotlb_bounce>memcpy was left out" in done.out

@@ -169,7 +169,7 @@ def test_hooks_and_programs_are_called_alike() -> None:
     programs = (source / "probe.bpf.c").read_text(encoding="utf-8")
 
     assert [hook.id for hook in hooks.HOOKS] == re.findall(r"\tHOOK\((\w+)\)", header)
-    macros = r"^(?:COPY_CALL|COPY_FOUR|PACKET|WALK)\((\w+),"
+    macros = r"^(?:COPY_CALL|MEMCPY_CALL|COPY_FOUR|PACKET|WALK)\((\w+)[,)]"
     made_by_macro = set(re.findall(macros, programs, re.MULTILINE))
     for hook in hooks.HOOKS:
         for way in hook.ways:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -845,8 +846,9 @@ def test_an_index_finds_what_overlaps() -> None:
     assert ["long", "b"] == [value for _, _, value in index.touching(20, 31)]
 
 
-def test_rings_that_were_not_read_say_nothing() -> None:
-    rings = RingWitness("sender", None)
+def test_rings_that_were_not_read_say_nothing(tmp_path: Path) -> None:
+    guest = correlate.load(cooked.nic(tmp_path).serve()).guests[0]
+    rings = RingWitness(dataclasses.replace(guest, rings=None))
 
     assert not rings.present
     assert rings.covering("tx", 0, 1) is None

@@ -12,6 +12,7 @@ from lab.correlate import outside
 from lab.correlate.types import Kind, Movement
 from lab.rundir import RunDir
 from tests.unit import cooked
+from tests.unit.cooked_dma import SHIFT, behind_iommu
 
 Row = dict[str, Any]
 TEXT = 0xFFFF_FFFF_8150_0000
@@ -47,6 +48,34 @@ def write(run: RunDir, logs: dict[str, list[Row]], **header: Any) -> None:
 def run(request: pytest.FixtureRequest, tmp_path: Path) -> RunDir:
     cook = {"nic": cooked.nic, "loopback": cooked.loopback}[request.param](tmp_path)
     return cook.serve()
+
+
+@pytest.mark.parametrize("entry", [0x0100_0000 | 3, 0x0100_0000], ids=["mapped", "not allowed"])
+def test_what_was_stored_in_an_iommu_s_table_says_what_the_device_read(
+    tmp_path: Path, entry: int
+) -> None:
+    """Nobody in the guest is asked: the rings hold the device's address, the log what it was."""
+    cook = behind_iommu(cooked.nic(tmp_path))
+    page, slot = (0x0100_0000 + SHIFT), 0x0505_0000
+    for gate in cook.sender.queues["tx"]["gates"].values():
+        gate["entries"] = [[f"{page:#x}", f"{slot:#x}"]]
+    run = cook.serve()
+    logs = logged(run)
+    stored = {"bytes": entry.to_bytes(8, "little"), "phys": slot, "virt": slot, "store": True}
+    logs["sender"].append({**stored, "ip": TEXT, "call": 99, "tsc": 999})
+    write(run, logs)
+
+    log = outside.look(correlate.load(run))
+    assert log is not None
+    flow = correlate.follow(log.inputs)
+
+    reads = [one for one in flow.movements if one.kind is Kind.DMA_READ]
+    if entry & 3:
+        assert not flow.gaps
+        assert any("sender/access.bin#" in one for one in reads[0].evidence)
+    else:
+        assert not reads
+        assert "no record and no table of the IOMMU says" in flow.gaps[0].why
 
 
 def test_both_accounts_confirm_every_copy(run: RunDir) -> None:
