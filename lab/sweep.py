@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from lab import experiment, paths, playbook, report, rundir, spec
+from lab.correlate.hooks import DRIVER_XMIT
 from lab.errors import LabError
 from lab.experiment import message as exchange
 from lab.journal import Journal
 from lab.ledger import Ledger, Message
-from lab.report.tables import WIDTH
+from lab.report.blocks import Block, Table, paragraph
+from lab.report.tables import WIDTH, some
 
 SCHEMA = 1
 LO = "lo"
@@ -153,6 +155,8 @@ def run(
             results[number] = Result(asked=cell, state=UNAVAILABLE, reason=reason)
     rest = [number for number in range(len(wanted)) if number not in results]
     rest.sort(key=lambda number: _topology(wanted[number]))
+    progress = _Progress(journal, len(rest))
+    progress.begin(len({_topology(wanted[number]) for number in rest}), len(results))
     for _, group in groupby(rest, key=lambda number: _topology(wanted[number])):
         mine = list(group)
         station = _Station(
@@ -161,7 +165,7 @@ def run(
         )  # fmt: skip
         for number, result in station.measure(mine, wanted):
             results[number] = result
-            _tell(journal, len(results), len(wanted), result)
+            progress.tell(result)
             _keep(asked, folder, results)  # what was measured stays, however the sweep ends
     return _keep(asked, folder, results)
 
@@ -264,13 +268,36 @@ def _why_unproven(outcome: exchange.Answer) -> str:
     return "; ".join(f"expected {failure}" for failure in outcome.failures)
 
 
-def _tell(journal: Journal, done: int, count: int, result: Result) -> None:
-    work = result.asked.workload
-    where = " ".join(word for word in result.path if word != "-")
-    journal.say(
-        f"{done:>4} of {count}  {where} {work.size} bytes: "
-        f"{_counted(result) or result.state}  {result.seconds:.1f} s"
-    )
+class _Progress:
+    """Says what each cell came to, and how long the others may take."""
+
+    def __init__(self, journal: Journal, count: int) -> None:
+        self.journal = journal
+        self.count = count
+        self.done = 0
+        self.start = time.monotonic()
+
+    def begin(self, topologies: int, unavailable: int) -> None:
+        cannot = f", {unavailable} more cannot run here" if unavailable else ""
+        self.journal.say(
+            f"{some(self.count, 'cell')} on {some(topologies, 'topology', 'topologies')}{cannot}"
+        )
+
+    def tell(self, result: Result) -> None:
+        self.done += 1
+        # Bring-ups are part of what was passed, as of what is to come.
+        left = (time.monotonic() - self.start) / self.done * (self.count - self.done)
+        where = " ".join(word for word in result.path if word != "-")
+        self.journal.say(
+            f"{self.done:>4} of {self.count}  {where} {result.asked.workload.size} bytes: "
+            f"{_counted(result) or result.state}  {result.seconds:.1f} s{_left(left)}"
+        )
+
+
+def _left(seconds: float) -> str:
+    if not seconds:
+        return ""
+    return f", {seconds:.0f} s left" if seconds < 90 else f", {seconds / 60:.0f} min left"
 
 
 # --- What the records say -------------------------------------------------------------------
@@ -307,7 +334,7 @@ def facts(ledger: Ledger, run_dir: rundir.RunDir) -> Facts:
 
 
 def _frame(message: Message) -> int:
-    sent = [seen.len for seen in message.skb.sender if seen.at.endswith(":start_xmit")]
+    sent = [seen.len for seen in message.skb.sender if seen.at in DRIVER_XMIT]
     return sent[0] if sent else 0
 
 
@@ -410,7 +437,7 @@ def _called(found: Facts) -> list[str]:
 
 
 def render(found: Sweep) -> str:
-    """Return the table, then where something changes, then what could not be proven."""
+    """Return table.txt: the table, then where something changes, then how many are proven."""
     rows = list(_rows(found.results))
     widths = [max(len(row[n]) for row in (HEAD, *rows)) for n in range(len(HEAD) - 1)]
     room = max(24, WIDTH - sum(widths) - len(widths))
@@ -418,22 +445,33 @@ def render(found: Sweep) -> str:
     lines.append("─" * WIDTH)
     for row in rows:
         lines += _row(row, widths, room)
-    told = list(changes(found.results))
-    if told:
-        lines += ["", "Where more than the size changes, by the records of these runs:"]
-        lines += [line for text in told for line in _wrapped(f"- {text}")]
-    states = Counter(one.state for one in found.results)
-    lines.append("")
-    lines.append(
-        f"{len(found.results)} cells: "
-        + ", ".join(f"{states[state]} {state}" for state in STATES if states[state])
-    )
-    lines += _wrapped(
-        "COPIES by guest CPUs and READS and WRITES by devices: how often each byte; FRAMES that "
-        "carried message bytes; ×N calls. One bring-up for all cells of a kernel and device, no "
-        "reset between them."
-    )
+    lines += [line for text in _notes(found) for line in _wrapped(text) or [""]]
     return "\n".join(lines) + "\n"
+
+
+def told(found: Sweep) -> list[Block]:
+    """Return the same for a terminal, to be shown at any width."""
+    out: list[Block] = [Table(HEAD, tuple(_rows(found.results)), right=" ".join(RIGHT))]
+    for text in _notes(found):
+        out += paragraph(text)
+    return out
+
+
+def _notes(found: Sweep) -> Iterator[str]:
+    known = list(changes(found.results))
+    if known:
+        yield from ("", "Where more than the size changes, by the records of these runs:")
+        yield from (f"· {text}" for text in known)
+    states = Counter(one.state for one in found.results)
+    yield ""
+    yield f"{some(len(found.results), 'cell')}: " + ", ".join(
+        f"{states[state]} {state}" for state in STATES if states[state]
+    )
+    yield (
+        "COPIES by guest CPUs and READS and WRITES by devices: how often each byte; FRAMES that "
+        "carried message bytes; ×N calls. One bring-up for all cells of a topology, no reset "
+        "between them."
+    )
 
 
 STATES = (PROVEN, UNPROVEN, FAILED, UNAVAILABLE)

@@ -14,7 +14,10 @@ from lab.errors import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from lab import experiment, spec
+    from lab.report.blocks import Block
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,7 +111,11 @@ def sweep(console: Console, lab: str, name: str, options: Options) -> None:
         offline=options.offline,
     )
     value = sweeps.to_json(asked, found) | {"sweep": str(found.folder)}
-    console.result(f"{sweeps.render(found)}{found.folder}", value)
+    if not console.json and sys.stdout.isatty():
+        _show(sweeps.told(found))
+        console.result(str(found.folder), value)
+    else:
+        console.result(f"{sweeps.render(found)}{found.folder}", value)
     if not found.proven:
         bad = sum(one.state in (sweeps.UNPROVEN, sweeps.FAILED) for one in found.results)
         raise LedgerIncomplete(
@@ -134,13 +141,7 @@ def tell_outcome(console: Console, outcome: experiment.Outcome) -> None:
         console.result("", {**outcome.value, "run": str(path)})
     else:
         if outcome.told and sys.stdout.isatty():
-            from rich.console import Console as Terminal
-
-            from lab import report
-
-            terminal = Terminal(highlight=False)
-            for one in report.shown(outcome.told):
-                terminal.print(one)
+            _show(outcome.told)
         else:
             print(_coloured((path / "report.txt").read_text(encoding="utf-8")).rstrip())
         print(path, flush=True)
@@ -148,6 +149,17 @@ def tell_outcome(console: Console, outcome: experiment.Outcome) -> None:
         raise LedgerIncomplete(
             "; ".join(outcome.trouble), log=path / outcome.result, hint=outcome.hint or None
         )
+
+
+def _show(blocks: Iterable[Block]) -> None:
+    """Print at a terminal, as wide as that is."""
+    from rich.console import Console as Terminal
+
+    from lab import report
+
+    terminal = Terminal(highlight=False)
+    for one in report.shown(blocks):
+        terminal.print(one)
 
 
 def _coloured(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lab import message as messages
@@ -34,7 +35,7 @@ class Identity:
         self.searchable = self.messages.needle() is not None
         self.unique = self.searchable and (payload is None or count == 1)
         self.alike = payload is not None  # all of them; those of a seed differ where they can
-        self._digests: dict[int, int] = {}
+        self._digests: dict[tuple[int, ...], int] = {}
         self._kept: dict[int, bytes] = {}
         self._most_kept = max(1, KEPT // size)
 
@@ -50,14 +51,15 @@ class Identity:
     def digest(self, message: int) -> str:
         return f"{messages.digest(self.bytes_of(message)):016x}"
 
-    def digest_from(self, first: int) -> int:
-        """Return the digest of all messages from one on, one after the other."""
-        if first not in self._digests:  # sender and receiver are asked for the same
+    def digest_of(self, order: Sequence[int]) -> int:
+        """Return the digest of messages one after the other."""
+        key = tuple(order)
+        if key not in self._digests:  # sender and receiver are asked for the same
             value = messages.DIGEST_START
-            for message in range(first, self.count):
+            for message in key:
                 value = messages.digest(self.bytes_of(message), value)
-            self._digests[first] = value
-        return self._digests[first]
+            self._digests[key] = value
+        return self._digests[key]
 
     def agrees(self, found: bytes, message: int, offset: int) -> bool:
         """Tell whether bytes read at a place are the message's from `offset` on."""

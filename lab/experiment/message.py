@@ -39,6 +39,10 @@ MODULES: dict[str, dict[str, tuple[str, ...]]] = {
 CLOCK_SAMPLES = 5
 SWITCH_S = 10.0  # the access log is armed in 0.05 s
 MOST_TOLD = 5
+# The access log is full after some 150 short messages: about 20,000 accesses each, 4,000 runs
+# of them.  A long one takes room for its bytes as well, several times.
+MOST_LOGGED = 100  # messages
+MOST_LOGGED_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -336,7 +340,10 @@ def _gate(taken: _Measurement, name: str) -> None:
     """Read the rings and search RAM while sender and receiver are held."""
 
     def look(guest: Guest) -> None:
-        log = taken.logs.setdefault(guest.name, witness.AccessLog(guest))
+        log = taken.logs.get(guest.name)
+        if log is None:
+            wanted = unlogged(taken.asked) is None
+            log = taken.logs[guest.name] = witness.AccessLog(guest, wanted=wanted)
         if name == "received":
             log.disarm(deadline=taken.deadline.within(SWITCH_S))
         if taken.asked.workload.over == "link":
@@ -361,6 +368,22 @@ def _gate(taken: _Measurement, name: str) -> None:
         taken.held.append(gate)
     if taken.beside is not None and name == "armed":
         taken.beside.armed(taken.guests)
+
+
+def unlogged(asked: spec.Playbook) -> str | None:
+    """Say why the access log is left asleep; None where it is not.
+
+    Where it is the only account it logs as much as it has room for, and the ledger says what
+    it lost.
+    """
+    work = asked.workload
+    if asked.probes.kind == "none":
+        return None
+    if work.count > MOST_LOGGED:
+        return f"{work.count} messages are more than it has room for"
+    if work.count * work.size > MOST_LOGGED_BYTES:
+        return f"{work.count * work.size >> 20} MiB of messages are more than it has room for"
+    return None
 
 
 def _sample_clocks(taken: _Measurement) -> None:
@@ -405,7 +428,7 @@ def _write_witnesses(
         if kept is not None:
             folder.file("access.bin").write_bytes(kept)
     lacking = [name for name, log in taken.logs.items() if log.control is None]
-    absent = topology.access_log_absent(taken.stand.setup.accelerator)
+    absent = topology.access_log_absent(taken.stand.setup.accelerator) or unlogged(taken.asked)
     manifest["witnesses"] = {
         **watchers.witnesses(taken.asked.probes.kind),
         "access-log": f"absent: {absent or 'the lab was up without it'}" if lacking else "present",

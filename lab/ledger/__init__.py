@@ -6,7 +6,7 @@ import contextlib
 import gc
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from lab.correlate.identity import Identity
 from lab.correlate.inputs import RECEIVER, SENDER, GuestInputs
 from lab.correlate.spans import missing
 from lab.correlate.types import Sighting
+from lab.ledger.arrivals import taken
 from lab.ledger.entries import (
     SCHEMA,
     Disagreement,
@@ -86,13 +87,15 @@ def build(run: RunDir) -> Ledger:
     inputs = correlate.load(run)
     log = outside.look(inputs)
     flow, against, notes = _flow(inputs, log)
-    faults = (*_faults(inputs, flow), *_log_faults(inputs, log))
+    received = taken(inputs, flow)
+    faults = (*_faults(inputs, flow, received), *_log_faults(inputs, log))
     manifest = inputs.manifest
     return Ledger(
         schema=SCHEMA,
         playbook=manifest.playbook,
         complete=not faults,
         lost=_lost(inputs, log),
+        messages_lost=tuple(sorted(set(range(inputs.identity.count)) - set(received))),
         accelerator={"name": manifest.accelerator, "why": manifest.accelerator_why},
         link={
             "device": manifest.device,
@@ -253,9 +256,10 @@ def _silent(guest: GuestInputs, witness: str) -> bool:
 # --- What is not accounted for --------------------------------------------------------------
 
 
-def _faults(inputs: Inputs, flow: Flow) -> Iterator[Incomplete]:
+def _faults(inputs: Inputs, flow: Flow, received: Sequence[int]) -> Iterator[Incomplete]:
+    # A message that got lost is a gap of its own, which says where it was last.
     yield from _file_faults(inputs)
-    yield from _workload_faults(inputs)
+    yield from _workload_faults(inputs, received)
     yield from _trace_faults(inputs)
     for gap in flow.gaps:
         yield Incomplete(
@@ -293,14 +297,15 @@ def _fault(guest: str, why: str, *, message: int | None = None, size: int = 0) -
     return Incomplete(guest=guest, message=message, between=(), bytes=size, why=why)
 
 
-def _workload_faults(inputs: Inputs) -> Iterator[Incomplete]:
+def _workload_faults(inputs: Inputs, received: Sequence[int]) -> Iterator[Incomplete]:
     for role, verb in ((SENDER, "send"), (RECEIVER, "recv")):
         guest = inputs.with_role(role)
         work = None if guest is None else guest.role(role)
         if guest is None or work is None:
             yield _fault(role, f"no workload.json tells of a {role}")
             continue
-        expected = inputs.identity.count
+        order = received if role == RECEIVER else range(inputs.identity.count)
+        expected = len(order)
         if work.total is None:
             yield _fault(guest.name, f"the {role} never reported what it {verb} returned")
             continue
@@ -313,14 +318,17 @@ def _workload_faults(inputs: Inputs) -> Iterator[Incomplete]:
                     guest.name,
                     f"{verb} returned {entry.returned} (errno {entry.errno}) for message "
                     f"{entry.index} of {inputs.identity.size} bytes",
-                    message=entry.index,
+                    message=order[entry.index] if entry.index < expected else None,
                 )
         if work.bytes != expected * inputs.identity.size:
             yield _fault(guest.name, f"{verb} returned {work.bytes} bytes in all")
-        yield from _digest_faults(inputs, guest, role)
+        yield from _digest_faults(inputs, guest, role, order)
 
 
-def _digest_faults(inputs: Inputs, guest: GuestInputs, role: str) -> Iterator[Incomplete]:
+def _digest_faults(
+    inputs: Inputs, guest: GuestInputs, role: str, order: Sequence[int]
+) -> Iterator[Incomplete]:
+    """Hold what a program has against the messages it was to have, in its own `order`."""
     work = guest.role(role)
     if work is None:
         return
@@ -330,42 +338,45 @@ def _digest_faults(inputs: Inputs, guest: GuestInputs, role: str) -> Iterator[In
     identity = inputs.identity
     held = {entry.index: entry.digest for entry in work.held}
     # A slot is used again: only the last messages are still there at the end.
-    first = max(0, identity.count - work.ready.slots)
-    listed = min(identity.count, first + len(work.held))
+    first = max(0, len(order) - work.ready.slots)
+    listed = min(len(order), first + len(work.held))
     if work.held_total > len(work.held):
         # More than fit in a line: the rest is vouched for by one digest of all.
-        yield from _all_digest_faults(identity, guest, work, first)
+        yield from _all_digest_faults(identity, guest, work, order[first:], first)
     else:
-        listed = identity.count
+        listed = len(order)
     known: dict[str, str] = {}
     for index in range(first, listed):
-        expected = known["alike"] if identity.alike and known else identity.digest(index)
+        message = order[index]
+        expected = known["alike"] if identity.alike and known else identity.digest(message)
         known.setdefault("alike", expected)
         if index not in held:
-            yield _fault(guest.name, f"the {role} does not hold message {index}", message=index)
+            yield _fault(guest.name, f"the {role} does not hold message {message}", message=message)
         elif held[index] != expected:
             yield _fault(
                 guest.name,
-                f"message {index} has digest {held[index]} at the {role}, expected {expected}",
-                message=index,
+                f"message {message} has digest {held[index]} at the {role}, expected {expected}",
+                message=message,
             )
 
 
 def _all_digest_faults(
-    identity: Identity, guest: GuestInputs, work: Workload, first: int
+    identity: Identity, guest: GuestInputs, work: Workload, order: Sequence[int], first: int
 ) -> Iterator[Incomplete]:
-    if (work.held_first, work.held_total) != (first, identity.count - first):
+    """Hold the digest of all that a program has, from its `first` on, against these messages."""
+    last = first + len(order) - 1
+    if (work.held_first, work.held_total) != (first, len(order)):
         yield _fault(
             guest.name,
             f"the {work.role} holds messages {work.held_first} to"
-            f" {work.held_first + work.held_total - 1}, expected {first} to {identity.count - 1}",
+            f" {work.held_first + work.held_total - 1}, expected {first} to {last}",
         )
         return
-    value = identity.digest_from(first)
+    value = identity.digest_of(order)
     if work.held_digest != f"{value:016x}":
         yield _fault(
             guest.name,
-            f"the messages {first} to {identity.count - 1} have digest {work.held_digest}"
+            f"the messages {first} to {last} have digest {work.held_digest}"
             f" at the {work.role}, expected {value:016x}",
         )
 

@@ -169,7 +169,8 @@ class Ledger:
     schema: int
     playbook: str
     complete: bool
-    lost: Mapping[str, int]
+    lost: Mapping[str, int]  # records
+    messages_lost: tuple[int, ...]  # sent, and never taken by the receiver
     accelerator: Mapping[str, str]
     link: Mapping[str, object]
     witnesses: Mapping[str, str]

@@ -313,8 +313,13 @@ def _totals(ledger: Ledger) -> list[Block]:
     return paragraph(
         f"Totals: {_counts(most)}{proven}; {verified} of {some(len(places), 'place')} verified "
         f"by content; {stray if ledger.searched else 'RAM was not searched for more'}; "
-        f"{some(sum(ledger.lost.values()), 'record')} lost."
+        f"{some(sum(ledger.lost.values()), 'record')} lost{_messages_lost(ledger)}."
     )
+
+
+def _messages_lost(ledger: Ledger) -> str:
+    lost = ledger.messages_lost
+    return f", {some(len(lost), 'message')} lost" if lost else ""
 
 
 def _witnesses(ledger: Ledger) -> list[Block]:

@@ -26,6 +26,8 @@ def conditions(ledger: Ledger, manifest: Manifest) -> Iterator[tuple[str, str]]:
     )
     yield "drift", "; ".join(manifest.drifted) or "none: every package is the pinned one"
     yield "lost", ", ".join(f"{name} {count}" for name, count in ledger.lost.items()) or "nothing"
+    if ledger.messages_lost:
+        yield "messages lost", ", ".join(map(str, ledger.messages_lost))
     values = manifest.values
     for name in ("reset", "versions", "command"):
         told = values.get(name)

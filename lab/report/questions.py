@@ -189,6 +189,8 @@ def _lost(ledger: Ledger) -> Answer:
         said = f"Yes: {words}."
     else:
         said = f"No: 0 records were lost by {', '.join(ledger.lost) or 'any log'}."
+    if ledger.messages_lost:
+        said += f" Of the messages {len(ledger.messages_lost)} were."
     if not ledger.complete:
         said += f" The ledger is incomplete: {ledger.incomplete[0].why}."
     return Answer(question="Was anything lost?", answer=said)

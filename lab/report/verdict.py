@@ -65,6 +65,9 @@ def _first_reason(ledger: Ledger) -> str:
     lost = (entry for entry in ledger.incomplete if "lost records" in entry.why)
     gaps = (entry for entry in ledger.incomplete if entry.between)
     first = next(lost, None) or next(gaps, None) or ledger.incomplete[0]
+    if ledger.messages_lost and first.message in ledger.messages_lost:
+        sent = len(ledger.messages)
+        return f"{len(ledger.messages_lost)} of {some(sent, 'message')} lost: {first.why}"
     size = sum(entry.bytes for entry in ledger.incomplete if entry.why == first.why)
     if not first.between:
         return f"{first.guest}: {first.why}"

@@ -142,6 +142,7 @@ class Cook:
     guests: dict[str, Kitchen]
     device: str = "virtio-net-pci"
     family: str = "ipv4"
+    lost: tuple[int, ...] = ()  # messages that never arrive at the receiver
     without: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
     header: dict[str, Any] = field(default_factory=dict)  # of every section
@@ -171,6 +172,11 @@ class Cook:
     @property
     def slot_size(self) -> int:
         return -(-self.size // 64) * 64
+
+    @property
+    def taken(self) -> list[int]:
+        """The messages in the receiver's own order."""
+        return [number for number in range(self.count) if number not in self.lost]
 
     @property
     def slice(self) -> int:
@@ -212,9 +218,18 @@ class Cook:
             start += length
         return out
 
-    def store_user(self, guest: Kitchen, role: str, message: int, offset: int, size: int) -> None:
-        at = (message % self.slots) * self.slot_size + offset
-        for physical, length in self.runs(role, at, size):
+    def store_user(
+        self,
+        guest: Kitchen,
+        role: str,
+        message: int,
+        offset: int,
+        size: int,
+        *,
+        at: int | None = None,
+    ) -> None:
+        slot = (message % self.slots) * self.slot_size if at is None else at
+        for physical, length in self.runs(role, slot + offset, size):
             guest.store(physical, message, offset, length)
             offset += length
 
@@ -306,7 +321,7 @@ class Cook:
         for role, guest in (("sender", self.sender), ("receiver", self.receiver)):
             virtual, pages = self.buffers[role]
             verb = "sent" if role == "sender" else "received"
-            numbers = range(self.count)
+            numbers = list(range(self.count)) if role == "sender" else self.taken
             pid = guest.pid if role == "sender" or self.over == "link" else guest.pid + 1
             guest.workloads.append(
                 {
@@ -341,11 +356,11 @@ class Cook:
                                 "returned": self.size,
                                 "errno": 0,
                             }
-                            for n in numbers
+                            for n in range(len(numbers))
                         ],
-                        verb: self.count,
+                        verb: len(numbers),
                         "failed": 0,
-                        "bytes": self.count * self.size,
+                        "bytes": len(numbers) * self.size,
                         "timed_out": False,
                     },
                     "done": {
@@ -353,10 +368,10 @@ class Cook:
                             {
                                 "index": n,
                                 "slot": n % self.slots,
-                                "digest": f"{messages.digest(self.messages.bytes(n)):016x}",
-                                "hex": self.messages.bytes(n)[:64].hex(),
+                                "digest": f"{messages.digest(self.messages.bytes(message)):016x}",
+                                "hex": self.messages.bytes(message)[:64].hex(),
                             }
-                            for n in numbers[-self.slots :]
+                            for n, message in list(enumerate(numbers))[-self.slots :]
                         ]
                     },
                 }
@@ -427,6 +442,7 @@ def nic(
     slots: int = 4,
     device: str = "virtio-net-pci",
     family: str = "ipv4",
+    lost: Sequence[int] = (),
     without: Sequence[str] = (),
     absent: Sequence[str] = (),
 ) -> Cook:
@@ -442,6 +458,7 @@ def nic(
         guests={"sender": Kitchen("sender", 301), "receiver": Kitchen("receiver", 302)},
         device=device,
         family=family,
+        lost=tuple(lost),
         without=tuple(without),
         absent=tuple(absent),
     )
@@ -456,7 +473,7 @@ def nic(
         _send(cook, number)
     cook.sender.gate("sent")
     cook.receiver.gate("sent")
-    for number in range(count):
+    for number in cook.taken:
         _receive(cook, number)
     for guest in (cook.sender, cook.receiver):
         guest.gate("received")
@@ -577,8 +594,9 @@ def _send(cook: Cook, number: int) -> None:
         now["posted"][ident] = [ident, f"0x{page + given:x}", len(frame) + cook.vnet, 0, 0]
         now["used"].append([ident, 0])
         guest.frames.append(frame)
-        cook.receiver.frames.append(frame)
-        _arrive(cook, number, offset, size, frame)
+        if number not in cook.lost:
+            cook.receiver.frames.append(frame)
+            _arrive(cook, number, offset, size, frame)
 
 
 Piece = tuple[int, int, int]  # message, offset in it, size
@@ -702,7 +720,7 @@ def _enqueue(cook: Cook, number: int, softirq: dict[str, Any]) -> None:
 
 def _receive(cook: Cook, number: int) -> None:
     guest, content = cook.receiver, cook.messages.bytes(number)
-    slot = (number % cook.slots) * cook.slot_size
+    slot = (cook.taken.index(number) % cook.slots) * cook.slot_size
     parts = guest.queues["rx"].get("parts", {}).get(number, [])
     function = "_copy_to_iter" if len(parts) == 1 else "csum_and_copy_to_iter"
     for _, _, _, offset, size, where, _ in parts:
@@ -711,13 +729,13 @@ def _receive(cook: Cook, number: int) -> None:
             src_phys=where, user=cook.user("receiver", slot + offset), size=size, ret=size,
             bytes=content[offset : offset + size][:64], caller=0xFFFFFFFF81501368,
         )  # fmt: skip
-        cook.store_user(guest, "receiver", number, offset, size)
+        cook.store_user(guest, "receiver", number, offset, size, at=slot)
     skb, data, header, _, _, _, frag = parts[0]
     guest.hook(
         "skb_consume_udp", **skb, data=DIRECT_MAP + data + header, skb_len=cook.size,
         skb_data_len=cook.size if frag else 0, sk=DIRECT_MAP + 0x600_0000, size=cook.size,
     )  # fmt: skip
-    if number == cook.count - 1:
+    if number == cook.taken[-1]:
         guest.queues["rx"].pop("parts")
 
 

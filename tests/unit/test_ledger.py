@@ -16,6 +16,7 @@ from lab import ledger, report, spec
 from lab.errors import TraceCorrupt
 from lab.ledger import Ledger
 from lab.message import digest
+from lab.report import verdict
 from lab.spec import Expect
 from tests.unit import cooked
 from tests.unit.cooked import Cook
@@ -101,8 +102,8 @@ def test_json_keeps_the_contract(tmp_path: Path) -> None:
     top = json.loads(build(cooked.nic(tmp_path)).to_json())
 
     assert {
-        "schema", "playbook", "complete", "lost", "accelerator", "link", "witnesses",
-        "messages", "incomplete", "unexplained", "touches", "disagreements", "notes",
+        "schema", "playbook", "complete", "lost", "messages_lost", "accelerator", "link",
+        "witnesses", "messages", "incomplete", "unexplained", "touches", "disagreements", "notes",
     } == set(top)  # fmt: skip
     assert {"sender/send_trace": 0, "receiver/recv_trace": 0} == top["lost"]
     assert {"device", "backend", "offloads"} == set(top["link"])
@@ -492,3 +493,47 @@ def test_in_its_file_a_place_is_a_line_and_so_is_a_movement(tmp_path: Path) -> N
     assert json.loads(built.to_json()) == built.as_json()
     assert sum("region" in entry for entry in places) == 2 * 6
     assert sum("mover" in entry for entry in places) == 2 * 5
+
+
+# --- Messages that got lost -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slots", [8, 2])
+def test_a_lost_datagram_is_a_lost_message_and_shifts_no_digest(tmp_path: Path, slots: int) -> None:
+    found = ledger.build(cooked.nic(tmp_path, count=6, slots=slots, lost=(1, 4)).serve())
+
+    assert (1, 4) == found.messages_lost
+    assert {1, 4} == {entry.message for entry in found.incomplete}
+    assert [True, False, True, True, False, True] == [one.complete for one in found.messages]
+    assert 0 == sum(found.lost.values())
+    assert () == found.disagreements
+    (first, *_) = verdict.sentences(found)
+    assert first.startswith("INCOMPLETE: 2 of 6 messages lost: ")
+
+
+def test_a_message_the_receiver_has_and_cannot_have_is_no_lost_one(tmp_path: Path) -> None:
+    """The digests are held against the order of the records, so a wrong one is still found."""
+    run = cooked.nic(tmp_path, count=4, slots=8, lost=(1,)).serve()
+
+    def spoil(workloads: Any) -> None:
+        workloads[0]["done"]["messages"][1]["digest"] = "0" * 16
+
+    cooked.edit(run, "receiver/workload.json", spoil)
+    found = ledger.build(run)
+
+    assert "message 2 has digest 0000000000000000" in " ".join(one.why for one in found.incomplete)
+
+
+def test_where_the_records_do_not_say_which_none_is_called_lost(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path, count=4, slots=8, lost=(1,), without=["_copy_to_iter"])
+    found = ledger.build(cook.serve())
+
+    assert () == found.messages_lost
+    assert "recv returned 3 messages of 4" in [one.why for one in found.incomplete]
+
+
+def test_nothing_is_lost_where_all_came(tmp_path: Path) -> None:
+    found = ledger.build(cooked.nic(tmp_path, count=3).serve())
+
+    assert () == found.messages_lost
+    assert found.complete
