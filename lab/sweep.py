@@ -275,9 +275,13 @@ class _Progress:
         self.journal = journal
         self.count = count
         self.done = 0
+        self.seconds = 0.0  # that cells took; all else was bringing up
+        self.topologies = 0
+        self.up: set[tuple[str, str, str]] = set()
         self.start = time.monotonic()
 
     def begin(self, topologies: int, unavailable: int) -> None:
+        self.topologies = topologies
         cannot = f", {unavailable} more cannot run here" if unavailable else ""
         self.journal.say(
             f"{some(self.count, 'cell')} on {some(topologies, 'topology', 'topologies')}{cannot}"
@@ -285,8 +289,11 @@ class _Progress:
 
     def tell(self, result: Result) -> None:
         self.done += 1
-        # Bring-ups are part of what was passed, as of what is to come.
-        left = (time.monotonic() - self.start) / self.done * (self.count - self.done)
+        self.seconds += result.seconds
+        self.up.add(_topology(result.asked))
+        bringing_up = (time.monotonic() - self.start - self.seconds) / len(self.up)
+        left = self.seconds / self.done * (self.count - self.done)
+        left += bringing_up * (self.topologies - len(self.up))
         where = " ".join(word for word in result.path if word != "-")
         self.journal.say(
             f"{self.done:>4} of {self.count}  {where} {result.asked.workload.size} bytes: "

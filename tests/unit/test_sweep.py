@@ -12,8 +12,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console as Terminal
 
-from lab import experiment, ledger, paths, playbook, sweep
+from lab import experiment, ledger, paths, playbook, report, sweep
 from lab.commands import Console
 from lab.commands.measure import Options
 from lab.commands.measure import run as run_command
@@ -239,6 +240,40 @@ def test_the_table_fits_and_says_what_is_not_proven(tmp_path: Path) -> None:
     assert "FAILED: GuestLost" in text
     assert "4 cells: 2 proven, 1 unproven, 1 failed" in text
     assert not found.proven
+
+
+def test_at_a_terminal_the_table_is_as_wide_as_that(tmp_path: Path) -> None:
+    results = (result(tmp_path, 86), result(tmp_path, 87))
+    found = sweep.Sweep(folder=tmp_path, results=results)
+
+    out = io.StringIO()
+    terminal = Terminal(file=out, width=200, force_terminal=True)
+    for one in report.shown(sweep.told(found)):
+        terminal.print(one)
+
+    text = out.getvalue()
+    assert "\x1b[" in text
+    assert "csum_and_copy_from_iter_full, memcpy in page_to_skb, _copy_to_iter" in text
+    assert "86 to 87 bytes: frame of 128, then 129 bytes" in text
+    assert "2 cells: 2 proven" in text
+
+
+def test_how_long_it_takes_counts_what_was_brought_up_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(sweep.time, "monotonic", lambda: now[0])
+    said = io.StringIO()
+    progress = sweep._Progress(Journal(stream=said), 4)
+    progress.begin(2, 1)
+    for size, at in ((16, 32.0), (86, 34.0)):  # 30 s of bringing up, 2 s a cell
+        now[0] = at
+        progress.tell(result(tmp_path, size, seconds=2.0))
+
+    lines = said.getvalue().splitlines()
+    assert "4 cells on 2 topologies, 1 more cannot run here" == lines[0]
+    assert lines[1].endswith("2.0 s, 36 s left")
+    assert lines[2].endswith("2.0 s, 34 s left")
 
 
 # --- A whole sweep --------------------------------------------------------------------------
