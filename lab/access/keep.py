@@ -74,7 +74,7 @@ def keep(
     listed = _Places(ranges).touched_by(rows)
     found = [] if texts and len(texts[0]) < LEAST else _holding(rows, content, texts, needle)
     stores = _stores_by_call(rows)
-    followed = _followed(rows, content, stores, {*from_, *found}, texts)
+    followed = _followed(rows, content, stores, {*from_, *found}, texts, places=found)
     around = _around(rows, sorted({*found, *followed}))
     calls = {rows[number][_CALL] for number in from_ if not rows[number][_FLAGS] & _STORE}
     stored = sorted(number for call in calls for number in stores.get(call, ()))
@@ -182,11 +182,14 @@ def _followed(
     stores: dict[int, list[int]],
     seeds: Iterable[int],
     texts: Sequence[bytes],
+    *,
+    places: Iterable[int],
 ) -> list[int]:
-    """Return the stores that carried on the few last bytes of a message, or all of a short one.
+    """Return the stores that carried on a few bytes of a message, or all of a short one.
 
     A call that loads them from where `seeds` were seen and stores the same elsewhere makes a
-    new place, from which others load: step by step, as far as `STEPS`.
+    new place, from which others load: step by step, as far as `STEPS`.  From `places`, where
+    a message lies for certain, any few bytes are followed; from elsewhere its ends alone.
     """
     ends = _Ends(texts)
 
@@ -194,19 +197,22 @@ def _followed(
         row = rows[number]
         return content[row[_CONTENT] : row[_CONTENT] + row[_SIZE]]
 
+    def loads(numbers: Iterable[int]) -> list[int]:
+        touched = _Places.of(rows, numbers).touched_by(rows)
+        return [number for number in touched if not rows[number][_FLAGS] & _STORE]
+
     known = {number for number in seeds if ends.in_(data(number))}
+    # As __pskb_pull_tail() does: four bytes of a frag are copied behind the headers.
+    few = [one for one in loads(places) if rows[one][_SIZE] < LEAST and any(data(one))]
+    pieces = {data(one) for one in few}
     out: set[int] = set()
     new = known
     for _ in range(STEPS):
-        loads = [
-            number
-            for number in _Places.of(rows, new).touched_by(rows)
-            if not rows[number][_FLAGS] & _STORE
-        ]
+        here, few = [*loads(new), *few], []
         new = set()
-        for load in loads:
+        for load in here:
             held = data(load)
-            if ends.in_(held):
+            if ends.in_(held) or held in pieces:
                 new.update(
                     store
                     for store in stores.get(rows[load][_CALL], ())

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -262,7 +263,7 @@ def test_how_long_it_takes_counts_what_was_brought_up_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr(sweep.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     said = io.StringIO()
     progress = sweep._Progress(Journal(stream=said), 4)
     progress.begin(2, 1)
