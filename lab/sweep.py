@@ -206,6 +206,7 @@ class _Station:
     ) -> Iterator[tuple[int, Result]]:
         """Yield a result for each of the cells; after a failure the pair is brought up anew."""
         left = list(numbers)
+        again = False
         while left:
             first = wanted[left[0]]
             before = len(left)
@@ -224,7 +225,12 @@ class _Station:
             except LabError as error:
                 if len(left) < before:  # the pair went after its last cell did
                     continue
+                if not again:  # no cell had its turn: a busy host may have been too slow
+                    again = True
+                    self.journal.say(f"brought up once more: {_one_line(error)}")
+                    continue
                 yield left.pop(0), Result(asked=first, state=FAILED, reason=_one_line(error))
+            again = False
 
     def _cell(self, ready: experiment.Stand, cell: spec.Playbook) -> Result:
         start = time.monotonic()

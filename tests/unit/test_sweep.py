@@ -20,7 +20,7 @@ from lab.commands import Console
 from lab.commands.measure import Options
 from lab.commands.measure import run as run_command
 from lab.commands.measure import sweep as sweep_command
-from lab.errors import GuestLost, LedgerIncomplete, PlaybookError
+from lab.errors import DeadlineExceeded, GuestLost, LedgerIncomplete, PlaybookError
 from lab.experiment import message
 from lab.journal import Journal
 from lab.spec import Playbook, Sweep, Workload
@@ -286,6 +286,7 @@ class FakeBench:
     def __init__(self, spoil: dict[int, str]) -> None:
         self.spoil = spoil  # size -> what happens
         self.stands: list[str] = []
+        self.slow = 0  # bring-ups to come that fail
         self.taken: list[tuple[str, str, int]] = []
 
     def setup_for(self, cell: Playbook, **_: object) -> tuple[Any, dict[str, Path]]:
@@ -294,6 +295,9 @@ class FakeBench:
     @contextlib.contextmanager
     def stand(self, setup: Any, modules: Any, **_: object) -> Iterator[Any]:
         self.stands.append("up")
+        if self.slow:
+            self.slow -= 1
+            raise DeadlineExceeded("waited 60.0 s for the agent")
         yield SimpleNamespace(setup=setup)
 
     def take(self, ready: Any, cell: Playbook, run_dir: Any, **_: object) -> None:
@@ -364,6 +368,19 @@ def test_a_guest_that_dies_costs_one_cell(bench: FakeBench, tmp_path: Path) -> N
     assert ["GuestLost: sender: QEMU died"] == [one.reason for one in failed]
     assert 7 == sum(one.state == sweep.PROVEN for one in found.results)
     assert not found.proven
+
+
+@pytest.mark.parametrize(("slow", "failed"), [(1, 0), (2, 1), (3, 1), (4, 2)])
+def test_a_bring_up_that_fails_is_tried_once_more(
+    bench: FakeBench, tmp_path: Path, slow: int, failed: int
+) -> None:
+    bench.slow = slow
+
+    found = measure(tmp_path)
+
+    assert failed == sum(one.state == sweep.FAILED for one in found.results)
+    assert 8 - failed == sum(one.state == sweep.PROVEN for one in found.results)
+    assert slow + 1 == len(bench.stands)
 
 
 def test_a_cell_that_is_not_proven_is_exit_code_6(
