@@ -18,6 +18,14 @@
 #include "lab_read.h"
 #include "lab_ring.h"
 
+#ifdef CONFIG_KASAN
+/* What code calls that KASAN checks, by compilers that tell it from memcpy; no header has it. */
+void *__asan_memcpy(void *to, const void *from, size_t size);
+#define LAB_ASAN_MEMCPY	((u64)__asan_memcpy)
+#else
+#define LAB_ASAN_MEMCPY	((u64)memcpy)
+#endif
+
 #define POINTS	(LAB_RING_HOOKS + 16)	/* a hook on calls has one point per call */
 
 struct lab_point {
@@ -430,7 +438,7 @@ static int attach(const struct lab_spec *spec, u16 index, void *address)
  */
 static int attach_calls(const struct lab_spec *spec, u16 index)
 {
-	const u64 targets[] = { (u64)memcpy, (u64)__memcpy };
+	const u64 targets[] = { (u64)memcpy, (u64)__memcpy, LAB_ASAN_MEMCPY };
 	u64 start, size, at;
 	int error, last = -ENOENT, found = 0;
 
@@ -443,7 +451,7 @@ static int attach_calls(const struct lab_spec *spec, u16 index)
 
 		if (opcode != 0xe8 && opcode != 0xe9)
 			continue;
-		if (target != targets[0] && target != targets[1])
+		if (target != targets[0] && target != targets[1] && target != targets[2])
 			continue;
 		error = attach(spec, index, (void *)at);
 		if (error)

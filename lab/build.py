@@ -226,6 +226,15 @@ def kernel_compiler(target: Target) -> str:
     return shutil.which(wanted) or tool("gcc", package="gcc")
 
 
+def configured(target: Target, option: str) -> bool:
+    """Say whether a kernel's configuration, as far as its headers have it, sets an option."""
+    try:
+        text = (target.headers / ".config").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return f"CONFIG_{option}=y\n" in text
+
+
 def run(argv: Sequence[str], *, cwd: Path, what: str, jobs: bool = False) -> str:
     """Run a compiler or make and return what it said; `ProbeBuildFailed` has it in `.log`."""
     environ = {key: value for key, value in os.environ.items() if key not in _UNWANTED}

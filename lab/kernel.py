@@ -24,6 +24,10 @@ MOST_BITS = 28  # of the log's rings; Debian's kernels have 12 and 17
 ID_MASK = (1 << 62) - 1
 COMMITTED, FINALIZED = 1, 2  # states of a log record that can be read
 WORD = struct.Struct("<Q")
+# Around the first task's kernel stack, by whichever name: every stack has that size (THREAD_SIZE),
+# which KASAN doubles, and lies at a multiple of it.
+STACKS = (("__start_init_stack", "__end_init_stack"), ("__start_init_task", "__end_init_task"))
+STACK, MOST_STACK = 1 << 14, 1 << 18
 BTF = ("__start_BTF", "__stop_BTF")  # symbols around the description of the kernel's types
 
 
@@ -316,6 +320,15 @@ def addresses(kallsyms: bytes, names: Iterable[str]) -> dict[str, int]:
             line = kallsyms[kallsyms.rfind(b"\n", 0, at) + 1 : at]
             found[name] = int(line.split(b" ")[0], 16)
     return found
+
+
+def stack_size(addresses: Mapping[str, int]) -> int:
+    """Return the bytes of a kernel stack by the kernel's symbols; what is usual without them."""
+    for start, end in STACKS:
+        size = addresses.get(end, 0) - addresses.get(start, 0)
+        if start in addresses and 0 < size <= MOST_STACK and size & (size - 1) == 0:
+            return size
+    return STACK
 
 
 def render(lines: Iterable[Line]) -> str:

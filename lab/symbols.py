@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from lab import kernel
 from lab.rundir import fields as checked
 
 MAX_SYMBOLS = 64 << 20  # bytes; a Debian kernel's are 7 to 12 MB
@@ -66,6 +67,10 @@ class Symbols:
             if line[18:] in wanted:  # `ffffffff81000000 T name`
                 found.setdefault(line[19:].decode(), int(line[:16], 16))
         return found
+
+    def stack_size(self) -> int:
+        """Return the bytes of a kernel stack, which lies at a multiple of it."""
+        return kernel.stack_size(self.addresses(name for pair in kernel.STACKS for name in pair))
 
     def _load(self) -> list[bytes]:
         if self._lines is None:

@@ -36,6 +36,7 @@ T = TypeVar("T")
 # What a boot may mend; a missing tool or a full disk it does not.
 RESTORE_FAILURES = (SnapshotError, GuestError, DeadlineExceeded, FileNotFoundError)
 BOOT_S = 60.0  # TCG boots the pair in about 6 s on two cores; a loaded CI host is slower
+OWN_BOOT_S = 300.0  # of a user's own: KASAN and lockdep, emulated, take several times as long
 SOCKET_PATH = 107  # bytes a UNIX socket's path can have
 RESTORE_S = 15.0
 DEFAULT = "default"
@@ -259,7 +260,7 @@ class Lab:
     def _boot(self, setup: Setup, *, journal: Journal) -> dict[str, GuestState]:
         verify(setup.image)  # a boot reads all of it anyway; a restore reads none of it
         self.prepare(journal=journal)
-        deadline = Deadline(BOOT_S)
+        deadline = Deadline(BOOT_S if setup.image.own is None else OWN_BOOT_S)
         self._launch(setup, incoming=False)
 
         def settle(guest: Guest) -> GuestState:

@@ -27,7 +27,13 @@
 #define PAGE 4096u
 #define VCPUS 8
 #define OPEN_RUNS 4 /* of each direction; a copy needs one, code around it uses the others */
-#define STACK_SHIFT 14 /* THREAD_SIZE of x86-64 without KASAN: a kernel stack is one area */
+#define STACK_SHIFT 14 /* THREAD_SIZE of x86-64: a kernel stack is one area; KASAN's are two */
+/*
+ * Where KASAN keeps what it knows of memory, a byte for eight (Documentation/arch/x86/x86_64/mm.rst,
+ * four levels of page tables); else a hole.  No data is there, and half of all accesses may be.
+ */
+#define SHADOW_START 0xffffec0000000000ull
+#define SHADOW_SIZE 0x100000000000ull
 #define STACKS 64
 #define DEPTH 48
 #define FARTHEST 1024u /* bytes between two instructions of one run; bounds a record's reach */
@@ -348,7 +354,8 @@ static void on_access(unsigned int index, lab_meminfo info, uint64_t virt, uint6
 	struct access a;
 	uint64_t number, phys, value;
 
-	if (__atomic_load_n(&header->command, __ATOMIC_RELAXED) != LAB_ACCESS_ARM)
+	if (__atomic_load_n(&header->command, __ATOMIC_RELAXED) != LAB_ACCESS_ARM ||
+	    virt - SHADOW_START < SHADOW_SIZE)
 		return;
 	number = __atomic_add_fetch(&header->accesses, 1, __ATOMIC_RELAXED);
 	if (index >= VCPUS || number > UINT32_MAX || size > WIDEST) {

@@ -40,8 +40,6 @@ __all__ = [
     "touched",
 ]
 
-STACK_SHIFT = 14  # THREAD_SIZE of x86-64 without KASAN: a kernel stack is one aligned area
-
 
 class _Who(TypedDict):
     guest: str
@@ -128,7 +126,9 @@ class _Analysis:
         stores = [piece for piece in pieces if piece.stretch.records[0].store]
         copies, made = self._pair(loads, stores)
         reads = [read for load in loads for read in self._unused(load)]
-        copies, spills = _sorted_out(sorted(copies, key=lambda seen: seen.first))
+        copies, spills = _sorted_out(
+            sorted(copies, key=lambda seen: seen.first), self.names.symbols.stack_size()
+        )
         return Accesses(
             copies=tuple(copies),
             spills=tuple(spills),
@@ -305,8 +305,10 @@ def _by_likelihood(store: Piece, loads: list[Piece]) -> list[Piece]:
     return sorted(possible, key=lambda load: (call_of(load.stretch) != call, last - load.first))
 
 
-def _sorted_out(seen: list[CopySeen]) -> tuple[list[CopySeen], list[CopySeen]]:
+def _sorted_out(seen: list[CopySeen], stack: int) -> tuple[list[CopySeen], list[CopySeen]]:
     """Return copies and spills; both in the order of `seen`, which is that of time.
+
+    `stack` is the size of a kernel stack: each is one aligned area.
 
     What one call loaded and another stored is a spill, and so is what was copied from one
     to elsewhere on the same stack.  If it goes on from there, to a user or off the stack,
@@ -318,7 +320,7 @@ def _sorted_out(seen: list[CopySeen]) -> tuple[list[CopySeen], list[CopySeen]]:
     for copy in seen:
         last = next((one for one in reversed(done[copy.message]) if _leads(one, copy)), None)
         before[id(copy)] = last
-        moved_on = last is not None and spilled[id(last)] and _same_stack(copy)
+        moved_on = last is not None and spilled[id(last)] and _same_stack(copy, stack)
         spilled[id(copy)] = not copy.to_user and (moved_on or not copy.same_call)
         done[copy.message].append(copy)
         while not spilled[id(copy)] and last is not None and spilled[id(last)]:
@@ -328,8 +330,8 @@ def _sorted_out(seen: list[CopySeen]) -> tuple[list[CopySeen], list[CopySeen]]:
     return copies, [copy for copy in seen if spilled[id(copy)]]
 
 
-def _same_stack(copy: CopySeen) -> bool:
-    return copy.source_virtual >> STACK_SHIFT == copy.target_virtual >> STACK_SHIFT
+def _same_stack(copy: CopySeen, stack: int) -> bool:
+    return copy.source_virtual // stack == copy.target_virtual // stack
 
 
 def _leads(one: CopySeen, other: CopySeen) -> bool:

@@ -71,4 +71,4 @@ HOOKS: tuple[Hook, ...] = (
 )
 
 # A callee by all the names the compiler may call it.
-ALIASES = {"memcpy": ("memcpy", "__memcpy")}
+ALIASES = {"memcpy": ("memcpy", "__memcpy", "__asan_memcpy")}

@@ -176,7 +176,10 @@ def _built(texts: dict[str, bytes], target: build.Target, *, journal: Journal, w
         _write(texts, tree)
         argv = [make, "-C", str(target.headers), f"M={tree}", f"CC={compiler}"]
         # Paths in debug information are those of the copy, which moves.
-        argv += [f"KCFLAGS=-fdebug-prefix-map={tree}=. -fmacro-prefix-map={tree}/="]
+        flags = f"-fdebug-prefix-map={tree}=. -fmacro-prefix-map={tree}/="
+        if not build.configured(target, "DEBUG_INFO"):
+            flags += " -g"  # a post-mortem names lines of the module, whatever the kernel has
+        argv += [f"KCFLAGS={flags}"]
         # BTF of our own modules is of no use to anybody and would need pahole.
         argv += ["CONFIG_DEBUG_INFO_BTF_MODULES=", "modules"]
         with journal.step(f"build {what} for {target.release}"):

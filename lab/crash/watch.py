@@ -33,7 +33,7 @@ FATAL = re.compile(
     r"|^(?:Oops: )?general protection fault|^kernel BUG at |^[a-z][\w -]+: [0-9a-f]{4} \[#\d+\]"
     r"|^(?:watchdog: )?Watchdog detected hard LOCKUP|^\S+ invoked oom-killer:"
 )
-COMPLAINT = re.compile(r"^(?:BUG|WARNING|INFO|UBSAN)\b")
+COMPLAINT = re.compile(r"^(?:BUG|WARNING|INFO|UBSAN|\[ BUG)\b")
 HUNG = "blocked for more than"
 LOCKUP = re.compile(
     r"^(?:watchdog: )?BUG: soft lockup|^INFO: task .* blocked for more than"

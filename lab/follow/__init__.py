@@ -28,11 +28,10 @@ from lab.errors import DeadlineExceeded, EvidenceError
 from lab.follow.code import Symbol, Text
 from lab.follow.points import Points
 from lab.follow.reading import KERNEL, Reader
-from lab.kernel import Kernel
+from lab.kernel import Kernel, stack_size
 
 __all__ = ["Follower", "Text", "Trigger"]
 
-STACK_SHIFT = 14  # THREAD_SIZE of x86-64 without KASAN
 MOST_CALLS = 8000
 TICK_S = 0.2
 # Work of others that a window may be held up by: entered, and not followed further.
@@ -62,10 +61,6 @@ class _Frame:
     back: int  # the return address
     interrupt: bool = False
     aside: bool = False
-
-    @property
-    def area(self) -> int:
-        return self.slot >> STACK_SHIFT
 
     @property
     def after(self) -> int:
@@ -100,6 +95,7 @@ class Follower:
         self._debugger = debugger
         self._kernel = kernel.release
         self._text = text
+        self._stack = stack_size(text.values)
         self._triggers: dict[int, Trigger] = {}
         for trigger in triggers:
             if trigger.symbol not in text.values:
@@ -358,7 +354,8 @@ class Follower:
         """Forget calls whose part of the stack is gone: they left without returning."""
         while window.frames:
             frame = window.frames[-1]
-            if frame.area != slot >> STACK_SHIFT or frame.slot >= slot or frame.interrupt:
+            elsewhere = frame.slot // self._stack != slot // self._stack
+            if elsewhere or frame.slot >= slot or frame.interrupt:
                 return
             window.frames.pop()
 

@@ -57,6 +57,7 @@ def analyse(run: RunDir) -> Postmortem:
         member=member,
         instruction=where.instruction(verdict.complaint, run, own),
         steps=steps,
+        history=where.history(verdict.complaint, debug, own),
         fingerprint=fingerprint(verdict, steps, seen, module=own or name),
         records=_records(guest),
         said=_said(verdict, entries),
@@ -84,8 +85,8 @@ def _not_built(run: RunDir, name: str, kernel: str, build: str) -> Postmortem:
     at = f"{found[1]}:{found[2]}" if found else ""
     return Postmortem(
         run=str(run.path), module=name, kernel=kernel, verdict=verdict, at=at, source="",
-        member=None, instruction=None, steps=(), records=(), said=(), console=(), build=build,
-        fingerprint=digest("build-failed", at, why), seconds=None, taken={},
+        member=None, instruction=None, steps=(), history=(), records=(), said=(), console=(),
+        build=build, fingerprint=digest("build-failed", at, why), seconds=None, taken={},
     )  # fmt: skip
 
 

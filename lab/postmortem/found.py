@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,7 @@ class Postmortem:
     member: str | None
     instruction: str | None
     steps: tuple[Step, ...]
+    history: tuple[tuple[str, tuple[Step, ...]], ...]  # of the object: allocated, freed
     fingerprint: str
     records: tuple[str, ...]
     said: tuple[str, ...]  # the last lines of the log from the fault on
@@ -61,10 +63,8 @@ class Postmortem:
             "member": self.member,
             "instruction": self.instruction,
             "lacks": self.lacks,
-            "trace": [
-                {"frame": str(step.frame), "at": str(step.place) if step.place else None}
-                for step in self.steps
-            ],
+            "trace": _trace(self.steps),
+            "history": [{"what": what, "trace": _trace(steps)} for what, steps in self.history],
             "records": list(self.records),
             "log": list(self.said),
             "console": list(self.console),
@@ -74,11 +74,18 @@ class Postmortem:
         }
 
 
+def _trace(steps: Sequence[Step]) -> list[dict[str, str | None]]:
+    return [
+        {"frame": str(step.frame), "at": str(step.place) if step.place else None} for step in steps
+    ]
+
+
 def _fault(complaint: Complaint) -> dict[str, Any]:
     return {
         "title": complaint.title,
         "address": None if complaint.address is None else f"0x{complaint.address:x}",
         "access": complaint.access,
+        "object": complaint.object,
         "comm": complaint.comm,
         "pid": complaint.pid,
         "instruction": str(complaint.rip) if complaint.rip else hexed(complaint.rip_address),

@@ -22,8 +22,13 @@ REGISTER = re.compile(
     r"\b(R[A-Z]{2}|R\d\d|CR[0-4]|ORIG_RAX|EFLAGS|RSP): (?:0018:)?([0-9a-f]{8,16})"
 )
 CPU = re.compile(r"CPU: (\d+) (?:UID: \d+ )?PID: (\d+) Comm: (.{1,16}?) (?:Tainted|Not tainted)")
-ADDRESS = re.compile(r"(?:address:? |access at )(?:0x)?([0-9a-f]{8,16})")
-ACCESS = re.compile(r"#PF: (.+)")
+ADDRESS = re.compile(r"(?:address:? |access at |addr )(?:0x)?([0-9a-f]{8,16})")
+ACCESS = re.compile(r"#PF: (.+)|((?:Read|Write) of size \d+|Free(?= of addr ))")
+# KASAN and KFENCE tell what became of the object before, KASAN what it is.
+PAST = re.compile(r"^(allocated|freed) by task \d+", re.IGNORECASE)
+OBJECT = re.compile(
+    r"^ which belongs to (the cache .*)|^The buggy address is located (.*)|^ (.*byte region \[.*)"
+)
 CODE = re.compile(r"Code: ((?:[0-9a-f]{2} |<[0-9a-f]{2}> ?|[0-9a-f]{2})+)$")
 WHERE = re.compile(r"\bat ([\w./-]+\.[chS]):(\d+)")
 END = "---[ end trace"
@@ -48,6 +53,11 @@ STARTS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("oops", r"^(?:Oops: )?general protection fault"),
         ("oops", r"^Oops: "),
         ("oops", r"^(?:[a-z][\w -]+): [0-9a-f]{4} \[#\d+\]"),
+        # Lockdep: rules of locking or of RCU were broken, whether or not it went well this time.
+        ("bug", r"^WARNING: (?:possible .*(?:detected|dependency)|inconsistent lock state)"),
+        ("bug", r"^WARNING: (?:bad (?:unlock balance|contention)|held lock freed|Nested lock)"),
+        ("bug", r"^WARNING: (?:suspicious RCU usage|lock held when|.* lock order detected)"),
+        ("bug", r"^WARNING: .* still has locks held|^\[ BUG: "),
         ("warn", r"^WARNING: "),
         ("bug", r"^BUG: "),
         ("bug", r"^UBSAN: "),
@@ -66,7 +76,9 @@ OURS = re.compile(
     r"|__do_softirq|print_report|kasan_|kfence_|__schedule_bug|rcu_sched_clock|update_process"
     r"|tick_|check_cpu_stall|print_cpu_stall|handle_stack_overflow|dump_header|oom_kill"
     r"|out_of_memory|fixup_|search_|__slab_bug|slab_bug|object_err|print_trailer|__schedule\b"
-    r"|schedule\b|schedule_timeout|__might|trace_)"
+    r"|schedule\b|schedule_timeout|__might|trace_|__kasan|__asan|poison_slab_object"
+    r"|check_slab_allocation|__lock_acquire|lock_acquire|lock_release|print_\w*(?:bug|usage)"
+    r"|check_(?:noncircular|prev|deadlock)|validate_chain|mark_lock|lockdep_)"
 )
 SUFFIX = re.compile(r"\.(?:constprop|isra|part|cold|llvm)\b.*$")
 
@@ -120,17 +132,27 @@ class Complaint:
     pid: int | None = None
     file: str | None = None
     line: int | None = None
+    object: str | None = None  # what lies at the address
+    past: tuple[tuple[str, tuple[Frame, ...]], ...] = ()  # "allocated" and "freed", by whom
 
     @property
     def steps(self) -> tuple[Frame, ...]:
         """Where it happened and who called, without the steps of reporting it."""
-        found = [self.rip] if self.rip is not None else []
-        # Without a frame to start from the kernel is sure of none: better those than nothing.
-        sure = any(frame.sure for frame in self.frames)
-        for frame in self.frames:
-            if frame.sure is sure and not OURS.match(frame.function) and frame not in found:
-                found.append(frame)
-        return tuple(found)
+        return _own([self.rip] if self.rip is not None else [], self.frames)
+
+    @property
+    def history(self) -> tuple[tuple[str, tuple[Frame, ...]], ...]:
+        """What was done with the object before, each with the steps that led there."""
+        return tuple((what, _own([], frames)) for what, frames in self.past)
+
+
+def _own(found: list[Frame], frames: Sequence[Frame]) -> tuple[Frame, ...]:
+    # Without a frame to start from the kernel is sure of none: better those than nothing.
+    sure = any(frame.sure for frame in frames)
+    for frame in frames:
+        if frame.sure is sure and not OURS.match(frame.function) and frame not in found:
+            found.append(frame)
+    return tuple(found)
 
 
 def read(text: str) -> list[Entry]:
@@ -190,13 +212,20 @@ def complaints(entries: Iterable[Entry]) -> list[Complaint]:
 
 
 def _close(report: _Open) -> Complaint:
-    rip, rip_address, frames = None, None, []
+    rip, rip_address = None, None
+    frames: list[Frame] = []
+    past: list[tuple[str, list[Frame]]] = []
+    objects: list[str] = []
     registers: dict[str, str] = {}
     facts: dict[str, str | int] = {}
+    user = False
     for line in report.lines:
-        user = "RIP: 0033" in line
+        # The registers of the program that made the call, and what follows them; but not the past.
+        user = (user or "RIP: 0033" in line) and PAST.match(line) is None
+        if match := OBJECT.match(line):
+            objects.append(next(part for part in match.groups() if part))
         if user:
-            break  # the registers of the program that made the call
+            continue
         if match := RIP.search(line):
             if rip is None and rip_address is None:
                 if match[5]:
@@ -205,10 +234,14 @@ def _close(report: _Open) -> Complaint:
                     rip = Frame(match[1], int(match[2], 16), int(match[3], 16), match[4])
             continue
         if match := FRAME.match(line):
-            frames.append(
+            (past[-1][1] if past else frames).append(
                 Frame(match[2], int(match[3], 16), int(match[4], 16), match[5], match[1] is None)
             )
             continue
+        if match := PAST.match(line):
+            past.append((match[1].lower(), []))
+        if line == "stack backtrace:":
+            frames.clear()  # those before are of the locks' history
         _note(line, facts, registers)
     return Complaint(
         kind=report.kind,
@@ -226,6 +259,8 @@ def _close(report: _Open) -> Complaint:
         pid=_number(facts.get("pid")),
         file=_text(facts.get("file")),
         line=_number(facts.get("line")),
+        object=", ".join(objects) or None,
+        past=tuple((what, tuple(steps)) for what, steps in past),
     )
 
 
@@ -235,7 +270,8 @@ def _note(line: str, facts: dict[str, str | int], registers: dict[str, str]) -> 
         facts.setdefault("pid", int(match[2]))
         facts.setdefault("comm", match[3])
     if match := ACCESS.match(line):
-        facts["access"] = f"{facts['access']}; {match[1]}" if "access" in facts else match[1]
+        said = match[1] or match[2]
+        facts["access"] = f"{facts['access']}; {said}" if "access" in facts else said
     if match := ADDRESS.search(line):
         facts.setdefault("address", int(match[1], 16))
     if match := WHERE.search(line):

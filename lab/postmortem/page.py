@@ -29,6 +29,7 @@ def render(found: Postmortem) -> str:
         lines += _rendered_fault(found, complaint)
     for title, rows in (
         ("call trace", [str(step) for step in found.steps]),
+        *((what, [str(step) for step in steps]) for what, steps in found.history),
         ("last records of the trace", list(found.records)),
         ("also", list(verdict.also)),
     ):
@@ -45,6 +46,8 @@ def _rendered_fault(found: Postmortem, complaint: Complaint) -> list[str]:
     if complaint.address is not None:
         access = f" ({complaint.access})" if complaint.access else ""
         lines.append(f"  address      0x{complaint.address:x}{access}")
+    if complaint.object is not None:
+        lines.append(f"  object       {complaint.object}")
     if complaint.rip is not None or complaint.rip_address is not None:
         where = str(complaint.rip) if complaint.rip else hexed(complaint.rip_address)
         lines.append(f"  instruction  {where}")

@@ -31,6 +31,11 @@ class Place:
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"
 
+    @property
+    def of_kernel(self) -> bool:
+        """Whether it is a header of the kernel's; in a build tree those have relative paths."""
+        return self.file.startswith(("/", "include/", "arch/"))
+
 
 @dataclass(frozen=True, slots=True)
 class _Row:
@@ -77,7 +82,7 @@ class Debug:
         number = bisect_right(rows, known[0] + offset, key=lambda row: row.address) - 1
         while number >= 0 and rows[number].address >= known[0]:
             place = rows[number].place
-            if place is not None and not place.file.startswith("/"):
+            if place is not None and not place.of_kernel:
                 return place
             number -= 1
         return None

@@ -9,7 +9,7 @@ from typing import Any
 
 from lab.postmortem.found import Step
 from lab.postmortem.leak import leaks
-from lab.postmortem.log import Complaint
+from lab.postmortem.log import Complaint, Frame
 from lab.postmortem.source import SMALL, Debug, Place
 from lab.postmortem.verdict import Verdict
 from lab.rundir import RunDir
@@ -19,13 +19,28 @@ def steps(complaint: Complaint | None, debug: Debug | None, own: str) -> tuple[S
     """Return the call trace with the lines of those steps that are in the module itself."""
     if complaint is None:
         return ()
+    return _placed(complaint.steps, debug, own, exact=complaint.rip)
+
+
+def history(
+    complaint: Complaint | None, debug: Debug | None, own: str
+) -> tuple[tuple[str, tuple[Step, ...]], ...]:
+    """Return what was done with the object before, with lines as in the call trace."""
+    if complaint is None:
+        return ()
+    return tuple((what, _placed(frames, debug, own)) for what, frames in complaint.history)
+
+
+def _placed(
+    frames: Sequence[Frame], debug: Debug | None, own: str, *, exact: Frame | None = None
+) -> tuple[Step, ...]:
     found = []
-    for frame in complaint.steps:
+    for frame in frames:
         place = None
         if debug is not None and frame.module == own:
-            after = frame is not complaint.rip
+            after = frame is not exact
             place = debug.place(frame.function, frame.offset, after_call=after)
-            if place is not None and place.file.startswith("/"):  # inlined from a header
+            if place is not None and place.of_kernel:  # inlined from a header
                 place = debug.own_place(frame.function, frame.offset) or place
         found.append(Step(frame=frame, place=place))
     return tuple(found)
@@ -36,7 +51,7 @@ def found_at(
 ) -> tuple[str, str]:
     """Return the place to look at and its line of source, the module's own if there is one."""
     for step in steps:
-        if step.place is not None and not step.place.file.startswith("/"):
+        if step.place is not None and not step.place.of_kernel:
             return f"{step.place} {step.frame.function}+0x{step.frame.offset:x}", _line(
                 run, step.place
             )

@@ -47,6 +47,7 @@ def page(run: RunDir) -> str:
         found=found,
         fault=fault if found["fault"] else None,
         good=found["verdict"] in ENDED_WELL,
+        traces=list(_traces(found)),
         source=list(_source(run, str(found["at"]))),
         phases=list(_phases(found)),
         registers=sorted(_dictionary(fault["registers"]).items()),
@@ -58,16 +59,24 @@ def page(run: RunDir) -> str:
 
 
 _NO_FAULT: dict[str, Any] = {
-    "title": "", "address": None, "access": "", "comm": "", "pid": "", "instruction": "",
-    "code": "", "registers": {},
+    "title": "", "address": None, "access": "", "object": None, "comm": "", "pid": "",
+    "instruction": "", "code": "", "registers": {},
 }  # fmt: skip
 _EMPTY: dict[str, Any] = {
     "verdict": "unknown", "phase": "", "at": "", "fingerprint": "", "module": "", "kernel": "",
     "why": "", "also": [], "fault": None, "source": "", "member": None, "instruction": None,
     "lacks": "",
-    "trace": [], "records": [], "log": [], "console": [], "build": "", "seconds": None,
-    "phases": [],
+    "trace": [], "history": [], "records": [], "log": [], "console": [], "build": "",
+    "seconds": None, "phases": [],
 }  # fmt: skip
+
+
+def _traces(found: dict[str, Any]) -> Iterator[tuple[str, list[Any]]]:
+    """Yield the call trace, and who allocated and freed the object where that is known."""
+    yield "trace", found["trace"]
+    for one in found["history"]:
+        told = _dictionary(one)
+        yield str(told.get("what", "")), list(told.get("trace", []))
 
 
 def _dictionary(value: object) -> dict[str, Any]:

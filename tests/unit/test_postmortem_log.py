@@ -28,6 +28,8 @@ def reports(name: str) -> list[log.Complaint]:
         ("soft_lockup", ["soft-lockup"], "soft_lockup_init [soft_lockup]"),
         ("rcu_stall", ["rcu-stall"], "rcu_stall_init [rcu_stall]"),
         ("kfence", ["kfence", "kfence"], "use_after_free_init [use_after_free]"),
+        ("kasan", ["kasan"], "kfree"),
+        ("lockdep", ["bug"], "__mutex_lock"),
         ("slub", ["slub", "warn"], "out_of_bounds_init [out_of_bounds]"),
     ],
 )
@@ -47,12 +49,45 @@ def test_kinds_and_the_first_step(name: str, kinds: list[str], first_step: str |
         ("sleep_in_atomic", "bug", "sleep_in_atomic_init [sleep_in_atomic]"),
         ("double_free", "oops", "double_free_init [double_free]"),
         ("hard_lockup", "panic", "hard_lockup_init [hard_lockup]"),
+        ("kasan", "kasan", "double_free_init [double_free]"),
+        ("lockdep", "bug", "order_init [order]"),
     ],
 )
 def test_the_module_is_among_the_steps(name: str, kind: str, step: str) -> None:
     found = next(one for one in reports(name) if one.kind == kind)
 
     assert step in [frame.name for frame in found.steps]
+
+
+def test_kasan_tells_what_became_of_the_object_before() -> None:
+    (found,) = reports("kasan")
+
+    assert 0xFFFF88800025CE00 == found.address
+    assert "Free" == found.access
+    assert ("insmod", 40) == (found.comm, found.pid)
+    assert "the cache kmalloc-64 of size 64, 0 bytes inside of, 64-byte region" in str(found.object)
+    (allocated, by), (freed, after) = found.history
+    assert ("allocated", "freed") == (allocated, freed)
+    assert ["double_free_init [double_free]", 0x1CB] == [by[0].name, by[0].offset]
+    assert ["kfree", "double_free_init [double_free]"] == [step.name for step in after[:2]]
+    # Each of the three calls is one step of its own trace, and of no other's.
+    offsets = [step.offset for step in found.steps if step.module == "double_free"]
+    assert [0x1E3] == offsets
+
+
+def test_kfence_tells_it_too_and_it_is_no_step_of_the_fault() -> None:
+    found = reports("kfence")[0]
+
+    assert ["allocated", "freed"] == [what for what, _ in found.history]
+    assert [0x131] == [step.offset for step in found.steps if step.module == "use_after_free"]
+
+
+def test_the_steps_of_a_lockdep_report_are_those_of_its_own_backtrace() -> None:
+    """The chain of locks before it has the steps of other, earlier calls."""
+    (found,) = reports("lockdep")
+
+    assert "WARNING: possible circular locking dependency detected" == found.title
+    assert [0x59] == [step.offset for step in found.steps if step.module == "order"]
 
 
 def test_an_oops_tells_address_registers_task_and_code() -> None:

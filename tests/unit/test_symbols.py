@@ -52,6 +52,24 @@ def test_data_is_no_function(symbols: Symbols) -> None:
     assert "some_data" not in symbols.show(0xFFFFFFFF81000208)
 
 
+@pytest.mark.parametrize(
+    ("lines", "size"),
+    [
+        ("", 0x4000),
+        ("ffffffff82004000 D __start_init_stack\nffffffff82008000 D __end_init_stack\n", 0x4000),
+        # KASAN's are twice as large.
+        ("ffffffff82008000 D __start_init_stack\nffffffff82010000 D __end_init_stack\n", 0x8000),
+        ("ffffffff82008000 D __start_init_task\nffffffff82010000 D __end_init_task\n", 0x8000),
+        # Not believed: the end of something else.
+        ("ffffffff82008000 D __start_init_stack\nffffffff82010001 D __end_init_stack\n", 0x4000),
+        ("ffffffff82010000 D __end_init_stack\n", 0x4000),
+    ],
+)
+def test_the_kernel_says_how_large_a_stack_is(tmp_path: Path, lines: str, size: int) -> None:
+    (tmp_path / "symbols").write_text(TEXT + lines)
+    assert size == Symbols(tmp_path / "symbols").stack_size()
+
+
 def test_no_address_shows_nothing(symbols: Symbols) -> None:
     assert "" == symbols.show(0)
 
