@@ -12,9 +12,9 @@ from typing import Any
 from elftools.elf.elffile import ELFFile
 
 from lab import capture, record
+from lab.blocks import Block, paragraph, table
 from lab.correlate.inputs import direction
 from lab.record import Record
-from lab.report.tables import paragraph, table
 from lab.rundir import GuestDir, RunDir
 from lab.symbols import Symbols
 
@@ -186,24 +186,21 @@ def _rodata(guest: GuestDir, lines: Sequence[Line], trace: record.Trace) -> str:
     return f"{GUEST}/{PROGRAM}#.rodata+0x{at:x}"
 
 
-def render(found: Explained) -> str:
-    """Return report.txt: every line, what it was, and the record that says so."""
+def told(found: Explained) -> list[Block]:
+    """Return what report.txt says: every line, what it was, and the record that says so."""
     rows = [(one.kind, str(one.length), one.text, one.evidence or "-") for one in found.lines]
     state = "COMPLETE" if not found.trouble else f"INCOMPLETE: {'; '.join(found.trouble)}"
     head = (
         f"{state}: {len(found.lines)} lines of the worksheet's modules; "
         f"{sum(one.what == MESSAGE_ITSELF for one in found.lines)} are of the message."
     )
-    return "\n".join(
-        [
-            *paragraph(head),
-            "",
-            *table(("LINE", "LEN", "WHAT IT WAS", "PROVEN BY"), rows),
-            "",
-            *paragraph(
-                "Each line is what the worksheet's module printed (sender/as_written.log); what it "
-                "was is told by our record of the same call: its caller, and the bytes it moved."
-            ),
-            "",
-        ]
-    )
+    return [
+        *paragraph(head),
+        "",
+        *table(("LINE", "LEN", "WHAT IT WAS", "PROVEN BY"), rows),
+        "",
+        *paragraph(
+            "Each line is what the worksheet's module printed (sender/as_written.log); what it "
+            "was is told by our record of the same call: its caller, and the bytes it moved."
+        ),
+    ]

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lab import access, accesses, record
+from lab.blocks import Block, Heading, paragraph, table
 from lab.correlate.outside import name_of
 from lab.message import Messages
 from lab.rundir import GuestDir, Manifest, RunDir
@@ -158,8 +159,8 @@ def _written(found: accesses.Accesses) -> Iterator[Move]:
         yield Move(WRITE, write.message, 0, at, write.payload_size)
 
 
-def render(truth: Truth, manifest: Manifest) -> str:
-    """Return report.txt: the module's word, and each witness's count beside it."""
+def told(truth: Truth, manifest: Manifest) -> list[Block]:
+    """Return what report.txt says: the module's word, and each witness's count beside it."""
     trouble = truth.trouble
     copies = sum(move.kind == COPY for move in truth.said)
     devices = len(truth.said) - copies
@@ -167,17 +168,39 @@ def render(truth: Truth, manifest: Manifest) -> str:
     head = f"COMPLETE: {said}, and every witness saw just these."
     if trouble:
         head = f"DISAGREEMENT: the module says {said}."
-    lines = [head, f"known, Linux {manifest.kernel}, {manifest.accelerator}"]
-    lines += [f"! {text}" for text in trouble]
-    lines += ["", f"{'':<14}{COPY:>14}{READ:>14}{WRITE:>14}   copied by"]
-    rows = {"the module": truth.said, **truth.seen}
-    for name, moves in rows.items():
+    out = [*paragraph(head), f"known, Linux {manifest.kernel}, {manifest.accelerator}"]
+    out += [block for text in trouble for block in paragraph(f"! {text}")]
+    rows = []
+    for name, moves in {"the module": truth.said, **truth.seen}.items():
         counts = [sum(move.kind == kind for move in moves) for kind in (COPY, READ, WRITE)]
         cells = [
             "cannot see" if name == LOG and kind == READ else str(count)
             for kind, count in zip((COPY, READ, WRITE), counts, strict=True)
         ]
-        by = ", ".join(truth.functions.get(name, ("its word",)))
-        lines.append(f"{name:<14}{cells[0]:>14}{cells[1]:>14}{cells[2]:>14}   {by}")
-    lines += [f"absent: {name} ({why})" for name, why in truth.absent.items()]
-    return "\n".join(lines) + "\n"
+        rows.append((name, *cells, ", ".join(truth.functions.get(name, ("its word",)))))
+    columns = ("WITNESS", "COPIES", "READS", "WRITES", "COPIED BY")
+    out += ["", *table(columns, rows, right="COPIES READS WRITES")]
+    out += [
+        block
+        for name, why in truth.absent.items()
+        for block in paragraph(f"absent: {name} ({why})")
+    ]
+    out += ["", Heading("THE MODULE'S WORD, move by move", f"{MOVES}")]
+    places = [
+        (
+            move.kind,
+            str(move.message),
+            f"{move.source:#x}" if move.source else "the device",
+            f"{move.target:#x}" if move.target else "the device",
+            str(move.size),
+            *(_mark(name, move, moves) for name, moves in truth.seen.items()),
+        )
+        for move in truth.said
+    ]
+    return [*out, *table(("MOVE", "MESSAGE", "FROM", "TO", "LEN", *truth.seen), places)]
+
+
+def _mark(witness: str, move: Move, seen: tuple[Move, ...]) -> str:
+    if not judges(witness, move):
+        return "cannot see"
+    return "✓" if move in seen else "✗"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -50,6 +50,14 @@ class Symbols:
             if line.endswith(wanted):
                 return int(line[:16], 16)
         return 0
+
+    def at(self, address: int) -> str:
+        """Return the symbol that begins at an address, of data too; empty where none does."""
+        lines, start = self._load(), b"%016x" % address
+        found = lines[bisect_left(lines, start) :][:1]
+        if not found or not found[0].startswith(start):
+            return ""
+        return found[0][19:].partition(b"\t")[0].decode("ascii", "replace")
 
     def names(self) -> set[str]:
         """Return the names of all functions, those of modules too."""

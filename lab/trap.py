@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lab.report.tables import paragraph, table
+from lab.blocks import Block, paragraph, table
 from lab.rundir import Manifest, RunDir
 from lab.rundir.fields import read_json
 from lab.symbols import Symbols
@@ -112,8 +112,8 @@ def what(address: int, found: bytes, built: bytes, names: Symbols) -> tuple[str,
     return KINDS.get(found[at], "other"), target
 
 
-def render(trap: Trap, manifest: Manifest) -> str:
-    """Return report.txt."""
+def told(trap: Trap, manifest: Manifest) -> list[Block]:
+    """Return what report.txt says, to be shown at any width."""
     trouble = trap.trouble
     verdict = (
         f"DISAGREEMENT: {trouble[0]}"
@@ -133,4 +133,4 @@ def render(trap: Trap, manifest: Manifest) -> str:
     head = ("MOMENT", f"STACK OF, IN {trap.function}", "SLOT", "PHYSICAL", "RETURNS TO")
     out += ["", *table(head, slots)]
     out += ["", *paragraph("All read from the RAM file by the host; the guest was asked nothing.")]
-    return "\n".join(out) + "\n"
+    return out

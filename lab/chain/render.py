@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 
+from lab.blocks import Block, Heading, paragraph, table
 from lab.chain import CONNECTED, STATES, Case, Chains, Name, address, port
 
 TITLES = {
@@ -13,26 +14,27 @@ TITLES = {
     "tcp-unconnected": "TCP, before connect()",
     "tcp-connected": "TCP, connected",
 }
+NO_PEER = "  both are zero: this socket does not know where to send"
 
 
-def render(found: Chains) -> str:
-    """Return report.txt."""
+def told(found: Chains) -> list[Block]:
+    """Return what report.txt says, to be shown at any width."""
     verdict = "DISAGREEMENT" if found.trouble else "AGREED"
-    lines = [
-        (
-            f"{verdict}  what hangs on fd 3, by a probe inside and by guest RAM from outside,"
+    out: list[Block] = [
+        *paragraph(
+            f"{verdict}: what hangs on fd 3, by a probe inside and by guest RAM from outside,"
             f" Linux {found.kernel}"
         ),
-        *(f"trouble: {one}" for one in found.trouble),
+        *(block for one in found.trouble for block in paragraph(f"! {one}")),
     ]
     for case in found.cases:
-        lines += ["", *_case(case)]
+        out += ["", *_case(case)]
         if case.name == "udp-unconnected":
-            lines += ["", *_name(found.name)]
-    return "\n".join(lines) + "\n"
+            out += ["", *_name(found.name)]
+    return out
 
 
-def _case(case: Case) -> list[str]:
+def _case(case: Case) -> list[Block]:
     links = case.outside
     same = "is" if links["slot"] == links["fd_array"] else "is not"
     text, value, misread = port(case)
@@ -46,40 +48,42 @@ def _case(case: Case) -> list[str]:
         ("->private_data", links["socket"], f"struct socket, {state}, its file leads back"),
         ("->sk", links["sock"], "struct sock, its sk_socket leads back"),
     )
-    lines = [f"{case.name}: {TITLES.get(case.name, '')}   evidence {case.evidence}"]
-    lines += [f"  {name:<16}{at:#018x}  {note}" for name, at, note in chain]
+    rows = [(name, f"{at:#018x}", note) for name, at, note in chain]
     raw = bytes.fromhex(case.bytes)[case.address_at : case.address_at + 4].hex(" ")
     number, own = links["skc_daddr"], "if the CPU reads it as its own"
-    lines += [
-        f"  {'skc_daddr':<16}{raw:<18}  {address(case)} as bytes; {number:#010x} {own}",
-        f"  {'skc_dport':<16}{text:<18}  {value} in network order; {misread} {own}",
-        f"  {'skc_num':<16}{links['skc_num']:<18}  the local port, in the CPU's order",
+    rows += [
+        ("skc_daddr", raw, f"{address(case)} as bytes; {number:#010x} {own}"),
+        ("skc_dport", text, f"{value} in network order; {misread} {own}"),
+        ("skc_num", str(links["skc_num"]), "the local port, in the CPU's order"),
+        ("getpeername()", f"error {case.error}" if case.error else "succeeded", ""),
     ]
-    if case.name not in CONNECTED:
-        lines.append("  both are zero: this socket does not know where to send")
-    lines.append(
-        f"  getpeername()   error {case.error}" if case.error else "  getpeername()   succeeded"
-    )
-    lines.append(_agreement(case.differences))
-    return lines
+    return [
+        Heading(f"{case.name}: {TITLES.get(case.name, '')}", case.evidence),
+        *table((), rows),
+        *(() if case.name in CONNECTED else (NO_PEER,)),
+        _agreement(case.differences),
+    ]
 
 
-def _name(name: Name) -> list[str]:
+def _name(name: Name) -> list[Block]:
     raw = bytes.fromhex(name.bytes)
     family = int.from_bytes(raw[:2], "little")
     where = ipaddress.IPv4Address(raw[4:8]) if len(raw) >= 8 else "nothing"
     links = name.outside
+    rows = (
+        ("msghdr", f"{links['msg']:#018x}", "on the kernel's stack of that call"),
+        ("->msg_name", f"{links['msg_name']:#018x}", f"{links['msg_namelen']} bytes"),
+        ("", raw.hex(" "), ""),
+        ("", "", f"family {family}, port {int.from_bytes(raw[2:4], 'big')}, {where}"),
+    )
     return [
-        f"  where its sendto() has the address: in the call, not the socket   {name.evidence}",
-        f"  {'msghdr':<16}{links['msg']:#018x}  on the kernel's stack of that call",
-        f"  {'->msg_name':<16}{links['msg_name']:#018x}  {links['msg_namelen']} bytes",
-        f"  {'':<16}{raw.hex(' ')}",
-        f"  {'':<16}family {family}, port {int.from_bytes(raw[2:4], 'big')}, {where}",
+        Heading("where its sendto() has the address: in the call, not the socket", name.evidence),
+        *table((), rows),
         _agreement(name.differences),
     ]
 
 
 def _agreement(differences: tuple[str, ...]) -> str:
     if differences:
-        return f"  inside and outside DIFFER: {'; '.join(differences)}"
-    return "  inside and outside agree in every link"
+        return f"✗ inside and outside DIFFER: {'; '.join(differences)}"
+    return "✓ inside and outside agree in every link"

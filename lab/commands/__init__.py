@@ -29,6 +29,7 @@ from lab.errors import (
 from lab.journal import History, Journal
 
 if TYPE_CHECKING:
+    from lab.blocks import Block
     from lab.spec import AnyKernel
 
 BUG_TEXT = "this is a bug of skblab; please report it with the lines above"
@@ -57,6 +58,20 @@ class Console:
         """Print the result: `text` for people, `value` as JSON for programs."""
         self.printed = True
         print(jsonlib.dumps(value, indent=1, sort_keys=True) if self.json else text, flush=True)
+
+    def told(self, text: str, blocks: Sequence[Block]) -> None:
+        """Print for people: tables that fit a terminal, or `text` where it is piped."""
+        self.printed = True
+        if not (blocks and sys.stdout.isatty()):
+            print(text.rstrip(), flush=True)
+            return
+        from rich.console import Console as Terminal
+
+        from lab import report
+
+        terminal = Terminal(highlight=False)
+        for one in report.shown(blocks):
+            terminal.print(one)
 
 
 @contextlib.contextmanager

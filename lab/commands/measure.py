@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,10 +12,7 @@ from lab.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from lab import experiment, spec
-    from lab.report.blocks import Block
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,11 +106,9 @@ def sweep(console: Console, lab: str, name: str, options: Options) -> None:
         offline=options.offline,
     )
     value = sweeps.to_json(asked, found) | {"sweep": str(found.folder)}
-    if not console.json and sys.stdout.isatty():
-        _show(sweeps.told(found))
-        console.result(str(found.folder), value)
-    else:
-        console.result(f"{sweeps.render(found)}{found.folder}", value)
+    if not console.json:
+        console.told(sweeps.render(found), sweeps.told(found))
+    console.result(str(found.folder), value)
     if not found.proven:
         bad = sum(one.state in (sweeps.UNPROVEN, sweeps.FAILED) for one in found.results)
         raise LedgerIncomplete(
@@ -140,33 +133,9 @@ def tell_outcome(console: Console, outcome: experiment.Outcome) -> None:
     if console.json:
         console.result("", {**outcome.value, "run": str(path)})
     else:
-        if outcome.told and sys.stdout.isatty():
-            _show(outcome.told)
-        else:
-            print(_coloured((path / "report.txt").read_text(encoding="utf-8")).rstrip())
+        console.told((path / "report.txt").read_text(encoding="utf-8"), outcome.told)
         print(path, flush=True)
     if outcome.trouble:
         raise LedgerIncomplete(
             "; ".join(outcome.trouble), log=path / outcome.result, hint=outcome.hint or None
         )
-
-
-def _show(blocks: Iterable[Block]) -> None:
-    """Print at a terminal, as wide as that is."""
-    from rich.console import Console as Terminal
-
-    from lab import report
-
-    terminal = Terminal(highlight=False)
-    for one in report.shown(blocks):
-        terminal.print(one)
-
-
-def _coloured(text: str) -> str:
-    """Set off the verdict at a terminal; plain when piped or with NO_COLOR."""
-    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
-        return text
-    first, _, rest = text.partition("\n")
-    colour = "32" if first.startswith(("COMPLETE", "PROVEN")) else "31"
-    marked = rest.replace("✗", "\x1b[1;31m✗\x1b[0m").replace("✓", "\x1b[32m✓\x1b[0m")
-    return f"\x1b[1;{colour}m{first}\x1b[0m\n{marked}"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json as jsonlib
-import os
-import sys
 from pathlib import Path
 
 from lab.commands import Console
@@ -22,14 +20,9 @@ def show(console: Console, run: str, *, depth: str, everything: bool, debuginfo:
     found = steps.build(rundir.resolve(run), debuginfo=Path(debuginfo) if debuginfo else None)
     if console.json:
         console.result("", jsonlib.loads(found.to_json()))
-    elif sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
-        from rich.console import Console as Terminal
-
-        Terminal().print(steps.rich_table(found, depth=deep, everything=everything))
-        console.result(steps.notes(found).rstrip(), None)
     else:
         text = steps.render(found, depth=deep, everything=everything)
-        console.result(text.rstrip(), None)
+        console.told(text, steps.told(found, depth=deep, everything=everything))
     if found.trouble:
         raise EvidenceError("; ".join(found.trouble[:5]), log=rundir.resolve(run).file(steps.FILE))
 

@@ -11,7 +11,7 @@ from typing import Any
 from lab import build, crash, explained, paths, probe, rundir, spec
 from lab.deadline import Deadline
 from lab.errors import LabError, ProbeRejected
-from lab.experiment.outcome import Outcome
+from lab.experiment.outcome import Outcome, tell
 from lab.experiment.stand import Stand, common_manifest, digests, keep_logs, keep_symbols
 from lab.guest import Guest
 from lab.journal import Journal
@@ -148,7 +148,7 @@ def analyse(run_dir: rundir.RunDir, expect: spec.Expect, *, journal: Journal) ->
         found = explained.explain(run_dir)
         value = found.to_json()
         run_dir.write_json(explained.RESULT, value)
-        run_dir.write_text("report.txt", explained.render(found))
+        told = tell(run_dir, explained.told(found), good=not found.trouble)
     trouble = found.trouble if expect.complete is not False else ()
     return Outcome(
         run=run_dir,
@@ -156,4 +156,5 @@ def analyse(run_dir: rundir.RunDir, expect: spec.Expect, *, journal: Journal) ->
         value=value,
         trouble=trouble,
         hint=f"invoke lab.lines {run_dir.name}",
+        told=told,
     )

@@ -11,7 +11,7 @@ from lab import chain, debugger, follow, kernel, lookup, probe, rundir, spec
 from lab.chain import render
 from lab.deadline import Deadline
 from lab.errors import GuestError
-from lab.experiment.outcome import Outcome
+from lab.experiment.outcome import Outcome, tell
 from lab.experiment.stand import Stand, common_manifest, digests, keep_logs, keep_symbols
 from lab.guest import Guest
 from lab.journal import Journal
@@ -120,11 +120,12 @@ def analyse(run_dir: rundir.RunDir, expect: spec.Expect, *, journal: Journal) ->
     with journal.step("chains"):
         found = chain.build(run_dir)
         run_dir.write_text(chain.FILE, found.to_json())
-        run_dir.write_text("report.txt", render.render(found))
+        told = tell(run_dir, render.told(found), good=not found.trouble)
     return Outcome(
         run=run_dir,
         result=chain.FILE,
         value=json.loads(found.to_json()),
         trouble=found.trouble,
         hint=f"look at {run_dir.name}/sender/{chain.LOOKED}",
+        told=told,
     )

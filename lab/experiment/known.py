@@ -8,7 +8,7 @@ from typing import Any
 from lab import known, message, probe, rundir, spec, topology, witness
 from lab.deadline import Deadline
 from lab.errors import GuestError
-from lab.experiment.outcome import Outcome
+from lab.experiment.outcome import Outcome, tell
 from lab.experiment.stand import Stand, common_manifest, digests, keep_logs, keep_symbols
 from lab.guest import Guest
 from lab.journal import Journal
@@ -160,7 +160,11 @@ def analyse(run_dir: rundir.RunDir, expect: spec.Expect, *, journal: Journal) ->
     with journal.step("compare"):
         truth = known.compare(run_dir)
     run_dir.write_json("known.json", truth.to_json())
-    run_dir.write_text("report.txt", known.render(truth, run_dir.manifest()))
+    told = tell(run_dir, known.told(truth, run_dir.manifest()), good=not truth.trouble)
     return Outcome(
-        run=run_dir, result="known.json", value=truth.to_json(), trouble=truth.trouble[:5]
+        run=run_dir,
+        result="known.json",
+        value=truth.to_json(),
+        trouble=truth.trouble[:5],
+        told=told,
     )

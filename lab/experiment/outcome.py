@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from lab import rundir
-from lab.report.blocks import Block
+from lab import report, rundir
+from lab.blocks import Block
 
 
 class Later(Mapping[str, Any]):
@@ -41,3 +41,10 @@ class Outcome:
     trouble: tuple[str, ...]  # empty: proven, and as expected
     hint: str = ""  # what to look at where it is not
     told: tuple[Block, ...] = ()  # report.txt for a terminal of any width
+
+
+def tell(run: rundir.RunDir, told: Sequence[Block], *, good: bool) -> tuple[Block, ...]:
+    """Write what is told as report.txt and, as a page, report.html; return it."""
+    run.write_text("report.txt", "\n".join(report.plain(told)) + "\n")
+    run.write_text("report.html", report.sheet(run, told, good=good))
+    return tuple(told)

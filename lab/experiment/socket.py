@@ -108,6 +108,7 @@ def analyse(run_dir: rundir.RunDir, expect: spec.Expect, *, journal: Journal) ->
         found = evidence.build(run_dir)
         run_dir.write_json("socket.json", found.to_json())
         run_dir.write_text("report.txt", evidence.render(found))
+        run_dir.write_text("report.html", evidence.page(found))
     trouble = [f"not proven: {one.name}" for one in found.proofs if not one.holds]
     if expect.complete is not None and expect.complete is not found.complete:
         trouble.append(f"expected complete to be {expect.complete}, found {found.complete}")
@@ -117,6 +118,7 @@ def analyse(run_dir: rundir.RunDir, expect: spec.Expect, *, journal: Journal) ->
         value=found.to_json(),
         trouble=tuple(trouble),
         hint=f"invoke lab.lines {run_dir.name}",
+        told=tuple(evidence.told(found)),
     )
 
 

@@ -7,7 +7,7 @@ import functools
 import json
 from collections.abc import Sequence
 
-from lab import calls, debugger, follow, kernel, rundir, spec, steps
+from lab import calls, debugger, follow, kernel, report, rundir, spec, steps
 from lab.deadline import Deadline
 from lab.errors import HostError
 from lab.experiment import message
@@ -127,10 +127,14 @@ def analyse(run_dir: rundir.RunDir, expect: spec.Expect, *, journal: Journal) ->
         found = steps.build(run_dir)
         run_dir.write_text(steps.FILE, found.to_json())
         run_dir.write_text("report.txt", steps.render(found))
+        told = tuple(steps.told(found))
+        # report.html is the message's own.
+        run_dir.write_text("steps.html", report.sheet(run_dir, told, good=not found.trouble))
     return Outcome(
         run=run_dir,
         result=steps.FILE,
         value=json.loads(found.to_json()),
         trouble=(*found.trouble, *proven.trouble),
         hint=f"invoke lab.steps {run_dir.name} --all",
+        told=told,
     )

@@ -7,7 +7,7 @@ from typing import Any
 from lab import kernel, rundir, spec, threads, trap
 from lab.deadline import Deadline, wait_until
 from lab.errors import DeadlineExceeded, GuestError
-from lab.experiment.outcome import Outcome
+from lab.experiment.outcome import Outcome, tell
 from lab.experiment.stand import Stand, common_manifest, digests, keep_logs, keep_symbols
 from lab.guest import Guest
 from lab.journal import Journal
@@ -220,5 +220,11 @@ def analyse(run_dir: rundir.RunDir, expect: spec.Expect, *, journal: Journal) ->
     with journal.step("look"):
         found = trap.look(run_dir)
     run_dir.write_json("result.json", found.to_json())
-    run_dir.write_text("report.txt", trap.render(found, run_dir.manifest()))
-    return Outcome(run=run_dir, result="result.json", value=found.to_json(), trouble=found.trouble)
+    told = tell(run_dir, trap.told(found, run_dir.manifest()), good=not found.trouble)
+    return Outcome(
+        run=run_dir,
+        result="result.json",
+        value=found.to_json(),
+        trouble=found.trouble,
+        told=told,
+    )

@@ -13,6 +13,7 @@ from lab.report.log import cited, lines
 from lab.report.page import page
 from lab.report.pcapng import wire
 from lab.report.perfetto import trace
+from lab.report.sheet import sheet
 from lab.report.stations import copy_numbers
 from lab.report.tables import content, some
 from lab.report.verdict import largest, sentences
@@ -26,7 +27,9 @@ __all__ = [
     "function_name",
     "lines",
     "page",
+    "plain",
     "render",
+    "sheet",
     "shown",
     "trace",
     "wire",

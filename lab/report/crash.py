@@ -111,16 +111,23 @@ def _phases(found: dict[str, Any]) -> Iterator[Phase]:
         yield Phase(name=name, words=words, here=name == found["phase"])
 
 
+def _words(values: dict[str, Any]) -> str:
+    """Return what is set in a dictionary, as a person reads it."""
+    return ", ".join(
+        f"{key} ({_words(value)})"
+        if isinstance(value, dict)
+        else f"{key} {'yes' if value is True else value}"
+        for key, value in values.items()
+        if value not in (None, False, "", [], {})
+    )
+
+
 def _conditions(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name in ("module", "kernel", "accelerator", "trial", "cmdline", "versions", "command"):
         value = manifest.get(name)
-        if isinstance(value, dict):
-            yield (
-                name,
-                ", ".join(
-                    f"{key} {inner if isinstance(inner, str) else json.dumps(inner)}"
-                    for key, inner in value.items()
-                ),
-            )
+        if name == "accelerator" and isinstance(value, dict):
+            yield name, f"{value.get('name', 'unknown')}: {value.get('why', '')}"
+        elif isinstance(value, dict):
+            yield name, _words(value)
         elif value:
             yield name, str(value)

@@ -169,7 +169,7 @@ class Archive:
             id=evidence,
             title=f"{found.hook}, {where}, in {found.module}",
             fields=tuple(_fields(found, shelf)),
-            dump=dump(found.bytes, wanted) if found.bytes else None,
+            dump=dump(found.bytes, wanted) if found.bytes and not _is_words(found) else None,
         )
 
     def _of_access(self, evidence: str, wanted: Wanted) -> Card:
@@ -306,6 +306,9 @@ def _fields(found: Record, shelf: Shelf) -> Iterator[tuple[str, str]]:
         yield "called from", shelf.symbols.show(found.caller)
     if found.kind is record.Kind.CALLSITE:
         yield "instruction", shelf.symbols.show(found.aux)
+    if found.args or found.barrier or found.socket:
+        yield from _words(found, shelf)
+        return
     mapped = found.hook.startswith(("dma_map_", "dma_unmap_"))
     for name, value in (
         ("device address", found.aux if mapped else 0),
@@ -329,6 +332,45 @@ def _fields(found: Record, shelf: Shelf) -> Iterator[tuple[str, str]]:
         yield "returned", str(found.ret)
     if found.dev:
         yield "netdev", found.dev
+
+
+def _is_words(found: Record) -> bool:
+    """Tell whether a record's bytes are registers and no memory."""
+    return bool(found.flags & (Flag.ARGS | Flag.BARRIER))
+
+
+def _words(found: Record, shelf: Shelf) -> Iterator[tuple[str, str]]:
+    """Yield what a record of a socket has where others have bytes and an skb."""
+    if (gate := found.barrier) is not None:
+        yield "instruction", f"0x{found.user:x}: {found.aux.to_bytes(8, 'little')[:2].hex(' ')}"
+        yield "RAX, number", str(gate.number)
+        yield "RDI, RSI, RDX", f"0x{gate.di:x}, 0x{gate.si:x}, 0x{gate.dx:x}"
+        yield "cs before, after", f"0x{gate.cs_before:x}, 0x{gate.cs_after:x}"
+        yield "MSR_LSTAR", f"0x{gate.lstar:x} {shelf.symbols.show(gate.lstar)}"
+    if (args := found.args) is not None:
+        yield "argument registers", ", ".join(f"0x{one:x}" for one in args.arg)
+        if found.kind is record.Kind.RETURN:
+            yield "rax", f"0x{args.ret:x}"
+        yield "signal pending", "yes" if args.signal_pending else "no"
+    if (seen := found.socket) is not None:
+        for name, value in (
+            ("struct socket", seen.socket),
+            ("socket->ops", seen.ops),
+            ("socket->sk", seen.sk),
+            ("socket->file", seen.socket_file),
+            ("struct file", seen.file),
+            ("file->private_data", seen.private_data),
+            ("sk->sk_socket", seen.sk_socket),
+            ("inode", seen.inode),
+        ):
+            if value:
+                yield name, f"0x{value:x}"
+        if seen.socket:
+            yield "socket->state, type", f"{seen.state}, {seen.type}"
+    if found.size:
+        yield "signal", str(found.size)
+    if found.ret and found.kind is record.Kind.ENTRY:
+        yield "made it return", str(found.ret)
 
 
 def context(value: Context) -> str:

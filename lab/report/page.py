@@ -17,7 +17,7 @@ import jinja2
 from lab.capture import Frame
 from lab.ledger import Ledger, Message, Movement
 from lab.message import Messages
-from lab.report import evidence, questions, touches, verdict
+from lab.report import cells, evidence, questions, touches, verdict
 from lab.report.conditions import conditions, notes
 from lab.report.drawing import Drawing, Words, draw
 from lab.report.evidence import Archive, Card, Wanted
@@ -95,6 +95,9 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     made.filters["some"] = some
+    made.filters["tone"] = cells.tone
+    made.filters["quiet"] = cells.sentence
+    made.filters["codes"] = cells.codes
     made.globals["kinds"] = KINDS
     return made
 

@@ -9,18 +9,25 @@ WIDTH = 110
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: str = "LEN") -> list[str]:
-    """Return the lines of a table; the columns named in `right` are set to the right."""
-    lines = [list(head), *(list(row) for row in rows)]
-    widths = [max(len(line[n]) for line in lines) for n in range(len(head))]
+    """Return the lines of a table; the columns named in `right` are set to the right.
+
+    Without a head the rows are set in by two, and no line is drawn.
+    """
+    lines = [*([list(head)] if head else []), *(list(row) for row in rows)]
+    if not lines:
+        return []
+    widths = [max(len(line[n]) for line in lines) for n in range(len(lines[0]))]
     # Two spaces between columns where they fit, else one.
     gap = "  " if sum(widths) + 2 * (len(head) - 1) <= WIDTH else " "
     out = []
     for line in lines:
         cells = [
-            cell.rjust(width) if head[n] in right.split() else cell.ljust(width)
+            cell.rjust(width) if head and head[n] in right.split() else cell.ljust(width)
             for n, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
         out.append(gap.join(cells).rstrip())
+    if not head:
+        return [f"  {line}" for line in out]
     out.insert(1, "─" * min(WIDTH, max(len(line) for line in out)))
     return out
 

@@ -14,10 +14,11 @@ from lab.socket.findings import Findings
 from lab.socket.hooked import functions
 from lab.socket.inputs import read
 from lab.socket.log import lines
+from lab.socket.page import page
 from lab.socket.proofs import prove
-from lab.socket.render import render
+from lab.socket.render import render, told
 
-__all__ = ["Findings", "build", "lines", "render"]
+__all__ = ["Findings", "build", "lines", "page", "render", "told"]
 
 
 def build(run: RunDir) -> Findings:

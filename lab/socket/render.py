@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
+from lab.blocks import Block, Heading, Lines, paragraph, table
 from lab.record import Kind, Record
-from lab.report.tables import paragraph, some, table
+from lab.report.blocks import plain
+from lab.report.tables import some
 from lab.socket import hooked, log, notes, status
 from lab.socket.calls import ENTRY, RETURN, Call, argument, rax
 from lab.socket.findings import Findings
@@ -33,38 +36,63 @@ SHOWN_ARGS = {
 }
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TenStep:
+    """One of the book's ten steps, in live values."""
+
+    number: int
+    step: str
+    what: str
+    values: str
+    holds: bool
+    record: Record | None  # None: no one record shows it
+
+    @property
+    def mark(self) -> str:
+        return HELD if self.holds else BROKEN
+
+
 def render(found: Findings) -> str:
     """Return report.txt: plain, the same for the same run, at most 110 columns wide."""
+    return "\n".join(plain(told(found))) + "\n"
+
+
+def told(found: Findings) -> list[Block]:
+    """Return what report.txt says, to be shown at any width."""
     parts = [
-        [*_verdict(found), *_conditions(found), *_trouble(found)],
+        [*paragraph(verdict(found)), *paragraph(conditions(found)), *_trouble(found)],
         _ten_steps(found),
-        _nested(found),
+        nested(found),
         _maps(found),
-        _barrier(found),
-        _failures(found),
-        _repeats(found),
-        _functions(found),
-        _log(found),
-        [line for text in notes.notes(found) for line in paragraph(f"Note: {text}")],
+        barrier(found),
+        failures(found),
+        repeats(found),
+        functions(found),
+        book(found),
+        [block for text in notes.notes(found) for block in paragraph(f"Note: {text}")],
     ]
-    return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
+    out: list[Block] = []
+    for part in filter(None, parts):
+        out += ["", *part] if out else part
+    return out
 
 
 # --- The verdict ------------------------------------------------------------------------------
 
 
-def _verdict(found: Findings) -> list[str]:
+def verdict(found: Findings) -> str:
+    """Return one sentence that begins with its word."""
     broken = [one for one in found.proofs if not one.holds]
     if broken:
         first = broken[0]
-        return paragraph(
+        return (
             f"NOT PROVEN: {len(broken)} of {len(found.proofs)} proofs fail: "
             f"{first.name}: {first.says}"
         )
-    plain = found.case(PLAIN)
-    what = "" if plain is None else f"{plain.text} = {plain.asked.returned}: "
+    plainly = found.case(PLAIN)
+    what = "" if plainly is None else f"{plainly.text} = {plainly.asked.returned}: "
     pointer = _holding(found, "one pointer through the whole chain")
-    return paragraph(
+    return (
         f"PROVEN: {what}all {len(found.proofs)} proofs hold; "
         f"{'' if pointer is None else f'struct socket {pointer.says}; '}"
         f"whatever fails leaves nothing behind."
@@ -75,11 +103,12 @@ def _holding(found: Findings, name: str) -> Proof | None:
     return next((one for one in found.proofs if one.name == name and one.holds), None)
 
 
-def _conditions(found: Findings) -> list[str]:
+def conditions(found: Findings) -> str:
+    """Say under which conditions it ran, and what was lost."""
     inputs = found.inputs
     manifest, trace = inputs.manifest, inputs.trace
     active = sorted({one.maxactive for one in found.functions if one.maxactive})
-    return paragraph(
+    return (
         f"Kernel {manifest.kernel}, {manifest.accelerator} ({manifest.accelerator_why}). "
         f"{some(len(inputs.records), 'record')}; {trace.missed} missed (nmissed; maxactive "
         f"{', '.join(str(one) for one in active) or 'unknown'}), {trace.dropped} dropped, "
@@ -87,12 +116,12 @@ def _conditions(found: Findings) -> list[str]:
     )
 
 
-def _trouble(found: Findings) -> list[str]:
+def _trouble(found: Findings) -> list[Block]:
     return [
-        line
+        block
         for one in found.proofs
         if not one.holds
-        for line in paragraph(f"{BROKEN} {one.name}: {one.says} {_ids(one.evidence)}".rstrip())
+        for block in paragraph(f"{BROKEN} {one.name}: {one.says} {_ids(one.evidence)}".rstrip())
     ]
 
 
@@ -103,7 +132,8 @@ def _ids(evidence: Sequence[str]) -> str:
 # --- Phase 1: the book's ten steps ---------------------------------------------------------------
 
 
-def _ten_steps(found: Findings) -> list[str]:
+def ten_steps(found: Findings) -> list[TenStep]:
+    """Return the book's ten steps of the call that was followed; [] where none was."""
     holds = {one.name: one for one in found.proofs}
     call = found.case(PLAIN)
     if call is None:
@@ -132,17 +162,47 @@ def _ten_steps(found: Findings) -> list[str]:
          NOT_SEEN if ended is None else f"result={status.as_int(rax(ended))}",
          ("one descriptor", "one pointer through the whole chain")),
     ]  # fmt: skip
-    probes = ", ".join(sorted(loaded & {*log.NAMES}))
+    first = TenStep(
+        number=1,
+        step="PROBE_INIT",
+        what="modules loaded",
+        values=", ".join(sorted(loaded & {*log.NAMES})),
+        holds=loaded >= {*log.NAMES},
+        record=None,
+    )
+    return [
+        first,
+        *(
+            TenStep(
+                number=number,
+                step=step,
+                what=what,
+                values=values,
+                holds=all(name in holds and holds[name].holds for name in names),
+                record=record,
+            )
+            for number, (step, what, record, values, names) in enumerate(steps, 2)
+        ),
+    ]
+
+
+def _ten_steps(found: Findings) -> list[Block]:
+    call, steps = found.case(PLAIN), ten_steps(found)
+    if call is None:
+        return []
     rows = [
-        ("01", "PROBE_INIT", "modules loaded", probes,
-         HELD if loaded >= {*log.NAMES} else BROKEN, "-")
-    ]  # fmt: skip
-    for number, (step, what, record, values, names) in enumerate(steps, 2):
-        good = all(name in holds and holds[name].holds for name in names)
-        seen = "-" if record is None else f"#{record.number}"
-        rows.append((f"{number:02}", step, what, values, HELD if good else BROKEN, seen))
+        (
+            f"{one.number:02}",
+            one.step,
+            one.what,
+            one.values,
+            one.mark,
+            "-" if one.record is None else f"#{one.record.number}",
+        )
+        for one in steps
+    ]
     head = ("#", "STEP", "WHAT", "LIVE VALUES", "", "RECORD")
-    return [f"THE TEN STEPS of {call.text}, PID {found.inputs.pid}", *table(head, rows)]
+    return [Heading(f"THE TEN STEPS of {call.text}, PID {found.inputs.pid}"), *table(head, rows)]
 
 
 def _says(holds: dict[str, Proof], name: str) -> str:
@@ -167,7 +227,8 @@ def _short(evidence: str) -> str:
 # --- The trace --------------------------------------------------------------------------------
 
 
-def _nested(found: Findings) -> list[str]:
+def nested(found: Findings) -> list[Block]:
+    """Return every record of the call that was followed, as deep as it ran."""
     call = found.case(PLAIN)
     steps = [] if call is None else list(call.steps())
     if not steps:
@@ -185,10 +246,14 @@ def _nested(found: Findings) -> list[str]:
                 f"#{one.number}",
             )
         )
-    unit = "emulated nanoseconds" if inputs.emulated else "nanoseconds"
     head = ("NS", "WHAT RAN", "CALLED FROM", "RECORD")
-    return [f"THE CALL as it ran, in {unit}, the handlers' own among them",
-            *table(head, rows, right="NS")]  # fmt: skip
+    title = f"THE CALL as it ran, in {unit(found)}, the handlers' own among them"
+    return [Heading(title), *table(head, rows, right="NS")]
+
+
+def unit(found: Findings) -> str:
+    """Say of what kind the run's durations are."""
+    return "emulated nanoseconds" if found.inputs.emulated else "nanoseconds"
 
 
 def _what(one: Record) -> str:
@@ -218,7 +283,7 @@ def _result(one: Record) -> str:
 # --- Phase 2: the maps --------------------------------------------------------------------------
 
 
-def _maps(found: Findings) -> list[str]:
+def _maps(found: Findings) -> list[Block]:
     call = found.case(PLAIN)
     installed = None if call is None else call.find("fd_install", ENTRY)
     made = None if call is None else call.find("sock_alloc", RETURN)
@@ -233,8 +298,7 @@ def _maps(found: Findings) -> list[str]:
     back_link = f"{seen.sk_socket:016x}  {symmetric} socket"
     socket, passed = rax(made), argument(linked, 1)
     same = "TRUE" if socket == passed else "FALSE"
-    return [
-        f"THE MEMORY MAP, as fd_install found it ({installed.id})",
+    memory = (
         f"  [descriptor {argument(installed, 0)}]",
         "        |",
         f"  [VFS    struct file]   @ {seen.file:016x}",
@@ -248,8 +312,8 @@ def _maps(found: Findings) -> list[str]:
         f"  [Stack  struct sock]   <--+ @ {seen.sk:016x}    |",
         "        |                                           |",
         f"        +--> sk_socket -----------------------------+   {back_link}",
-        "",
-        "THE COMMON THREAD",
+    )
+    thread = (
         "  [__sys_socket]",
         "        |",
         "        +--> [sock_alloc]",
@@ -260,13 +324,21 @@ def _maps(found: Findings) -> list[str]:
         "        |                                      |",
         f"        *<---({passed:016x})----------------*  received  {_short(linked.id)}",
         f"  {socket:016x} == {passed:016x}: {same}",
+    )
+    return [
+        Heading("THE MEMORY MAP, as fd_install found it", installed.id),
+        Lines(memory),
+        "",
+        Heading("THE COMMON THREAD"),
+        Lines(thread),
     ]
 
 
 # --- Chapters 1 and 2: the barrier ---------------------------------------------------------------
 
 
-def _barrier(found: Findings) -> list[str]:
+def barrier(found: Findings) -> list[Block]:
+    """Return what the three system calls found at the barrier."""
     rows = []
     for number in (41, 44, 45):
         call = next(
@@ -289,23 +361,32 @@ def _barrier(found: Findings) -> list[str]:
             )
         )
     head = ("RAX", "RDI", "RSI", "RDX", "INSTRUCTION", "RING BEFORE", "AFTER", "RECORD")
-    proofs = ("entry point", "kernel text: boots differ, restores do not")
-    told = [one for one in found.proofs if one.name in proofs]
     return [
-        "THE BARRIER, from the program's registers as the kernel saved them",
+        Heading("THE BARRIER, from the program's registers as the kernel saved them"),
         *table(head, rows),
-        *(line for one in told for line in paragraph(f"{_mark(one)} {one.name}: {one.says}")),
+        *_said(found, "entry point", "kernel text: boots differ, restores do not"),
     ]
 
 
-def _mark(proof: Proof) -> str:
+def _said(found: Findings, *names: str) -> list[Block]:
+    return [
+        block
+        for one in found.proofs
+        if one.name in names
+        for block in paragraph(f"{mark(one)} {one.name}: {one.says}")
+    ]
+
+
+def mark(proof: Proof) -> str:
+    """Return the sign for whether a proof holds."""
     return HELD if proof.holds else BROKEN
 
 
 # --- Failures and the puzzle ----------------------------------------------------------------
 
 
-def _failures(found: Findings) -> list[str]:
+def failures(found: Findings) -> list[Block]:
+    """Return every way of calling, and how far it went."""
     rows = []
     for call in found.calls:
         ended = call.find("__sys_socket", RETURN)
@@ -325,12 +406,10 @@ def _failures(found: Findings) -> list[str]:
             )
         )
     head = ("CASE", "CALL", "RAX", "AS INT", "ERROR", "STATUS", "WENT AS FAR AS", "RECORD")
-    proofs = ("signal on the way back", "fd_install cannot fail")
-    told = [one for one in found.proofs if one.name in proofs]
     return [
-        "WHAT CAN GO WRONG (an error iff -4095 <= int <= -1)",
+        Heading("WHAT CAN GO WRONG (an error iff -4095 <= int <= -1)"),
         *table(head, rows, right="RAX"),
-        *(line for one in told for line in paragraph(f"{_mark(one)} {one.name}: {one.says}")),
+        *_said(found, "signal on the way back", "fd_install cannot fail"),
     ]
 
 
@@ -342,7 +421,8 @@ def _reached(call: Call) -> str:
     return f"{seen[-1]}, released" if call.reached("__sock_release") else seen[-1]
 
 
-def _repeats(found: Findings) -> list[str]:
+def repeats(found: Findings) -> list[Block]:
+    """Return what thousands of calls left behind."""
     rows = []
     for one in found.inputs.repeats:
         moved = ", ".join(f"{name} {change:+d}" for name, change in one.moved.items())
@@ -360,18 +440,18 @@ def _repeats(found: Findings) -> list[str]:
         return []
     head = ("BETWEEN SOCK_ALLOC AND FD_INSTALL", "TIMES", "EACH", "/PROC/NET/SOCKSTAT",
             "INODES", "TCP", "FILES")  # fmt: skip
-    caught = next((one for one in found.proofs if one.name == "a leak is caught"), None)
     return [
-        "THE PUZZLE: what is left, in sockets and in objects of slab caches",
+        Heading("THE PUZZLE: what is left, in sockets and in objects of slab caches"),
         *table(head, rows, right="TIMES INODES TCP FILES"),
-        *([] if caught is None else paragraph(f"{_mark(caught)} {caught.name}: {caught.says}")),
+        *_said(found, "a leak is caught"),
     ]
 
 
 # --- Functions and lines --------------------------------------------------------------------
 
 
-def _functions(found: Findings) -> list[str]:
+def functions(found: Findings) -> list[Block]:
+    """Return the functions with a hook: which ran, which are not there to be hooked."""
     rows = [
         (
             one.name,
@@ -386,17 +466,20 @@ def _functions(found: Findings) -> list[str]:
         if one.state != hooked.CALLED or one.maxactive
     ]
     head = ("FUNCTION", "STATE", "CALLS", "KALLSYMS", "HOOK", "NMISSED", "MAXACTIVE")
-    return ["THE FUNCTIONS", *table(head, rows, right="CALLS NMISSED MAXACTIVE")] if rows else []
+    if not rows:
+        return []
+    return [Heading("THE FUNCTIONS"), *table(head, rows, right="CALLS NMISSED MAXACTIVE")]
 
 
-def _log(found: Findings) -> list[str]:
+def book(found: Findings) -> list[Block]:
+    """Return the book's own lines of the call that was timed."""
     latency = _latency_ids(found)
-    shown = [
+    shown = tuple(
         line
         for line in log.of(found.inputs)
         if line.startswith("[PROBE]") or line.rpartition("  ")[2] in latency
-    ]
-    return ["THE BOOK'S LINES (lab.lines has all of them)", *shown]
+    )
+    return [Heading("THE BOOK'S LINES (lab.lines has all of them)"), Lines(shown)]
 
 
 def _latency_ids(found: Findings) -> frozenset[str]:

@@ -14,7 +14,7 @@ that the plugin saw touched must have been touched inside a function that was fo
 from lab.steps.build import FILE, Steps, build
 from lab.steps.compare import Compared, Fate
 from lab.steps.rows import Step, Type
-from lab.steps.table import notes, render, rich_table
+from lab.steps.table import render, told
 
 __all__ = [
     "FILE",
@@ -24,7 +24,6 @@ __all__ = [
     "Steps",
     "Type",
     "build",
-    "notes",
     "render",
-    "rich_table",
+    "told",
 ]

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.table import Table
-from rich.text import Text
-
+from lab.blocks import Block, Heading, Table, paragraph, table
 from lab.rundir import transport
 from lab.steps.build import Steps, seen_at
 from lab.steps.compare import Fate
 from lab.steps.rows import Step, Type
 
 HEAD = ("STEP", "TYPE", "FILE:LINE", "CALLER", "VALUES", "WORK")
+SHARES = (0, 0, 3, 2, 7, 4)
 COLOURS = {
     Type.SYSCALL: "bold magenta",
     Type.CPU_READ: "bold green",
@@ -71,27 +70,31 @@ def render(
     return "\n".join(lines) + "\n"
 
 
-def rich_table(found: Steps, *, depth: int | None = None, everything: bool = False) -> Table:
-    """Return the table for a terminal."""
-    table = Table(title=_headline(found), expand=True, pad_edge=False)
-    for name, ratio in zip(HEAD, (None, None, 3, 2, 7, 4), strict=True):
-        table.add_column(name, ratio=ratio, overflow="fold", no_wrap=ratio is None)
-    for step in chosen(found, depth=depth, everything=everything):
-        style = COLOURS.get(step.type, "")
-        table.add_row(*(Text(cell, style=style) for cell in cells(step)))
-    return table
-
-
-def notes(found: Steps) -> str:
-    """Return what is said besides the table."""
-    return "\n".join([*_followed(found), "", *_comparison(found)]) + "\n"
+def told(found: Steps, *, depth: int | None = None, everything: bool = False) -> list[Block]:
+    """Return the table and what is said besides it, for a terminal or a page."""
+    steps = chosen(found, depth=depth, everything=everything)
+    left = len(found.steps) - len(steps)
+    rows = tuple(cells(step) for step in steps)
+    styles = tuple(COLOURS.get(step.type, "") for step in steps)
+    hint = f"{left} of {len(found.steps)} steps are not shown: lab.steps --all, or another --depth"
+    return [
+        *paragraph(_headline(found)),
+        *(block for line in _followed(found) for block in paragraph(line)),
+        "",
+        Heading("THE STEPS, in the order of time"),
+        Table(HEAD, rows, styles=styles, shares=SHARES),
+        *(paragraph(hint) if left else ()),
+        "",
+        Heading("THE WORKSHEET'S FUNCTIONS in this kernel"),
+        *table(("STEP", "FUNCTION", "SEEN", "HOW"), _compared(found)),
+    ]
 
 
 def _headline(found: Steps) -> str:
     way = transport(found.protocol, family=found.family, connected=False)
     sent = f"{found.size} bytes over {found.over}, {way}"
     verdict = "COMPLETE" if not found.trouble else "INCOMPLETE"
-    return f"{verdict}  {len(found.steps)} steps of one message: {sent}, Linux {found.kernel}"
+    return f"{verdict}: {len(found.steps)} steps of one message: {sent}, Linux {found.kernel}"
 
 
 def _followed(found: Steps) -> list[str]:
@@ -100,7 +103,7 @@ def _followed(found: Steps) -> list[str]:
         f" {one['breakpoints']:.0f} breakpoints, nothing loaded into the guest"
         for guest, one in found.followed.items()
     ]
-    return lines + [f"trouble: {one}" for one in found.trouble]
+    return lines + [f"! {one}" for one in found.trouble]
 
 
 def _plain(table: Sequence[Sequence[str]]) -> list[str]:
@@ -116,11 +119,19 @@ def _plain(table: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _comparison(found: Steps) -> list[str]:
-    lines = ["The worksheet's functions in this kernel:"]
+    return [
+        "The worksheet's functions in this kernel:",
+        *(
+            f"  {step:<9}{function:<24}{fate:<16}{reason}".rstrip()
+            for step, function, fate, reason in _compared(found)
+        ),
+    ]
+
+
+def _compared(found: Steps) -> list[tuple[str, str, str, str]]:
+    rows = []
     for one in found.compared:
         place = seen_at(one, found.steps)
         fate = f"step #{place:02}" if one.fate is Fate.SEEN and place else str(one.fate)
-        lines.append(
-            f"  {one.claimed.step:<9}{one.claimed.function:<24}{fate:<16}{one.reason}".rstrip()
-        )
-    return lines
+        rows.append((one.claimed.step, one.claimed.function, fate, one.reason))
+    return rows

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,11 +28,12 @@ PROBE = """<!doctype html><body style="margin:0"><pre id="found">nothing</pre>
 onload = () => {{
   const doc = document.getElementById("page").contentDocument;
   const seen = e => e.getClientRects().length > 0;
+  const things = [...doc.querySelectorAll("svg.objects, svg.spans")].filter(seen);
   const drawings = [...doc.querySelectorAll("svg.journey")].filter(seen);
   const crossed = (a, b) => a.left < b.right - 2 && b.left < a.right - 2
     && a.top < b.bottom - 4 && b.top < a.bottom - 4;
   const spilt = [];
-  for (const svg of drawings) {{
+  for (const svg of [...drawings, ...things]) {{
     const area = svg.getBoundingClientRect();
     const texts = [...svg.querySelectorAll("text:not(.g)")].map(
       t => [t.textContent, t.getBoundingClientRect()]);
@@ -46,6 +48,10 @@ onload = () => {{
     arrows: drawings.map(svg => [...svg.querySelectorAll(".arrow[data-movements]")].filter(seen)
       .map(a => [a.dataset.kind, a.dataset.movements.split(" ").map(Number)])),
     gaps: drawings.map(svg => svg.querySelectorAll("[data-gap]").length),
+    pointers: things.flatMap(svg => [...svg.querySelectorAll("[data-pointer]")])
+      .map(p => [p.dataset.pointer, p.dataset.holds === "yes"]),
+    calls: things.flatMap(svg => [...svg.querySelectorAll("[data-call]")])
+      .map(c => [c.dataset.call, c.querySelector("rect").getBoundingClientRect().width]),
     spilt: spilt,
     background: getComputedStyle(doc.documentElement).backgroundColor,
     text: doc.body.innerText,
@@ -57,11 +63,16 @@ onload = () => {{
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What a browser showed: drawings as arrows (kind, numbers of movements), text, complaints."""
+    """What a browser showed: what is drawn, text, complaints.
+
+    Arrows of a journey are (kind, numbers of movements).
+    """
 
     wider: int  # pixels by which the page is wider than the window
     arrows: list[list[tuple[str, list[int]]]]
     gaps: list[int]
+    pointers: list[list[str | bool]]  # of kernel objects, as drawn: name, and whether it holds
+    calls: list[list[Any]]  # as bars: name, pixels
     spilt: list[str]  # words of drawings that cover others or leave the drawing
     background: str
     text: str

@@ -8,11 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from lab import ledger, report
+from lab import ledger, report, spec
+from lab.blocks import Heading, Lines, Paragraph, Table, paragraph
+from lab.experiment import socket as socket_experiment
+from lab.journal import Journal
 from lab.ledger import Ledger
+from lab.record import Kind
 from tests.replay import browser
-from tests.unit import cooked
+from tests.unit import cooked, cooked_socket
 from tests.unit.cooked import Cook
+from tests.unit.cooked_socket import Cooked
 
 HOSTILE = b"</title><script>alert(1)</script>\"'><img src=x onerror=alert(2)>\xff\xfe\x00"
 RUNS: dict[str, Callable[[Path], Cook]] = {
@@ -69,6 +74,87 @@ def test_a_page_that_is_broken_is_seen_to_be(tmp_path: Path) -> None:
     assert drawn(seen)[0] != expected(built)
     assert seen.complaints
     assert seen.spilt
+
+
+def serve_socket(path: Path, spoil: Callable[[Cooked], None] = lambda _: None) -> Path:
+    run = cooked_socket.cook(path / "run")
+    spoil(run)
+    out = run.serve()
+    socket_experiment.analyse(out, spec.Expect(), journal=Journal())
+    return out.file("report.html")
+
+
+POINTERS: list[list[str | bool]] = [
+    [name, True] for name in ("[3]", "private_data", "sk", "file", "sk_socket")
+]
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_socket_is_drawn_with_every_pointer_and_every_call(tmp_path: Path, width: int) -> None:
+    page = serve_socket(tmp_path)
+    seen = browser.look(page, tmp_path, width=width)
+
+    assert POINTERS == seen.pointers
+    assert [name for name, _ in seen.calls] == [
+        *("__sys_socket", "__sock_create", "sock_alloc", "inet_create"),
+        *("get_unused_fd_flags", "sock_alloc_file", "fd_install"),
+    ]
+    assert all(long >= 1 for _, long in seen.calls)
+    assert seen.calls[0][1] == max(long for _, long in seen.calls)
+    assert "LINK_ESTABLISHED" in seen.text
+    assert "emulated nanoseconds" in seen.text
+    assert seen.complaints == []
+    assert seen.spilt == []
+    assert seen.wider == 0
+    assert browser.print_pdf(page, tmp_path).startswith(b"%PDF-")
+
+
+def test_a_pointer_that_does_not_hold_is_drawn_broken(tmp_path: Path) -> None:
+    def spoil(run: Cooked) -> None:
+        run.at("fd_install", Kind.ENTRY)["src_phys"] += 64  # file->private_data
+
+    seen = browser.look(serve_socket(tmp_path, spoil), tmp_path)
+
+    assert ["private_data", False] in seen.pointers
+    assert "NOT PROVEN" in seen.text
+    assert "✗ another" in seen.text
+
+
+def test_what_a_guest_said_stays_text_on_the_page_of_a_socket(tmp_path: Path) -> None:
+    def spoil(run: Cooked) -> None:
+        for event in run.latency:
+            if event["comm"] == "ping":
+                event["comm"] = "<img src=x>"
+
+    page = serve_socket(tmp_path, spoil)
+    seen = browser.look(page, tmp_path)
+
+    assert "<img src=x" not in page.read_text()
+    assert "<img src=x" in seen.text
+    assert seen.complaints == []
+
+
+SHEET = [
+    Paragraph("DISAGREEMENT: <b>7</b> copies were seen"),
+    Table(("WITNESS", "LEN", "WHAT IT WAS"), (("<i>probe</i>", "16", "  ffff888001000000"),)),
+    Heading("THE MODULE'S WORD", "sender/moves.json"),
+    Lines(("  [descriptor 3] --> <script>alert(1)</script>",)),
+    *paragraph("✗ it does not hold"),
+]
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_blocks_make_a_page_that_escapes_them(tmp_path: Path, width: int) -> None:
+    run = cooked.nic(tmp_path / "run").serve()
+    page = run.write_text("report.html", report.sheet(run, SHEET, good=False))
+    seen = browser.look(page, tmp_path, width=width)
+
+    assert "<script>alert" not in page.read_text()
+    for text in ("DISAGREEMENT", "<b>7</b> copies", "<i>probe</i>", "The module's word",
+                 "<script>alert(1)</script>", "✗ it does not hold"):  # fmt: skip
+        assert text in seen.text
+    assert seen.complaints == []
+    assert seen.wider == 0
 
 
 def test_it_is_dark_where_people_want_it_dark(tmp_path: Path) -> None:

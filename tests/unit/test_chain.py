@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from lab import chain, spec
+from lab import chain, report, spec
 from lab.btf import Btf, Field
 from lab.chain import LINKS, NAME_LINKS, render
 from lab.errors import EvidenceError, TraceCorrupt
@@ -103,7 +103,7 @@ def test_accounts_that_agree(tmp_path: Path) -> None:
     assert chain.address(by_name["udp-connected"]) == "127.0.0.1"
     assert chain.port(by_name["tcp-connected"]) == ("27 0f", 9999, 3879)
     assert chain.port(by_name["tcp-unconnected"]) == ("00 00", 0, 0)
-    text = render.render(found)
+    text = "\n".join(report.plain(render.told(found)))
     assert text.startswith("AGREED")
     assert text.count("both are zero: this socket does not know where to send") == 3
     assert "family 2, port 9999, 127.0.0.1" in text

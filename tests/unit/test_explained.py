@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lab import build, explained
+from lab import build, explained, report
 from lab.claims import MEASURES
 from lab.claims.evidence import Evidence
 from lab.errors import EvidenceError
@@ -101,7 +101,7 @@ def test_every_line_of_a_good_run_is_told_by_its_record(tmp_path: Path) -> None:
     assert [f"sender/trace.bin#{at}" for at in range(4)] == [one.evidence for one in found.lines]
     assert "Sender PID" in found.lines[0].text
     assert "14 + 20 + 8 + 16" in found.lines[2].text
-    assert explained.render(found).startswith("COMPLETE: 4 lines")
+    assert verdict(found).startswith("COMPLETE: 4 lines")
 
 
 @pytest.mark.parametrize(
@@ -132,12 +132,16 @@ def test_what_a_line_was_is_told_by_caller_and_bytes(
     assert text in found.lines[-1].text
 
 
+def verdict(found: explained.Explained) -> str:
+    return next(iter(report.plain(explained.told(found))))
+
+
 def test_a_line_without_a_record_is_not_explained(tmp_path: Path) -> None:
     lines = [*map(line_of, GOOD), "[COPY1] PID=40 comm=sender dest=ff11000000003c00 len=37"]
     found = explained.explain(serve(tmp_path / "run", *GOOD, lines=lines))
 
     assert ("no record of ours is of the call of sender/as_written.log#5",) == found.trouble
-    assert explained.render(found).startswith("INCOMPLETE: no record")
+    assert verdict(found).startswith("INCOMPLETE: no record")
 
 
 def test_a_record_tells_one_line_only(tmp_path: Path) -> None:

@@ -12,12 +12,13 @@ import pytest
 
 from lab import calls as called
 from lab import playbook
+from lab.blocks import Table
 from lab.calls import Call, Calls, How, Seen, Value
 from lab.errors import EvidenceError, HostError, TraceCorrupt
 from lab.experiment.steps import Following
 from lab.journal import Journal
 from lab.rundir import RunDir
-from lab.steps import Compared, Fate, Steps, compare, lines, notes, render, rows, values
+from lab.steps import Compared, Fate, Steps, compare, lines, render, rows, told, values
 from lab.steps.build import _of_message, _way, _windows
 from lab.steps.rows import Names, Step, Touch, Type
 from lab.symbols import Symbols
@@ -398,10 +399,12 @@ def test_the_table_shows_the_way_or_all_to_a_depth() -> None:
     assert "steps are not shown" in text
     assert "_copy_from_iter()" in render(found, everything=True)
     assert "udp_sendmsg()" not in render(found, everything=True, depth=0)
-    assert "sock_sendmsg            not called" in notes(found)
+    assert "sock_sendmsg            not called" in text
     number = next(s.number for s in found.steps if s.function == "udp_sendmsg")
     assert f"udp_sendmsg             step #{number:02}" in text
-    assert render(account("no copy")).startswith("INCOMPLETE")
+    assert render(account("no copy")).startswith("INCOMPLETE: ")
+    table = next(one for one in told(found) if isinstance(one, Table))
+    assert len(table.rows) == len(table.styles) == text.count(" | ") // 5 - 1
 
 
 # --- File and line --------------------------------------------------------------------------
