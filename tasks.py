@@ -260,7 +260,7 @@ def check(_: Context, playbook: list[str], json: bool = False) -> None:
         host.check(out, playbook)
 
 
-OF_A_MESSAGE = ("size", "count", "family", "protocol", "connect", "payload", "comm", "probes")
+OF_A_MESSAGE = ("size", "count", "family", "protocol", "connect", "payload", "comm")
 
 
 def _measuring(

@@ -37,7 +37,35 @@
 	HOOK(copy_bits) \
 	HOOK(csum_bits) \
 	HOOK(expand_head) \
-	HOOK(bounce)
+	HOOK(bounce) \
+	HOOK(x64_socket) \
+	HOOK(x64_sendto) \
+	HOOK(x64_recvfrom) \
+	HOOK(sys_socket) \
+	HOOK(sys_socket_out) \
+	HOOK(inner_create) \
+	HOOK(map_fd) \
+	HOOK(bare_create) \
+	HOOK(create) \
+	HOOK(create_out) \
+	HOOK(alloc) \
+	HOOK(alloc_out) \
+	HOOK(inet) \
+	HOOK(inet_out) \
+	HOOK(unused_fd) \
+	HOOK(unused_fd_out) \
+	HOOK(alloc_file) \
+	HOOK(alloc_file_out) \
+	HOOK(pseudo) \
+	HOOK(pseudo_out) \
+	HOOK(install) \
+	HOOK(install_out) \
+	HOOK(put_fd) \
+	HOOK(release) \
+	HOOK(inner_release) \
+	HOOK(inet_release) \
+	HOOK(put_inode) \
+	HOOK(signal_out)
 
 #define LAB_HOOK_ID(id)	HOOK_##id,
 enum { LAB_HOOKS(LAB_HOOK_ID) HOOK_COUNT };

@@ -76,7 +76,8 @@ static struct bpf_object *object;
 static struct lab_ring_header *header;
 static struct lab_event *records;
 static volatile __u32 *on;
-static char problem[2048];	/* what libbpf said first */
+static char problem[2048];	/* what libbpf said first, and the verifier last */
+static bool explained;
 
 static void die(const char *format, ...)
 {
@@ -90,11 +91,24 @@ static void die(const char *format, ...)
 	exit(1);
 }
 
+/* The first warning says which program; the verifier's log, which follows, ends with why. */
 static int keep_warning(enum libbpf_print_level level, const char *format, va_list arguments)
 {
-	if (level == LIBBPF_WARN && !*problem) {
-		vsnprintf(problem, sizeof(problem), format, arguments);
-		problem[strcspn(problem, "\n")] = 0;
+	static char text[1 << 20];
+	size_t used = strlen(problem);
+	char *line, *why = NULL;
+
+	if (level != LIBBPF_WARN)
+		return 0;
+	vsnprintf(text, sizeof(text), format, arguments);
+	if (!used) {
+		snprintf(problem, sizeof(problem), "%.*s", (int)strcspn(text, "\n"), text);
+	} else if (!explained && strstr(text, "BEGIN PROG LOAD LOG")) {
+		for (line = strtok(text, "\n"); line; line = strtok(NULL, "\n"))
+			if (strncmp(line, "processed ", 10) && !strstr(line, "PROG LOAD LOG"))
+				why = line;
+		snprintf(problem + used, sizeof(problem) - used, ": %s", why ?: "no log");
+		explained = true;
 	}
 	return 0;
 }

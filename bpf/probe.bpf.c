@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* The programs, one body for each hook and one program for each way to attach it. */
 #include "probe.bpf.h"
+#include "socket.bpf.h"
 
 char LICENSE[] SEC("license") = "GPL";
 
@@ -661,3 +662,34 @@ done:
 	bpf_map_delete_elem(&expanding, &key);
 	return 0;
 }
+
+/* --- socket(2) ---------------------------------------------------------------------------- */
+
+CROSSED(x64_socket, "__x64_sys_socket")
+CROSSED(x64_sendto, "__x64_sys_sendto")
+CROSSED(x64_recvfrom, "__x64_sys_recvfrom")
+ENTERED(sys_socket, "__sys_socket", )
+RETURNED(sys_socket_out, "__sys_socket", )
+ENTERED(inner_create, "__sys_socket_create", )
+ENTERED(map_fd, "sock_map_fd", )
+ENTERED(bare_create, "sock_create", )
+ENTERED(create, "__sock_create", )
+RETURNED(create_out, "__sock_create", take_result(event, arg(ctx, 4), ret))
+ENTERED(alloc, "sock_alloc", )
+RETURNED(alloc_out, "sock_alloc", take_socket(event, ret))
+ENTERED(inet, "inet_create", take_socket(event, arg(ctx, 1)))
+RETURNED(inet_out, "inet_create", take_socket(event, arg(ctx, 1)))
+ENTERED(unused_fd, "get_unused_fd_flags", )
+RETURNED(unused_fd_out, "get_unused_fd_flags", )
+ENTERED(alloc_file, "sock_alloc_file", take_socket(event, arg(ctx, 0)))
+RETURNED(alloc_file_out, "sock_alloc_file", take_made(event, arg(ctx, 0), ret))
+ENTERED(pseudo, "alloc_file_pseudo", take_inode(event, arg(ctx, 0), 0))
+RETURNED(pseudo_out, "alloc_file_pseudo", take_inode(event, arg(ctx, 0), ret))
+ENTERED(install, "fd_install", take_file(event, arg(ctx, 1)))
+RETURNED(install_out, "fd_install", take_file(event, arg(ctx, 1)))
+ENTERED(put_fd, "put_unused_fd", )
+ENTERED(release, "sock_release", take_socket(event, arg(ctx, 0)))
+ENTERED(inner_release, "__sock_release", take_socket(event, arg(ctx, 0)))
+ENTERED(inet_release, "inet_release", take_socket(event, arg(ctx, 0)))
+ENTERED(put_inode, "iput", take_inode(event, arg(ctx, 0), 0))
+RETURNED(signal_out, "get_signal", take_signal(event, arg(ctx, 0), ret))

@@ -305,12 +305,18 @@ static struct ftrace_ops tracer = {
 };
 static bool tracing;
 
-/* What runs in place of a function that is replaced; its caller finds rax as it was set. */
-static noinline void nothing(void)
+/*
+ * What runs in place of a function that is replaced.  The value is not handed on in rax: a BPF
+ * trampoline on the same function calls this with registers of its own.  One program at a time
+ * is followed (`comm`), so one value is enough.
+ */
+static u64 replaced_by;
+
+static noinline u64 replacement(void)
 {
-	asm volatile("");
+	return READ_ONCE(replaced_by);
 }
-NOKPROBE_SYMBOL(nothing);
+NOKPROBE_SYMBOL(replacement);
 
 /* Calls nothing that `tracer` traces, so it needs no protection from itself. */
 static void traced(unsigned long ip, unsigned long parent, struct ftrace_ops *ops,
@@ -336,8 +342,8 @@ static void traced(unsigned long ip, unsigned long parent, struct ftrace_ops *op
 		replaced = point->spec->replace && point->spec->replace(&args);
 		record(point, &args, regs);
 		if (replaced) {
-			regs->ax = args.ret;
-			regs->ip = (unsigned long)nothing;
+			WRITE_ONCE(replaced_by, args.ret);
+			regs->ip = (unsigned long)replacement;
 		}
 		return;
 	}

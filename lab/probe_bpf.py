@@ -124,6 +124,12 @@ def drain(loaded: Bpf) -> bytes:
         return record.dump(memory.read(loaded.ring, record.HEADER_SIZE), memory.read)
 
 
+def gone(loaded: Bpf) -> dict[str, bool]:
+    """Say whether the loader took its ring away, as it does when it ends."""
+    with loaded.guest.memory() as memory:
+        return {RING: not any(memory.read(loaded.ring, record.HEADER_SIZE))}
+
+
 def stop(loaded: Bpf, *, deadline: Deadline) -> None:
     """End the loader, and with it all programs."""
     agent = loaded.guest.require_agent()

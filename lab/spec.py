@@ -246,7 +246,7 @@ OF_LEDGERS = tuple(line for line in EXPECTABLE if line not in ENDING)
 SECTIONS: dict[Experiment, Sections] = {
     "message": Sections(needs=("workload",), may=("sweep",), expects=OF_LEDGERS),
     "steps": Sections(needs=("workload",), expects=OF_LEDGERS, probes=("none",)),
-    "socket": Sections(may=("calls",), probes=("kmod",)),
+    "socket": Sections(may=("calls",), probes=("kmod", "bpf", "both")),
     "chain": Sections(probes=("kmod",)),
     "known": Sections(needs=("known",), probes=("kmod", "none")),
     "trap": Sections(lacks=("link", "probes")),

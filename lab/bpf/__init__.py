@@ -10,13 +10,14 @@ with its reason, and nothing looks at a version.
 """
 
 from lab.bpf.build import Programs, build, build_loader, require_tools
-from lab.bpf.hooks import HOOKS, RECV, SEND, Hook
+from lab.bpf.hooks import HOOKS, RECV, SEND, SOCKET, Hook
 from lab.bpf.plan import Plan, make
 
 __all__ = [
     "HOOKS",
     "RECV",
     "SEND",
+    "SOCKET",
     "Hook",
     "Plan",
     "Programs",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SEND, RECV = 1, 2
+SEND, RECV, SOCKET = 1, 2, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,7 @@ class Hook:
 
 ENTRY = ("fentry", "kprobe")
 CALL = ("call",)
+IN, OUT = ("fentry",), ("fexit",)
 VIRTIO = "virtio_net"
 E1000E = "e1000e"
 
@@ -68,6 +69,35 @@ HOOKS: tuple[Hook, ...] = (
     Hook("csum_bits", "skb_copy_and_csum_bits", SEND | RECV, ENTRY, copies=True),
     Hook("expand_head", "pskb_expand_head", SEND | RECV, ("fexit",), copies=True),
     Hook("bounce", "swiotlb_bounce", SEND | RECV, CALL, "memcpy", copies=True),
+    # socket(2): a way in and a way out are two hooks of one name, as in socket_chain_probe.
+    Hook("x64_socket", "__x64_sys_socket", SOCKET, IN),
+    Hook("x64_sendto", "__x64_sys_sendto", SOCKET, IN),
+    Hook("x64_recvfrom", "__x64_sys_recvfrom", SOCKET, IN),
+    Hook("sys_socket", "__sys_socket", SOCKET, IN),
+    Hook("sys_socket_out", "__sys_socket", SOCKET, OUT),
+    Hook("inner_create", "__sys_socket_create", SOCKET, IN),
+    Hook("map_fd", "sock_map_fd", SOCKET, IN),
+    Hook("bare_create", "sock_create", SOCKET, IN),
+    Hook("create", "__sock_create", SOCKET, IN),
+    Hook("create_out", "__sock_create", SOCKET, OUT),
+    Hook("alloc", "sock_alloc", SOCKET, IN),
+    Hook("alloc_out", "sock_alloc", SOCKET, OUT),
+    Hook("inet", "inet_create", SOCKET, IN),
+    Hook("inet_out", "inet_create", SOCKET, OUT),
+    Hook("unused_fd", "get_unused_fd_flags", SOCKET, IN),
+    Hook("unused_fd_out", "get_unused_fd_flags", SOCKET, OUT),
+    Hook("alloc_file", "sock_alloc_file", SOCKET, IN),
+    Hook("alloc_file_out", "sock_alloc_file", SOCKET, OUT),
+    Hook("pseudo", "alloc_file_pseudo", SOCKET, IN),
+    Hook("pseudo_out", "alloc_file_pseudo", SOCKET, OUT),
+    Hook("install", "fd_install", SOCKET, IN),
+    Hook("install_out", "fd_install", SOCKET, OUT),
+    Hook("put_fd", "put_unused_fd", SOCKET, IN),
+    Hook("release", "sock_release", SOCKET, IN),
+    Hook("inner_release", "__sock_release", SOCKET, IN),
+    Hook("inet_release", "inet_release", SOCKET, IN),
+    Hook("put_inode", "iput", SOCKET, IN),
+    Hook("signal_out", "get_signal", SOCKET, OUT),
 )
 
 # A callee by all the names the compiler may call it.

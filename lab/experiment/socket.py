@@ -8,12 +8,14 @@ import hashlib
 import secrets
 import signal
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-from lab import caller, kernel, probe, rundir, spec
+from lab import bpf, caller, kernel, probe, probe_bpf, rundir, spec
 from lab import socket as evidence
 from lab.caller import Caller
 from lab.deadline import Deadline
+from lab.experiment import watchers
 from lab.experiment.outcome import Outcome
 from lab.experiment.stand import Stand, common_manifest, digests, keep_logs, keep_symbols
 from lab.guest import Guest
@@ -51,6 +53,7 @@ class _Measurement:
     unloaded: list[dict[str, bool]] = field(default_factory=list)
     repeats: list[dict[str, Any]] = field(default_factory=list)
     clock: list[dict[str, int]] = field(default_factory=list)
+    programs: probe_bpf.Bpf | None = None
     text: dict[str, list[str]] = field(default_factory=dict)  # where each guest's kernel lies
 
     @property
@@ -89,7 +92,7 @@ def take(
         "calls": asdict(asked.calls),
         "probes": {
             "kind": asked.probes.kind,
-            "modules": {GUEST: [LATENCY, CHAIN, caller.FAULT]},
+            "modules": {GUEST: _modules(asked)},
             "without": list(asked.probes.without),
             "comm": asked.probes.comm,
         },
@@ -130,7 +133,8 @@ def _measure(taken: _Measurement, manifest: dict[str, Any]) -> None:
     with journal.step("conditions"):
         keep_symbols(taken.stand, taken.guest, target.symbols, journal=journal, deadline=deadline)
         _where_kernels_lie(taken)
-        returns = _return_types(taken.guest, target.symbols.read_bytes())
+        types = _prototypes(taken.guest, target.symbols.read_bytes())
+        _start_programs(taken, target.symbols)
     program = Caller(taken.guest, deadline)
     program.start()
     with journal.step("call, timed"):
@@ -141,16 +145,25 @@ def _measure(taken: _Measurement, manifest: dict[str, Any]) -> None:
             program.case(name, _call(CALL))
             program.case(name, "close")
     with journal.step("call, followed"):
-        chain = _load(taken, CHAIN)
+        chain = _load(taken, CHAIN) if CHAIN in _modules(taken.asked) else None
+        if taken.programs is not None:
+            probe_bpf.attach(taken.programs, deadline=deadline)
         _single_calls(program)
         _sample_clock(taken)
-    manifest["probes"]["hooks"] = {GUEST: {**probe.hooks(latency), **probe.hooks(chain)}}
+    watching: list[dict[str, Any]] = [
+        probe.hooks(one) for one in (latency, chain) if one is not None
+    ]
+    if taken.programs is not None:
+        watching.append(probe_bpf.hooks(taken.programs))
+    manifest["probes"]["hooks"] = {GUEST: {name: v for one in watching for name, v in one.items()}}
     with journal.step("fail and interrupt"):
         fault = _load_fault(taken, taken.asked.calls.fault)
         _broken_calls(taken, program)
     with journal.step("read out traces"):
+        _read_programs(taken)
         for loaded in (latency, chain, fault):
-            _read_out(taken, loaded)
+            if loaded is not None:
+                _read_out(taken, loaded)
     with journal.step("repeat"):
         _repeat(taken, program)
     program.stop()
@@ -158,14 +171,52 @@ def _measure(taken: _Measurement, manifest: dict[str, Any]) -> None:
     keep_logs(taken.run, [taken.guest])  # a restored guest begins new ones
     with journal.step("restore again"):
         _restore_again(taken)
-    taken.run.write_json("kernels.json", {"text": taken.text, "returns": returns})
+    taken.run.write_json("kernels.json", {"text": taken.text, **types})
     manifest["digests"]["modules"] = {
         name: hashlib.sha256(taken.stand.modules[name].read_bytes()).hexdigest()
-        for name in (LATENCY, CHAIN, caller.FAULT)
+        for name in _modules(taken.asked)
     }
-    manifest["witnesses"] = {"probe:kmod": "present"}
+    if taken.programs is not None:
+        built = taken.programs.programs
+        manifest["digests"]["bpf"] = {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in (built.loader, built.object)
+        }
+    manifest["witnesses"] = watchers.witnesses(taken.asked.probes.kind)
     manifest["files"] = digests(taken.run, guests(taken.asked))
     taken.run.write_manifest(manifest)
+
+
+def _modules(asked: spec.Playbook) -> list[str]:
+    """Return the modules: one times the call, one makes it fail; one may watch the chain."""
+    chain = [CHAIN] if asked.probes.kind in ("kmod", "both") else []
+    return [LATENCY, *chain, caller.FAULT]
+
+
+def _start_programs(taken: _Measurement, symbols: Path) -> None:
+    """Load BPF programs, where they are asked for; they watch once they are attached."""
+    if taken.asked.probes.kind not in ("bpf", "both"):
+        return
+    taken.programs = probe_bpf.start(
+        taken.guest,
+        taken.asked.probes,
+        symbols=symbols,
+        sides=bpf.SOCKET,
+        nonce=taken.nonce,
+        records=RECORDS,
+        pushed=taken.pushed(),
+        journal=taken.journal,
+        deadline=taken.deadline,
+    )
+
+
+def _read_programs(taken: _Measurement) -> None:
+    if taken.programs is None:
+        return
+    probe_bpf.finish(taken.programs, deadline=taken.deadline)
+    taken.run.guest(GUEST).bpf.write_bytes(probe_bpf.drain(taken.programs))
+    probe_bpf.stop(taken.programs, deadline=taken.deadline)
+    taken.unloaded.append(probe_bpf.gone(taken.programs))
 
 
 def _single_calls(program: Caller) -> None:
@@ -275,15 +326,17 @@ def _where_kernels_lie(taken: _Measurement, *names: str) -> None:
     taken.stand.pair.both(ask)
 
 
-def _return_types(guest: Guest, symbols: bytes) -> dict[str, str]:
-    """Return what functions return, as the guest's kernel itself says it (BTF in its RAM)."""
+def _prototypes(guest: Guest, symbols: bytes) -> dict[str, dict[str, Any]]:
+    """Return what functions return and how much they take, as the guest's kernel says (BTF)."""
     with guest.memory() as memory:
         types = kernel.find(memory).types(kernel.addresses(symbols, kernel.BTF))
-    found = {name: types.prototype(name) for name in TYPED}
+    names = dict.fromkeys(one.function for one in bpf.HOOKS if one.sides & bpf.SOCKET)
+    found = {name: one for name in names if (one := types.prototype(name)) is not None}
     return {
-        name: types.describe(one.returns) or "void"
-        for name, one in found.items()
-        if one is not None
+        "returns": {
+            name: types.describe(found[name].returns) or "void" for name in TYPED if name in found
+        },
+        "arguments": {name: len(one.parameters) for name, one in found.items()},
     }
 
 

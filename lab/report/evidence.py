@@ -77,6 +77,13 @@ class Shelf:
         return record.read(path, guest=self.folder.name)
 
     @cached_property
+    def programs(self) -> record.Trace | None:
+        path = self.folder.bpf
+        if not path.is_file() or not path.stat().st_size:
+            return None
+        return record.read(path, guest=self.folder.name)
+
+    @cached_property
     def frames(self) -> list[Frame]:
         return capture.read(self.folder.wire) if self.folder.wire.is_file() else []
 
@@ -113,10 +120,11 @@ class Archive:
         """Return the record of a trace that an id names; None for any other id."""
         where, _, number = evidence.partition("#")
         guest, _, file = where.partition("/")
-        if file != "trace.bin" or not number.isdigit():
+        if file not in ("trace.bin", "bpf.bin") or not number.isdigit():
             return None
         if evidence not in self._records:
-            trace = self.shelf(guest).trace
+            shelf = self.shelf(guest)
+            trace = shelf.trace if file == "trace.bin" else shelf.programs
             try:
                 found = None if trace is None else trace.records.numbered(int(number))
             except KeyError:
@@ -129,6 +137,7 @@ class Archive:
         file = evidence.partition("#")[0].rpartition("/")[2]
         readers = {
             "trace.bin": self._of_record,
+            "bpf.bin": self._of_record,
             "access.bin": self._of_access,
             "wire.pcap": self._of_frame,
             "rings.json": self._of_descriptor,

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from lab.rundir import RunDir
+from lab.socket.both import compare
 from lab.socket.calls import follow
 from lab.socket.findings import Findings
 from lab.socket.hooked import functions
@@ -25,9 +26,11 @@ def build(run: RunDir) -> Findings:
     """Return what a run shows; raises `TraceCorrupt` for files that are not whole."""
     inputs = read(run)
     calls = follow(inputs)
+    agreement = compare(inputs)
     return Findings(
         inputs=inputs,
         calls=calls,
         functions=functions(inputs),
-        proofs=prove(inputs, calls),
+        proofs=prove(inputs, calls, agreement),
+        agreement=agreement,
     )

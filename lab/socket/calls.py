@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lab.record import Kind, Record
 from lab.socket import status
-from lab.socket.inputs import CHAIN, FAULT, LATENCY, Asked, Inputs
+from lab.socket.inputs import BPF, FAULT, LATENCY, Asked, Inputs
 
 SYSCALLS = {41: "__x64_sys_socket", 44: "__x64_sys_sendto", 45: "__x64_sys_recvfrom"}
 ENTRY, RETURN = Kind.ENTRY, Kind.RETURN
@@ -94,15 +94,26 @@ class Call:
 def follow(inputs: Inputs) -> tuple[Call, ...]:
     """Return each call the program made, with its records: its own, between its TSCs."""
     mine = [one for one in inputs.records if one.pid == inputs.pid and one.kind != Kind.SKIPPED]
-    return tuple(_call(asked, mine) for asked in inputs.asked)
+    return tuple(_call(inputs, asked, mine) for asked in inputs.asked)
 
 
-def _call(asked: Asked, records: Sequence[Record]) -> Call:
-    within = [one for one in records if asked.before <= one.tsc <= asked.after]
-    chain, latency, faults = (
-        tuple(one for one in within if one.module == module) for module in (CHAIN, LATENCY, FAULT)
-    )
+def _call(inputs: Inputs, asked: Asked, records: Sequence[Record]) -> Call:
+    def of(module: str) -> tuple[Record, ...]:
+        return tuple(one for one in records if one.module == module and _is_of(inputs, one, asked))
+
+    chain, latency, faults = of(inputs.watchers[0]), of(LATENCY), of(FAULT)
     return Call(asked=asked, chain=chain, latency=latency, faults=faults)
+
+
+def _is_of(inputs: Inputs, one: Record, asked: Asked) -> bool:
+    """Tell whether a record was made in a call; of a program's, whether that call is nearest."""
+
+    def away(from_: Asked) -> int:
+        return max(from_.before - one.tsc, one.tsc - from_.after, 0)
+
+    if one.module != BPF:
+        return not away(asked)
+    return away(asked) <= inputs.slack and away(asked) == min(map(away, inputs.asked))
 
 
 def rax(record: Record) -> int:

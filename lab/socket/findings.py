@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from lab.record import Record
 from lab.socket import status
+from lab.socket.both import Agreement
 from lab.socket.calls import Call, NotSeenError, rax
 from lab.socket.hooked import Function
-from lab.socket.inputs import Inputs, Repeat
+from lab.socket.inputs import BPF, CHAIN, Inputs, Repeat
 from lab.socket.proofs import Proof
 
 SCHEMA = 1
+WITNESSES = {CHAIN: "probe:kmod", BPF: "probe:bpf"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,6 +26,7 @@ class Findings:
     calls: tuple[Call, ...]
     functions: tuple[Function, ...]
     proofs: tuple[Proof, ...]
+    agreement: Agreement | None  # of two accounts, where there are two
 
     @property
     def complete(self) -> bool:
@@ -32,6 +36,11 @@ class Findings:
     def case(self, name: str) -> Call | None:
         """Return the first call of a case."""
         return next((one for one in self.calls if one.case == name), None)
+
+    @property
+    def pairs(self) -> Mapping[str, str]:
+        """The module's records by id, each with the BPF programs' of the same moment."""
+        return {} if self.agreement is None else self.agreement.pairs
 
     def to_json(self) -> dict[str, Any]:
         """Return socket.json; addresses are hexadecimal strings, times raw TSCs."""
@@ -44,11 +53,7 @@ class Findings:
             "kernel": manifest.kernel,
             "accelerator": {"name": manifest.accelerator, "why": manifest.accelerator_why},
             "durations": "emulated" if inputs.emulated else "measured",
-            "lost": {
-                "missed": inputs.trace.missed,
-                "dropped": inputs.trace.dropped,
-                "torn": inputs.trace.torn,
-            },
+            "lost": dict(zip(("missed", "dropped", "torn"), inputs.lost, strict=True)),
             "skipped": inputs.trace.skipped,
             "proofs": [
                 {
@@ -59,7 +64,8 @@ class Findings:
                 }
                 for one in self.proofs
             ],
-            "calls": [_call(inputs, one) for one in self.calls],
+            "watchers": [WITNESSES[name] for name in inputs.watchers],
+            "calls": [_call(inputs, one, self.pairs) for one in self.calls],
             "functions": [
                 {**asdict(one), "symbol": None if one.symbol is None else _hex(one.symbol)}
                 for one in self.functions
@@ -69,7 +75,7 @@ class Findings:
         }
 
 
-def _call(inputs: Inputs, call: Call) -> dict[str, Any]:
+def _call(inputs: Inputs, call: Call, pairs: Mapping[str, str]) -> dict[str, Any]:
     out: dict[str, Any] = {
         "case": call.case,
         "call": call.text,
@@ -80,7 +86,7 @@ def _call(inputs: Inputs, call: Call) -> dict[str, Any]:
         "error": "",
         "status": "",
         "ns": None,
-        "steps": [_step(one.depth, one.record) for one in call.steps()],
+        "steps": [_step(one.depth, one.record, pairs) for one in call.steps()],
     }
     try:
         value = call.result
@@ -106,14 +112,17 @@ def _call(inputs: Inputs, call: Call) -> dict[str, Any]:
     return out
 
 
-def _step(depth: int, record: Record) -> dict[str, Any]:
+def _step(depth: int, record: Record, pairs: Mapping[str, str]) -> dict[str, Any]:
     out: dict[str, Any] = {
         "depth": depth,
         "function": record.hook,
         "kind": record.kind.name.lower(),
         "tsc": record.tsc,
         "evidence": record.id,
+        "seen_by": [WITNESSES[record.module], *([WITNESSES[BPF]] if record.id in pairs else [])],
     }
+    if record.id in pairs:
+        out["evidence_beside"] = pairs[record.id]
     if record.args is not None:
         out["args"] = [_hex(one) for one in record.args.arg]
         out["signal_pending"] = record.args.signal_pending

@@ -6,7 +6,7 @@ import errno
 from dataclasses import dataclass
 
 from lab.record import Hook, Kind
-from lab.socket.inputs import CHAIN, Inputs
+from lab.socket.inputs import Inputs
 
 CALLED = "called"
 NOT_CALLED = "there, not called"
@@ -31,10 +31,10 @@ class Function:
 
 
 def functions(inputs: Inputs) -> tuple[Function, ...]:
-    """Return every function that the chain probe asked for, in the order of its table."""
+    """Return every function that who watched the chain asked for, in the order of its table."""
     hooks: dict[str, list[Hook]] = {}
-    for section in inputs.trace.sections:
-        if section.name == CHAIN:
+    for section in inputs.sections:
+        if section.name == inputs.watchers[0]:
             for hook in section.header.hooks:
                 hooks.setdefault(hook.name, []).append(hook)
     addresses = inputs.symbols.addresses(hooks)
@@ -45,7 +45,7 @@ def _function(inputs: Inputs, name: str, hooks: list[Hook], symbol: int | None) 
     entered = [
         one
         for one in inputs.records
-        if one.module == CHAIN
+        if one.module == inputs.watchers[0]
         and one.hook == name
         and one.pid == inputs.pid
         and (one.kind == Kind.ENTRY or len(hooks) == 1)

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lab import clock, record
-from lab.record import Record, Trace
+from lab.record import Record, Section, Trace
 from lab.rundir import Fields, GuestDir, Manifest, RunDir
 from lab.rundir.fields import read_json
 from lab.symbols import Symbols
 
 LATENCY, CHAIN, FAULT = "socket_latency_probe", "socket_chain_probe", "socket_fault"
+BPF = "bpf"
+SLACK_NS = 20_000  # a program's time is two clocks' comparison, and calls are milliseconds apart
 CALLER = "socket_test"
 
 
@@ -106,10 +108,40 @@ class Inputs:
     unloaded: Mapping[str, bool]  # module -> it took its ring away
     kernels: Mapping[str, tuple[int, ...]]  # guest -> where its kernel's text began, each restore
     returns: Mapping[str, str]  # function -> the type of what it returns, by BTF
+    arguments: Mapping[str, int]  # function -> how many it takes, by BTF
+    programs: Trace | None  # what BPF programs left; `records` has it too
 
     @property
     def guest(self) -> GuestDir:
         return self.run.guests()[0]
+
+    @property
+    def sections(self) -> tuple[Section, ...]:
+        """All traces, those of BPF programs behind those of modules."""
+        return (*self.trace.sections, *(self.programs.sections if self.programs else ()))
+
+    @property
+    def watchers(self) -> tuple[str, ...]:
+        """Who watched the chain; the first one's records are what calls are made of."""
+        names = {section.name for section in self.sections}
+        return tuple(name for name in (CHAIN, BPF) if name in names) or (CHAIN,)
+
+    @property
+    def slack(self) -> int:
+        """Ticks by which a program's record may lie outside of its call."""
+        if self.clock is None:
+            return 0
+        return round(SLACK_NS / self.clock.ns_per_tick)
+
+    @property
+    def lost(self) -> tuple[int, int, int]:
+        """Records missed, dropped and torn, in all traces."""
+        traces = [self.trace, *([self.programs] if self.programs else [])]
+        return (
+            sum(one.missed for one in traces),
+            sum(one.dropped for one in traces),
+            sum(one.torn for one in traces),
+        )
 
     @property
     def emulated(self) -> bool:
@@ -133,6 +165,8 @@ def read(run: RunDir) -> Inputs:
     top = Fields(read_json(path), path)
     kernels = Fields(read_json(run.file("kernels.json")), run.file("kernels.json"))
     trace = record.read(guest.trace, guest=guest.name)
+    programs = record.read(guest.bpf, guest=guest.name) if guest.bpf.is_file() else None
+    records = [*trace.records, *(programs.records if programs else ())]
     asked: list[Asked] = []
     others: list[Other] = []
     for case in top.each("cases"):
@@ -154,7 +188,7 @@ def read(run: RunDir) -> Inputs:
         run=run,
         manifest=run.manifest(),
         trace=trace,
-        records=tuple(sorted(trace.records, key=lambda one: (one.tsc, one.number))),
+        records=tuple(sorted(records, key=lambda one: (one.tsc, one.number))),
         symbols=Symbols(guest.symbols),
         clock=clock.fit(guest.tsc()) if guest.has("tsc.json") else None,
         pid=top.inner("program").integer("pid"),
@@ -163,7 +197,11 @@ def read(run: RunDir) -> Inputs:
         repeats=tuple(_repeat(one) for one in top.each("repeats")),
         unloaded=_unloaded(top),
         kernels=_kernels(kernels),
-        returns={name: kernels.inner("returns").text(name) for name in _names(kernels)},
+        returns={name: kernels.inner("returns").text(name) for name in _names(kernels, "returns")},
+        arguments={
+            name: kernels.inner("arguments").size(name) for name in _names(kernels, "arguments")
+        },
+        programs=programs,
     )
 
 
@@ -239,8 +277,8 @@ def _unloaded(top: Fields) -> dict[str, bool]:
     return out
 
 
-def _names(kernels: Fields) -> list[str]:
-    return list(kernels.inner("returns").values) if kernels.has("returns") else []
+def _names(kernels: Fields, of: str) -> list[str]:
+    return list(kernels.inner(of).values) if kernels.has(of) else []
 
 
 def _kernels(kernels: Fields) -> dict[str, tuple[int, ...]]:

@@ -8,9 +8,9 @@ from lab.record import Kind, Record, Section
 from lab.rundir import RunDir
 from lab.socket import status
 from lab.socket.calls import argument, rax
-from lab.socket.inputs import CHAIN, LATENCY, Inputs, read
+from lab.socket.inputs import BPF, CHAIN, LATENCY, Inputs, read
 
-NAMES = {LATENCY: "Latency Probe", CHAIN: "Chain Probe"}
+NAMES = {LATENCY: "Latency Probe", CHAIN: "Chain Probe", BPF: "Chain Probe (BPF)"}
 
 
 def lines(run: RunDir, grep: str | None = None) -> Iterator[str]:
@@ -26,13 +26,13 @@ def lines(run: RunDir, grep: str | None = None) -> Iterator[str]:
 
 def of(inputs: Inputs) -> Iterator[str]:
     """Yield the lines of a run that was read, each with the id of its record."""
-    for section in inputs.trace.sections:
+    for section in inputs.sections:
         yield from _loaded(section)
     started: dict[int, Record] = {}
     for one in inputs.records:
         if one.module == LATENCY:
             text = _latency(inputs, one, started)
-        elif one.module == CHAIN and one.pid == inputs.pid:
+        elif one.module == inputs.watchers[0] and one.pid == inputs.pid:
             text = _chain(one)
         else:
             continue

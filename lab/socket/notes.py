@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from lab.record import Kind
 from lab.socket import hooked, status
 from lab.socket.calls import rax
+from lab.socket.inputs import BPF
 
 if TYPE_CHECKING:
     from lab.socket.findings import Findings
@@ -16,10 +17,21 @@ if TYPE_CHECKING:
 def notes(found: Findings) -> Iterator[str]:
     """Yield what a reader of the book should know."""
     yield from _inlined(found)
+    yield from _of_programs(found)
     yield from _sign(found)
     yield from _release(found)
     if found.inputs.emulated:
         yield "under tcg durations are emulated; order, values and addresses are not."
+
+
+def _of_programs(found: Findings) -> Iterator[str]:
+    """Say what BPF programs cannot see, and what was watched by modules all the same."""
+    if BPF not in found.inputs.watchers:
+        return
+    yield (
+        "BPF programs watched the chain; the call is timed, and made to fail, by modules in every "
+        "run. No program can read MSR_LSTAR or its own code segment."
+    )
 
 
 def _inlined(found: Findings) -> Iterator[str]:

@@ -330,13 +330,13 @@ def _counts(counts: Any) -> str:
 
 
 def _conditions(found: Findings) -> Iterator[tuple[str, str]]:
-    manifest, trace = found.inputs.manifest, found.inputs.trace
+    manifest, (missed, dropped, torn) = found.inputs.manifest, found.inputs.lost
     yield "kernel", manifest.kernel
     yield "accelerator", f"{manifest.accelerator}: {manifest.accelerator_why}"
     yield "durations", render.unit(found)
-    yield "probes", ", ".join(dict.fromkeys(one.name for one in trace.sections))
-    yield "records lost", f"{trace.missed} missed, {trace.dropped} dropped, {trace.torn} torn"
-    yield "calls of other programs", f"{trace.skipped} skipped"
+    yield "probes", ", ".join(dict.fromkeys(one.name for one in found.inputs.sections))
+    yield "records lost", f"{missed} missed, {dropped} dropped, {torn} torn"
+    yield "calls of other programs", f"{found.inputs.trace.skipped} skipped"
     for one in manifest.drifted:
         yield "drifted", one
     yield "command", str(manifest.values.get("command") or "not known")

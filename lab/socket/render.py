@@ -10,6 +10,7 @@ from lab.record import Kind, Record
 from lab.report.blocks import plain
 from lab.report.tables import some
 from lab.socket import hooked, log, notes, status
+from lab.socket.both import POINTERS, VOID
 from lab.socket.calls import ENTRY, RETURN, Call, argument, rax
 from lab.socket.findings import Findings
 from lab.socket.inputs import LATENCY
@@ -17,8 +18,6 @@ from lab.socket.proofs import PLAIN, TIMED, Proof
 
 HELD, BROKEN = "✓", "✗"
 NOT_SEEN = "not seen"
-VOID = frozenset({"fd_install"})  # whose rax means nothing
-POINTERS = frozenset({"sock_alloc", "sock_alloc_file", "alloc_file_pseudo"})
 SHOWN_ARGS = {
     "__sys_socket": ("family", "type", "protocol"),
     "__sock_create": ("net", "family", "type", "protocol"),
@@ -106,13 +105,14 @@ def _holding(found: Findings, name: str) -> Proof | None:
 def conditions(found: Findings) -> str:
     """Say under which conditions it ran, and what was lost."""
     inputs = found.inputs
-    manifest, trace = inputs.manifest, inputs.trace
+    manifest = inputs.manifest
+    missed, dropped, torn = inputs.lost
     active = sorted({one.maxactive for one in found.functions if one.maxactive})
     return (
         f"Kernel {manifest.kernel}, {manifest.accelerator} ({manifest.accelerator_why}). "
-        f"{some(len(inputs.records), 'record')}; {trace.missed} missed (nmissed; maxactive "
-        f"{', '.join(str(one) for one in active) or 'unknown'}), {trace.dropped} dropped, "
-        f"{trace.torn} torn."
+        f"{some(len(inputs.records), 'record')}; {missed} missed (nmissed; maxactive "
+        f"{', '.join(str(one) for one in active) or 'unknown'}), {dropped} dropped, "
+        f"{torn} torn."
     )
 
 
@@ -138,7 +138,7 @@ def ten_steps(found: Findings) -> list[TenStep]:
     call = found.case(PLAIN)
     if call is None:
         return []
-    loaded = {section.name for section in found.inputs.trace.sections}
+    loaded = {section.name for section in found.inputs.sections}
 
     made, linked = call.find("sock_alloc", RETURN), call.find("inet_create", RETURN)
     wrapped, installed = call.find("sock_alloc_file", RETURN), call.find("fd_install", ENTRY)
@@ -167,7 +167,7 @@ def ten_steps(found: Findings) -> list[TenStep]:
         step="PROBE_INIT",
         what="modules loaded",
         values=", ".join(sorted(loaded & {*log.NAMES})),
-        holds=loaded >= {*log.NAMES},
+        holds=loaded >= {LATENCY, *found.inputs.watchers},
         record=None,
     )
     return [
@@ -243,12 +243,18 @@ def nested(found: Findings) -> list[Block]:
                 "not known" if since is None else str(since),
                 "  " * step.depth + _what(one),
                 inputs.symbols.show(one.caller) if one.kind == ENTRY else "",
-                f"#{one.number}",
+                _record(found, one),
             )
         )
     head = ("NS", "WHAT RAN", "CALLED FROM", "RECORD")
     title = f"THE CALL as it ran, in {unit(found)}, the handlers' own among them"
     return [Heading(title), *table(head, rows, right="NS")]
+
+
+def _record(found: Findings, one: Record) -> str:
+    """Return a record's number, and that of the other account where there are two."""
+    beside = found.pairs.get(one.id)
+    return f"#{one.number}" + (f" bpf#{beside.partition('#')[2]}" if beside else "")
 
 
 def unit(found: Findings) -> str:

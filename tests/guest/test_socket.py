@@ -88,10 +88,23 @@ def test_a_leak_and_a_missing_hook_are_exit_code_6(up: Invoke, tmp_path: Path) -
     assert "private_data == socket" not in broken(found)
 
 
+def test_programs_and_module_see_the_same_calls(up: Invoke, tmp_path: Path) -> None:
+    path = tmp_path / "both.yaml"
+    path.write_text(SMALL.format(kernel="6.12", fault="alloc_file_pseudo"))
+    done = up("lab.run", str(path), "--probes", "both", "--json")
+    assert 0 == done.code, done.err
+    found = done.value
+    assert ["probe:kmod", "probe:bpf"] == found["watchers"]
+    assert "module and BPF say the same" in {one["name"] for one in found["proofs"]}
+    plain = next(one for one in found["calls"] if one["case"] == "plain")
+    assert {"probe:bpf"} <= set.intersection(*(set(one["seen_by"]) for one in plain["steps"]))
+
+
 def test_the_other_kernel_proves_the_same(invoke: Invoke, tmp_path: Path) -> None:
     path = tmp_path / "older.yaml"
     path.write_text(SMALL.format(kernel="6.1", fault="alloc_file_pseudo"))
-    done = invoke("lab.run", str(path), "--json", lab=f"{LAB}-61")
+    # By BPF programs: what they can see there is all that is asked.
+    done = invoke("lab.run", str(path), "--probes", "bpf", "--json", lab=f"{LAB}-61")
     assert 0 == done.code, done.err
     assert done.value["kernel"].startswith("6.1.")
     assert done.value["complete"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ BOTH = ("__sys_socket", "__sock_create", "sock_alloc", "inet_create", "get_unuse
         "sock_alloc_file", "fd_install")  # fmt: skip
 ONE = ("__x64_sys_socket", "__x64_sys_sendto", "__x64_sys_recvfrom", "sock_create", "sock_release",
        "__sock_release", "inet_release", "iput")  # fmt: skip
+ARGUMENTS = {"__sys_socket": 3, "__sock_create": 6, "inet_create": 4, "sock_alloc_file": 3,
+             "fd_install": 2, "iput": 1}  # fmt: skip
 Event = dict[str, Any]
 
 
@@ -56,6 +58,8 @@ class Cooked:
     returns: dict[str, str] = field(default_factory=lambda: {"fd_install": "void"})
     injected: int = REPEATS  # failures recorded while it was repeated
     dropped: int = 0
+    programs: list[Event] | None = None  # of BPF; None: they did not watch
+    module_watched: bool = True
 
     def at(self, hook: str, kind: Kind, nth: int = 0) -> Event:
         """Return the nth record of a hook of the chain, to be spoiled."""
@@ -81,7 +85,7 @@ class Cooked:
         for name in BOTH:
             hooks += [Hook(name), Hook(name, flags=32 << record.HOOK_ACTIVE_SHIFT)]
         hooks += [Hook(name, error=-2) for name in ("__sys_socket_create", "sock_map_fd")]
-        hooks.append(Hook("get_signal"))
+        hooks.append(Hook("get_signal", flags=32 << record.HOOK_ACTIVE_SHIFT))
         entered = [one for one in self.latency if one["kind"] in (Kind.ENTRY, Kind.SKIPPED)]
         tables = [Hook("__sys_socket", hits=len(entered)), Hook("__sys_socket")]
         acts = [Hook("alloc_file_pseudo")]
@@ -91,12 +95,20 @@ class Cooked:
         encode = record.encode_section
         sections = [
             encode(self.latency, name="socket_latency_probe", hooks=tables),
-            encode(self.chain, name="socket_chain_probe", hooks=hooks, dropped=self.dropped),
+            *(
+                [encode(self.chain, name="socket_chain_probe", hooks=hooks, dropped=self.dropped)]
+                if self.module_watched
+                else []
+            ),
             encode(self.fault, name="socket_fault", hooks=acts),
             encode(many, name="socket_fault", hooks=acts),
             encode(few, name="socket_fault", hooks=acts),
         ]
         (folder / "trace.bin").write_bytes(b"".join(sections))
+        (folder / "bpf.bin").unlink(missing_ok=True)
+        if self.programs is not None:
+            ways = [replace(one, flags=0x20 if one.flags else 0x10) for one in hooks]
+            (folder / "bpf.bin").write_bytes(encode(self.programs, name="bpf", hooks=ways))
         lines = [f"{at:016x} T {name}\n" for name, at in self.symbols.items()]
         (folder / "symbols").write_text("".join(lines))
         samples = [{"before_ns": t, "tsc": t, "after_ns": t + 10} for t in (0, self.now)]
@@ -109,7 +121,7 @@ class Cooked:
         }
         (folder / "calls.json").write_text(json.dumps(calls))
         (self.path / "kernels.json").write_text(
-            json.dumps({"text": self.kernels, "returns": self.returns})
+            json.dumps({"text": self.kernels, "returns": self.returns, "arguments": ARGUMENTS})
         )
         manifest = {
             "experiment": "socket",
@@ -123,6 +135,14 @@ class Cooked:
         }
         (self.path / "manifest.json").write_text(json.dumps(manifest))
         return RunDir(self.path)
+
+    def watch_by_programs(self) -> None:
+        """Have BPF programs leave the records of the chain too, in their own way."""
+        self.programs = copy.deepcopy(self.chain)
+        for event in self.programs:
+            if event["flags"] & Flag.BARRIER:  # neither its cs nor an MSR can be read
+                event["bytes"] = WORDS.pack(*WORDS.unpack(event["bytes"])[:6], 0, 0)
+            event["tsc"] += 3  # by another clock
 
     # -- how a call goes -----------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -296,6 +297,117 @@ def test_a_report_of_a_broken_run_says_what_is_not_proven_first(run: Cooked) -> 
 
     assert text.startswith("NOT PROVEN: 1 of ")
     assert "✗ arguments: the program loaded 2, 1, 0, __sys_socket received 2, 2, 0" in text
+
+
+SAME = "module and BPF say the same"
+
+
+def programs(run: Cooked, hook: str, kind: Kind) -> dict[str, Any]:
+    """Return the BPF programs' record of the plain call, to be spoiled."""
+    run.watch_by_programs()
+    assert run.programs is not None
+    return next(e for e in run.programs if (e["hook"], e["kind"]) == (hook, kind))
+
+
+def test_both_accounts_are_held_against_each_other_and_each_record_says_who_saw_it(
+    run: Cooked,
+) -> None:
+    run.watch_by_programs()
+    found = socket.build(run.serve())
+
+    assert broken(run) == set()
+    assert found.agreement is not None
+    assert len(run.chain) == len(found.agreement.pairs)
+    steps = found.to_json()["calls"][1]["steps"]
+    assert ["probe:kmod", "probe:bpf"] == steps[0]["seen_by"]
+    assert "sender/bpf.bin#1" == steps[0]["evidence_beside"]
+    assert re.search(r"__sys_socket\(.* #\d+ +bpf#1$", socket.render(found), re.MULTILINE)
+    assert found.to_json()["watchers"] == ["probe:kmod", "probe:bpf"]
+
+
+def other_argument(run: Cooked) -> None:
+    event = programs(run, "__sys_socket", ENTRY)
+    event["bytes"] = WORDS.pack(2, 2, 0, 0, 0, 0, 0, 0)
+
+
+def other_register(run: Cooked) -> None:
+    event = programs(run, "__sys_socket", ENTRY)
+    event["bytes"] = WORDS.pack(2, 1, 0, 99, 0, 0, 0, 0)  # not one of its three arguments
+
+
+def other_result(run: Cooked) -> None:
+    event = programs(run, "__sys_socket", RETURN)
+    event["bytes"] = WORDS.pack(2, 1, 0, 0, 0, 0, 4, 0)
+
+
+def other_pointer(run: Cooked) -> None:
+    programs(run, "fd_install", ENTRY)["src_phys"] += 8  # private_data
+
+
+def other_instruction(run: Cooked) -> None:
+    programs(run, "__x64_sys_socket", ENTRY)["aux"] = 0x340F  # sysenter
+
+
+def other_signal(run: Cooked) -> None:
+    programs(run, "get_signal", RETURN)["size"] = 9
+
+
+def one_less(run: Cooked) -> None:
+    run.watch_by_programs()
+    assert run.programs is not None
+    run.programs.pop()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (other_argument, "__sys_socket's entry: argument 1 is 0x1, by BPF 0x2"),
+        (other_result, "__sys_socket's return: it returned 3, by BPF 4"),
+        (other_pointer, "fd_install's entry: private_data is"),
+        (other_instruction, "__x64_sys_socket's entry: instruction 0x50f at"),
+        (other_signal, "get_signal's return: signal 10, by BPF 9"),
+        (one_less, "get_signal's return: 1 records of the module, 0 of BPF"),
+    ],
+)
+def test_a_difference_between_the_accounts_is_a_disagreement(
+    run: Cooked, spoil: Spoil, says: str
+) -> None:
+    spoil(run)
+    proof = next(one for one in socket.build(run.serve()).proofs if one.name == SAME)
+
+    assert {SAME} == broken(run)
+    assert says in proof.says
+    assert proof.evidence
+
+
+def test_a_register_that_is_no_argument_is_none_of_the_accounts_business(run: Cooked) -> None:
+    other_register(run)
+
+    assert set() == broken(run)
+
+
+def test_programs_alone_prove_all_but_what_they_cannot_read(run: Cooked) -> None:
+    run.watch_by_programs()
+    run.module_watched = False
+    found = socket.build(run.serve())
+
+    assert set() == broken(run)
+    names = {one.name for one in found.proofs}
+    assert "entry point" not in names
+    assert SAME not in names
+    assert "privilege 3 -> not seen" in next(
+        one.says for one in found.proofs if one.name == "barrier: RAX = 41"
+    )
+    assert "No program can read MSR_LSTAR" in " ".join(socket.render(found).split())
+    assert "bpf.bin#" in found.to_json()["calls"][1]["steps"][0]["evidence"]
+
+
+def test_what_programs_lost_is_lost(run: Cooked) -> None:
+    run.watch_by_programs()
+    assert run.programs is not None
+    run.programs.append({"torn": True})
+
+    assert "no record is lost" in broken(run)
 
 
 def test_a_run_is_analysed_by_its_kind_and_says_its_trouble(run: Cooked) -> None:
