@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import accelerator, access, image, paths, qemu
+from lab import accelerator, access, image, paths, qemu, tap
 from lab.errors import HostError, LabError
 from lab.guest import MEMORY_MIB, PAIR
 from lab.journal import Journal
@@ -29,11 +29,12 @@ class Finding:
     ok: bool
     found: str
     mend: str = ""
+    needed: bool = True  # False: something can be done without it
 
 
 def examine(kernel: AnyKernel, *, journal: Journal, locked: bool, offline: bool) -> list[Finding]:
     """Look at everything; nothing stops at the first lack."""
-    findings = [_python(), _qemu()]
+    findings = [_python(), _qemu(), _tap()]
     findings += [
         _tool("gcc", "gcc", "--version"),
         _tool("make", "make", "--version"),
@@ -47,7 +48,7 @@ def examine(kernel: AnyKernel, *, journal: Journal, locked: bool, offline: bool)
         _space("RAM folder", paths.ram(), RAM_MIB, "LAB_RAM=FOLDER, or free memory"),
         _space("disk (runs)", paths.runs(), 64, "LAB_RUNS=FOLDER, or free space"),
     ]
-    if all(finding.ok for finding in findings):
+    if all(finding.ok or not finding.needed for finding in findings):
         findings += _proven(kernel, journal=journal, locked=locked, offline=offline)
     return findings
 
@@ -87,6 +88,12 @@ def _qemu() -> Finding:
     return Finding(name="qemu", ok=True, found=f"{binary.version}, {binary.machine}")
 
 
+def _tap() -> Finding:
+    why = tap.absent()
+    found = "taps and a bridge were made, and are gone"
+    return Finding(name="backend tap", ok=not why, found=why or found, mend=tap.HINT, needed=False)
+
+
 def _tool(name: str, package: str, flag: str) -> Finding:
     path = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     mend = f"apt-get install {package}   (or ./bootstrap)"
@@ -124,7 +131,8 @@ def render(findings: Sequence[Finding]) -> str:
     """Return one line per finding, and under each lack the command that mends it."""
     rows: list[str] = []
     for one in findings:
-        rows.append(f"{'ok  ' if one.ok else 'LACK'} {one.name:<13} {one.found}")
+        word = "ok  " if one.ok else "LACK" if one.needed else "no  "
+        rows.append(f"{word} {one.name:<13} {one.found}")
         if not one.ok:
             rows.append(f"     try: {one.mend}")
     return "\n".join(rows)
@@ -132,6 +140,6 @@ def render(findings: Sequence[Finding]) -> str:
 
 def require_fit(findings: Sequence[Finding]) -> None:
     """Raise `HostError` when anything is lacking."""
-    lacks = [one.name for one in findings if not one.ok]
+    lacks = [one.name for one in findings if one.needed and not one.ok]
     if lacks:
         raise HostError(f"this host lacks: {', '.join(lacks)}", hint="the commands above")

@@ -129,9 +129,15 @@ class Guest:
     # -- life ------------------------------------------------------------------
 
     def config(
-        self, *, accelerator: str, device: str, kernel: str, initramfs: str | None
+        self,
+        *,
+        accelerator: str,
+        device: str,
+        kernel: str,
+        initramfs: str | None,
+        tap: int | None = None,
     ) -> qemu.GuestConfig:
-        """Return what decides this guest's command line."""
+        """Return what decides this guest's command line; `tap` is its end of a link of taps."""
         link = self.folder.base / "link"
         return qemu.GuestConfig(
             lab=self.lab,
@@ -148,6 +154,7 @@ class Guest:
             link_mac=self.me.link_mac,
             link_local=str(link / self.name),
             link_remote=str(link / self.peer.name),
+            link_tap=tap,
             ssh_mac=self.me.ssh_mac,
             incoming=initramfs is None,
             plugin=self._plugin_argument(),
@@ -190,7 +197,14 @@ class Guest:
             process.give(self.access_log, mode=0o600)
 
     def launch(
-        self, image: Image, *, accelerator: str, device: str, incoming: bool, dies_with_us: bool
+        self,
+        image: Image,
+        *,
+        accelerator: str,
+        device: str,
+        incoming: bool,
+        dies_with_us: bool,
+        tap: int | None = None,
     ) -> None:
         """Start QEMU: booting, or waiting for a device state when `incoming`."""
         for stale in ("qmp", "agent"):
@@ -207,6 +221,7 @@ class Guest:
                 device=device,
                 kernel=names[0],
                 initramfs=None if incoming else names[1],
+                tap=tap,
             )
             self.argv = qemu.command_line(config, binary=qemu.installed().path)
             self.child = process.start(
@@ -214,7 +229,7 @@ class Guest:
                 lock=self.folder.lock,
                 log=self.folder.log,
                 cwd=self.folder.own,
-                pass_fds=[file.fileno() for file in files],
+                pass_fds=[file.fileno() for file in files] + ([] if tap is None else [tap]),
                 dies_with_us=dies_with_us,
                 group=kvm_group() if accelerator == "kvm" else None,
             )

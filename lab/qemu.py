@@ -52,6 +52,7 @@ class GuestConfig:
     link_local: str  # UNIX datagram sockets of the two ends
     link_remote: str
     ssh_mac: str
+    link_tap: int | None = None  # its open file, instead of the two sockets
     incoming: bool = False
     plugin: str | None = None
     devices: tuple[str, ...] = ()  # more of them, each as -device takes it
@@ -117,7 +118,7 @@ def command_line(config: GuestConfig, *, binary: str = BINARY) -> list[str]:
         "-device",
         f"virtio-net-pci,id=ssh0,netdev=ssh,mac={c.ssh_mac},addr=04.0,romfile={QUIET}",
         "-netdev",
-        f"dgram,id=link,{_end('local', c.link_local)},{_end('remote', c.link_remote)}",
+        _link(c),
         "-device",
         f"{c.link_device},id=lab0,netdev=link,mac={c.link_mac},addr=05.0,romfile="
         + (QUIET if c.link_device.startswith("virtio") else "")
@@ -128,6 +129,13 @@ def command_line(config: GuestConfig, *, binary: str = BINARY) -> list[str]:
     if c.incoming:
         argv += ["-incoming", "defer", "-S"]
     return argv
+
+
+def _link(c: GuestConfig) -> str:
+    if c.link_tap is not None:
+        # Its packets through QEMU, where they are captured: vhost would take them past it.
+        return f"tap,id=link,fd={c.link_tap},vhost=off"
+    return f"dgram,id=link,{_end('local', c.link_local)},{_end('remote', c.link_remote)}"
 
 
 def _end(side: str, path: str) -> str:

@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from lab import attempt, claims, crash, experiment, paths, playbook, rundir, spec
+from lab import attempt, claims, crash, experiment, paths, playbook, rundir, spec, topology
 from lab.errors import LabError, PlaybookError
 from lab.journal import Journal
 
@@ -124,7 +124,8 @@ def run(
         (folder / f"{text.name}.yaml").write_bytes(text.source)
     results: dict[str, Taken] = {}
     for one in todo:
-        if reason := playbook.why_not(one.asked):
+        link = one.asked.link
+        if reason := playbook.why_not(one.asked) or topology.backend_absent(link.backend):
             results[one.name] = Taken(state=claims.UNAVAILABLE, reason=reason)
     rest = [one for one in todo if one.name not in results]
     # By kind, and modules that may crash last: what follows a socket or a module finds its

@@ -14,7 +14,7 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
-from lab import experiment, paths, playbook, report, rundir, spec
+from lab import experiment, paths, playbook, report, rundir, spec, topology
 from lab.correlate.hooks import DRIVER_XMIT
 from lab.errors import LabError
 from lab.experiment import message as exchange
@@ -150,8 +150,8 @@ def run(
     wanted = cells(asked)
     results: dict[int, Result] = {}
     for number, cell in enumerate(wanted):
-        reason = playbook.why_not(cell)
-        if reason is not None:
+        reason = playbook.why_not(cell) or topology.backend_absent(cell.link.backend)
+        if reason:
             results[number] = Result(asked=cell, state=UNAVAILABLE, reason=reason)
     rest = [number for number in range(len(wanted)) if number not in results]
     rest.sort(key=lambda number: _topology(wanted[number]))

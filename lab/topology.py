@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lab import access, admission, build, paths, process, qemu, snapshot, ssh
+from lab import tap as taps
 from lab.accelerator import Accelerator
 from lab.deadline import Deadline
 from lab.errors import (
@@ -30,7 +31,7 @@ from lab.errors import (
 from lab.guest import MEMORY_MIB, PAIR, Folder, Guest, Identity, cmdline, ignore_shared
 from lab.image import Image, verify
 from lab.journal import Journal
-from lab.spec import AnyKernel, OwnKernel
+from lab.spec import AnyKernel, Backend, OwnKernel
 
 T = TypeVar("T")
 # What a boot may mend; a missing tool or a full disk it does not.
@@ -59,6 +60,7 @@ class LabState:
     kernel: AnyKernel
     image: str
     device: str
+    backend: Backend
     accelerator: str
     accelerator_why: str
     snapshot: str
@@ -76,6 +78,7 @@ class Setup:
     image: Image
     accelerator: Accelerator
     device: str = "virtio-net-pci"
+    backend: Backend = "dgram"
     owner: int = 0
     extra: str = ""  # more words for the kernels' command lines
     devices: tuple[str, ...] = ()  # more devices for both guests, as QEMU's -device takes them
@@ -84,13 +87,25 @@ class Setup:
 
 
 def standard(
-    image: Image, accelerator: Accelerator, *, journal: Journal, device: str = "virtio-net-pci"
+    image: Image,
+    accelerator: Accelerator,
+    *,
+    journal: Journal,
+    device: str = "virtio-net-pci",
+    backend: Backend = "dgram",
 ) -> Setup:
     """Return the usual setup: with the access log wherever it can be had."""
     plugin = None
     if not access_log_absent(accelerator):
         plugin = build.build_witness(access.plugin_api(qemu.installed().version), journal=journal)
-    return Setup(image=image, accelerator=accelerator, device=device, plugin=plugin)
+    return Setup(
+        image=image, accelerator=accelerator, device=device, backend=backend, plugin=plugin
+    )
+
+
+def backend_absent(backend: Backend) -> str:
+    """Return why no link of this backend can be had here, "" where one can."""
+    return taps.absent() if backend == "tap" else ""
 
 
 def access_log_absent(accelerator: Accelerator) -> str:
@@ -214,6 +229,7 @@ class Lab:
                     device=setup.device,
                     kernel="K",
                     initramfs="I",
+                    tap=0 if setup.backend == "tap" else None,
                 ),
                 plugin=None,
             )
@@ -247,15 +263,20 @@ class Lab:
             guest.prepare()
 
     def _launch(self, setup: Setup, *, incoming: bool) -> None:
-        for guest in self.guests.values():
-            # From this thread: a parent-death signal is tied to the thread that forks.
-            guest.launch(
-                setup.image,
-                accelerator=setup.accelerator.name,
-                device=setup.device,
-                incoming=incoming,
-                dies_with_us=setup.owner != 0,
-            )
+        with contextlib.ExitStack() as held:
+            ends: dict[str, int] = {}
+            if setup.backend == "tap":
+                ends = held.enter_context(taps.joined(list(self.guests)))
+            for guest in self.guests.values():
+                # From this thread: a parent-death signal is tied to the thread that forks.
+                guest.launch(
+                    setup.image,
+                    accelerator=setup.accelerator.name,
+                    device=setup.device,
+                    incoming=incoming,
+                    dies_with_us=setup.owner != 0,
+                    tap=ends.get(guest.name),
+                )
 
     def _boot(self, setup: Setup, *, journal: Journal) -> dict[str, GuestState]:
         verify(setup.image)  # a boot reads all of it anyway; a restore reads none of it
@@ -306,6 +327,9 @@ class Lab:
         stored = None if state is None else snapshot.load(state.snapshot)
         if state is None or stored is None:
             raise SnapshotError(f"lab '{self.name}' has no snapshot to restore {name} from")
+        if state.backend == "tap":
+            # The bridge is its peer's now: only the namespace that both were made in has it.
+            raise SnapshotError(f"{name} is on a link of taps, which is made for both at once")
         deadline = Deadline(RESTORE_S)
         guest = self.guests[name]
         if guest.monitor is None and guest.alive:
@@ -351,6 +375,7 @@ class Lab:
             kernel=setup.image.asked,
             image=setup.image.digest,
             device=setup.device,
+            backend=setup.backend,
             accelerator=setup.accelerator.name,
             accelerator_why=setup.accelerator.why,
             snapshot=name,

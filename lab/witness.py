@@ -14,13 +14,15 @@ from lab import access, kernel, pages, process, rings
 from lab.btf import Btf
 from lab.deadline import Deadline
 from lab.errors import EvidenceError
-from lab.guest import Guest
+from lab.guest import PAIR, Guest
 from lab.memory import GuestMemory
 from lab.message import BLOCK_SIZE, Messages
 from lab.rings import Rings
+from lab.tap import captured
 
 LINK_DEVICE = "lab0"
 MOST_HITS = 1 << 16  # three places of each of 10,000 messages, and what they leave behind
+MOST_FRAME = 1 << 17  # bytes; a packet that a device was given to cut has 64 KiB and headers
 
 
 def census(
@@ -180,7 +182,7 @@ class Capture:
                 "id": "wire",
                 "netdev": "link",
                 "file": str(self.path),
-                "maxlen": 65536,
+                "maxlen": MOST_FRAME,
             },
         )
 
@@ -189,7 +191,8 @@ class Capture:
         self.guest.require_monitor().execute("object-del", {"id": "wire"})
 
     def keep(self, target: Path) -> None:
-        """Move the capture to where the run keeps it."""
+        """Move the capture to where the run keeps it, as Ethernet frames whatever the backend."""
+        macs = [bytes.fromhex(me.link_mac.replace(":", "")) for me in PAIR]
         with contextlib.suppress(FileNotFoundError):
-            target.write_bytes(process.read_given(self.path))
+            target.write_bytes(captured.bare(process.read_given(self.path), macs))
             self.path.unlink()

@@ -123,7 +123,7 @@ def _state_json(pair: topology.Lab, state: topology.LabState) -> dict[str, Any]:
 
 
 def reset(console: Console, lab: str) -> None:
-    from lab import accelerator, image, topology
+    from lab import accelerator, image, spec, topology
 
     name = lab_name(lab)
     start = time.monotonic()
@@ -131,10 +131,13 @@ def reset(console: Console, lab: str) -> None:
         state = pair.state
         kernel = state.kernel if state is not None else image.DEFAULT_SERIES
         device = state.device if state is not None else "virtio-net-pci"
+        backend: spec.Backend = state.backend if state is not None else "dgram"
         built = image.ensure(kernel, journal=console.journal, locked=False, offline=False)
         speed = accelerator.choose(built, journal=console.journal)
         pair.bring_down()
-        setup = topology.standard(built, speed, journal=console.journal, device=device)
+        setup = topology.standard(
+            built, speed, journal=console.journal, device=device, backend=backend
+        )
         state = pair.bring_up(setup, journal=console.journal)
         seconds = time.monotonic() - start
         console.result(

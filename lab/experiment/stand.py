@@ -67,7 +67,9 @@ def setup_for(
     built = kind in ("kmod", "both") or asked.experiment == "socket"
     modules = build.build_modules(kernel, journal=journal) if built else {}
     speed = accelerator.choose(kernel, journal=journal)
-    setup = topology.standard(kernel, speed, journal=journal, device=asked.link.device)
+    setup = topology.standard(
+        kernel, speed, journal=journal, device=asked.link.device, backend=asked.link.backend
+    )
     setup = of_link(setup, asked.link)
     if asked.known.transfers:
         setup = replace(setup, devices=(*setup.devices, EDU))
@@ -200,8 +202,9 @@ def unlike(pair: topology.Lab, setup: topology.Setup) -> str | None:
     lacking += [*setup.extra.split(), *setup.link_options.split(",")]
     if any(lacking):
         return f"has no {', '.join(word for word in lacking if word)}"
-    if (state.device, state.accelerator) != (setup.device, setup.accelerator.name):
-        return f"has {state.device} under {state.accelerator}"
+    has = state.device, state.backend, state.accelerator
+    if has != (setup.device, setup.backend, setup.accelerator.name):
+        return "has {} over {} under {}".format(*has)
     return None
 
 

@@ -31,7 +31,6 @@ from lab.spec import (
 # Valid in the schema, and refused by name until the machine can do it.
 NOT_YET = frozenset(
     {
-        ("link.backend", "tap"),
     }
 )
 

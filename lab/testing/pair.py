@@ -98,6 +98,8 @@ class Lab:
                 f"'{asked.name}' needs a link of {asked.link.device}",
                 hint=f'@pytest.mark.lab_link("{asked.link.device}")',
             )
+        if asked.link.backend != self.setup.backend:
+            raise PlaybookError(f"'{asked.name}' needs a link of {asked.link.backend}")
         if experiment.of_link(self.setup, asked.link) != self.setup:
             raise PlaybookError(
                 f"'{asked.name}' needs a link device with options; run it by lab.run"

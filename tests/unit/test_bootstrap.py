@@ -16,7 +16,7 @@ import pytest
 TOP = Path(__file__).parents[2]
 # What the script itself calls; all else of the real host is out of its sight.
 BORROWED = ("cksum", "mkdir", "cat", "env", "rm", "touch", "chmod", "sleep")
-PROGRAMS = ("qemu-system-x86_64", "gcc", "make", "depmod", "xz")
+PROGRAMS = ("qemu-system-x86_64", "gcc", "make", "depmod", "ip", "xz")
 FILES = ("libc.a", "libelf.so.1", "ca-certificates.crt", "libbpf.a")
 FOR_TESTS = ("chromium", "tshark", "clang", "bpftool")
 

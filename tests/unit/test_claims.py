@@ -158,11 +158,11 @@ def test_tests_of_one_run_are_told_by_their_measures(folder: Folder) -> None:
 
 
 def test_an_experiment_that_cannot_run_here_leaves_it_not_testable(folder: Folder) -> None:
-    folder.lacks("lo", claims.UNAVAILABLE, "'backend: tap' is not built yet")
+    folder.lacks("lo", claims.UNAVAILABLE, "no link of taps can be made here")
 
     (found,) = folder.judge(claim(TWO_ON_LO))
 
-    assert (claims.NOT_HERE, "'backend: tap' is not built yet") == (found.word, found.on)
+    assert (claims.NOT_HERE, "no link of taps can be made here") == (found.word, found.on)
 
 
 def test_what_can_be_measured_decides_where_a_part_cannot(folder: Folder) -> None:

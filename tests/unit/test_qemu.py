@@ -33,6 +33,7 @@ CASES = {
     "restore-tcg": dataclasses.replace(BASE, initramfs=None, incoming=True),
     "boot-kvm": dataclasses.replace(BASE, accelerator="kvm"),
     "witnessed": dataclasses.replace(BASE, plugin="/cache/witness.so"),
+    "tap": dataclasses.replace(BASE, link_tap=7),
     "iommu": dataclasses.replace(
         BASE,
         devices=("intel-iommu,id=iommu0,intremap=off",),

@@ -116,13 +116,11 @@ def test_what_cannot_run_here_says_why(
     assert found is None if why is None else found is not None and why in found
 
 
-def test_a_backend_that_is_not_built_yet_is_a_reason_and_no_fault_of_the_file(
+def test_a_kernel_that_is_not_built_yet_is_a_reason_and_no_fault_of_the_file(
     tmp_path: Path,
 ) -> None:
-    link = dataclasses.replace(asked(tmp_path).link, backend="tap")
-
-    assert "'backend: tap' is not built yet" == playbook.why_not(
-        dataclasses.replace(asked(tmp_path), link=link)
+    assert "a kernel of your own is not built yet" == playbook.why_not(
+        dataclasses.replace(asked(tmp_path), kernel="./bzImage")
     )
 
 
