@@ -118,7 +118,9 @@ class Wire:
         identity = self.board.inputs.identity
         if identity.unique:
             return [
-                (run.at, run.message, run.offset, run.size) for run in identity.find(frame.data)
+                clipped
+                for run in identity.find(frame.data)
+                if (clipped := _within(frame, run.at, run.message, run.offset, run.size))
             ]
         payload = frame.payload
         whole = len(payload) == identity.size and self._alike < identity.count
@@ -137,6 +139,17 @@ class Wire:
             if not identity.agrees(found, part.message, part.offset):
                 return False
         return True
+
+
+def _within(
+    frame: Frame, at: int, message: int, offset: int, size: int
+) -> tuple[int, int, int, int] | None:
+    # A header's last byte may be, by chance, the one that comes before in the message.
+    if frame.headers is None:
+        return at, message, offset, size
+    first = max(at, frame.headers.payload_at)
+    last = min(at + size, frame.headers.payload_end)
+    return (first, message, offset + first - at, last - first) if first < last else None
 
 
 def _pieces(parts: Sequence[Held], run: tuple[int, int, int, int]) -> list[Held]:
