@@ -50,6 +50,7 @@ class Headers:
     udp_length: int | None
     payload_at: int
     payload_end: int
+    sequence: int = 0  # of TCP
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +154,9 @@ def parse(data: bytes) -> Headers | None:
         udp_length=length,
         payload_at=min(network.at + header, network.end),
         payload_end=network.end,
+        sequence=int.from_bytes(data[network.at + 4 : network.at + 8], "big")
+        if network.protocol == dpkt.ip.IP_PROTO_TCP and header
+        else 0,
     )
 
 

@@ -8,7 +8,7 @@ a filled buffer that holds it.
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -16,6 +16,7 @@ from lab.capture import Frame
 from lab.correlate.board import Board
 from lab.correlate.holdings import Held
 from lab.correlate.inputs import GuestInputs
+from lab.correlate.passage import Passage, Twin
 from lab.correlate.types import LINK, Place, PlaceKind
 
 # Bytes in front of a frame in a device's buffer: the virtio header with and without
@@ -178,15 +179,13 @@ def stranded(wire: Wire, frame: Frame, guest: str, why: str) -> Carried | None:
 
 
 def arrivals(wire: Wire, receiver: GuestInputs, sender: GuestInputs) -> list[Arrival]:
-    """Match the receiver's frames with the sender's by all their bytes, in order."""
+    """Match the receiver's frames with the sender's, in order."""
     board = wire.board
-    sent: dict[bytes, deque[Frame]] = defaultdict(deque)
-    for frame in sender.frames or ():
-        sent[frame.data].append(frame)
+    passage = Passage(sender.frames or ())
     out: list[Arrival] = []
     for frame in receiver.frames or ():
-        twin = sent[frame.data].popleft() if sent.get(frame.data) else None
-        carried = None if twin is None else wire.carried.get(twin.index)
+        twin = passage.take(frame)
+        carried = None if twin is None else _brought(wire.carried.get(twin.frame.index), twin)
         mine = f"{receiver.name}/wire.pcap#{frame.index}"
         if carried is None and twin is None:
             carried = stranded(wire, frame, receiver.name, "the frame is not on the sender's wire")
@@ -205,6 +204,20 @@ def arrivals(wire: Wire, receiver: GuestInputs, sender: GuestInputs) -> list[Arr
                 part.place.evidence.append(mine)
         out.append(Arrival(frame=frame, carried=carried))
     return out
+
+
+def _brought(carried: Carried | None, twin: Twin) -> Carried | None:
+    """Return what of a frame of the sender's came in the one that arrived, and where in that."""
+    if carried is None or twin.last - twin.first == len(twin.frame.data):
+        return carried
+    parts = []
+    for part in carried.parts:
+        first = max(part.at, twin.first)
+        last = min(part.at + part.size, twin.last)
+        if first < last:
+            offset = part.offset + first - part.at
+            parts.append(replace(part, offset=offset, size=last - first, at=first - twin.shift))
+    return replace(carried, parts=tuple(parts)) if parts else None
 
 
 def buffer_parts(arrival: Arrival, header: int, skip: int, size: int) -> list[Held]:

@@ -421,12 +421,14 @@ def comparable(movement: Movement) -> bool:
 def _decidable(movement: Movement, outside: Flow, identity: Identity) -> bool:
     """Tell whether the log would show a copy: of a few bytes only where it knew the source.
 
-    Fewer than eight are followed by address, from where it is known that they lie; zeros are
-    everywhere, and are not.
+    Fewer than eight are followed by address, from where it is known that they lie, where they
+    are the last of a message; zeros are everywhere, and are not.
     """
     if movement.payload_size >= access.LEAST:
         return True
     end = movement.offset + movement.payload_size
+    if end < identity.size:
+        return False
     text = identity.bytes_of(movement.message)[movement.offset : end]
     return any(text) and any(
         place.guest == movement.guest
