@@ -24,6 +24,7 @@
 	HOOK(receive_buf) \
 	HOOK(page_to_skb) \
 	HOOK(page_copy) \
+	HOOK(xdp_copy) \
 	HOOK(dma_unmap) \
 	HOOK(e1000_copy) \
 	HOOK(enqueue) \

@@ -368,6 +368,7 @@ static __always_inline int fill_memcpy(u32 hook, struct pt_regs *ctx)
 	}
 
 MEMCPY_CALL(page_copy)
+MEMCPY_CALL(xdp_copy)
 MEMCPY_CALL(e1000_copy)
 MEMCPY_CALL(bounce)
 

@@ -164,6 +164,13 @@ static const struct lab_spec specs[] = {
 		.fill = lab_fill_memcpy,
 	},
 	{
+		.symbol = "virtio_net:xdp_linearize_page",
+		.callee = "memcpy",
+		.kind = LAB_CALLSITE,
+		.flags = LAB_HOOK_COPY,
+		.fill = lab_fill_memcpy,
+	},
+	{
 		.symbol = "dma_unmap_page_attrs",
 		.kind = LAB_ENTRY,
 		.want = lab_dma_takes,

@@ -36,7 +36,7 @@ GUEST_FLAGS = (
 # For programs that hold message bytes: no loop of theirs becomes a call of memcpy, which uses
 # those registers.
 MESSAGE_FLAGS = ("-fno-builtin", "-fno-tree-loop-distribute-patterns")
-_WITHOUT_MESSAGE = frozenset({"init", "agent", "chain"})
+_WITHOUT_MESSAGE = frozenset({"init", "agent", "chain", "xdp"})
 # The worksheet's own programs, as its author built them: what ld.so reads is part of what he saw.
 # They hold his message, so no image has them: every guest's page cache would hold it too.
 PUSHED = frozenset({"as_written_sender", "as_written_receiver"})

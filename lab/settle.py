@@ -31,7 +31,7 @@ class Wanted:
     @property
     def topology(self) -> tuple[object, ...]:
         link = self.asked.link
-        memory = (link.iommu, link.swiotlb or "", link.mrg_rxbuf)
+        memory = (link.iommu, link.swiotlb or "", link.mrg_rxbuf, link.xdp or "")
         return str(self.asked.kernel), link.device, link.backend, *memory
 
 

@@ -17,6 +17,7 @@ Backend = Literal["dgram", "tap"]
 ProbeKind = Literal["kmod", "bpf", "both", "none"]
 Over = Literal["loopback", "link"]
 Swiotlb = Literal["force"]
+Xdp = Literal["pass"]
 Protocol = Literal["udp", "tcp"]
 Family = Literal["ipv4", "ipv6"]
 Fault = Literal["alloc_file_pseudo", "sock_alloc_file"]
@@ -41,6 +42,7 @@ HOOKS: tuple[str, ...] = (
     "virtio_net:receive_buf",
     "virtio_net:page_to_skb",
     "virtio_net:page_to_skb>memcpy",
+    "virtio_net:xdp_linearize_page>memcpy",
     "dma_unmap_page_attrs",
     "e1000e:e1000_clean_rx_irq>memcpy",
     "__udp_enqueue_schedule_skb",
@@ -113,6 +115,7 @@ class Link:
     iommu: bool = False  # between the device and memory, and the driver uses it
     swiotlb: Swiotlb | None = None  # force: all that a device reads and writes is bounced
     mrg_rxbuf: bool = True  # virtio: a frame may go over several receive buffers
+    xdp: Xdp | None = None  # a program of ours in the receiver's driver; pass: as they came
     copybreak: int | None = None  # bytes; e1000e copies shorter frames (None: as the driver has it)
     delay_s: float = 0.0  # of every frame, on either way
     loss: float = 0.0  # percent of the frames, on either way

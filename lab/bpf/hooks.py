@@ -55,6 +55,7 @@ HOOKS: tuple[Hook, ...] = (
     Hook("receive_buf", "receive_buf", RECV, ENTRY, module=VIRTIO),
     Hook("page_to_skb", "page_to_skb", RECV, ("fexit", "kretprobe"), module=VIRTIO),
     Hook("page_copy", "page_to_skb", RECV, CALL, "memcpy", module=VIRTIO, copies=True),
+    Hook("xdp_copy", "xdp_linearize_page", RECV, CALL, "memcpy", module=VIRTIO, copies=True),
     Hook("dma_unmap", "dma_unmap_page_attrs", RECV, ENTRY),
     Hook("e1000_copy", "e1000_clean_rx_irq", RECV, CALL, "memcpy", module=E1000E, copies=True),
     Hook("enqueue", "__udp_enqueue_schedule_skb", RECV, ENTRY),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lab.deadline import Deadline
-from lab.guest import Guest
+from lab.guest import RECEIVER, Guest
 from lab.spec import Link
 
 NETDEV = "lab0"
@@ -25,7 +25,7 @@ ASKED = (
 QDISC = f"echo qdisc: $(tc qdisc show dev {NETDEV} root)"
 
 
-def settings(link: Link) -> list[str]:
+def settings(link: Link, *, receives: bool) -> list[str]:
     """Return the shell commands that make a guest's end of the link what `link` says."""
     out = []
     if link.mtu != Link().mtu:
@@ -35,13 +35,16 @@ def settings(link: Link) -> list[str]:
     if link.delay_s or link.loss:
         netem = f"delay {link.delay_s * 1000:.0f}ms loss {link.loss}%"
         out.append(f"modprobe sch_netem && tc qdisc replace dev {NETDEV} root netem {netem}")
+    if link.xdp is not None and receives:
+        out.append(f"xdp {NETDEV} {link.xdp}")
     return out
 
 
 def set_link(guest: Guest, link: Link, *, deadline: Deadline) -> str:
     """Apply `link` to a guest and return what the guest then says of it."""
     told = f"{ASKED}; {QDISC}" if link.delay_s or link.loss else ASKED
-    command = " && ".join([*settings(link), f"{{ {told}; }}"])
+    receives = guest.name == RECEIVER.name
+    command = " && ".join([*settings(link, receives=receives), f"{{ {told}; }}"])
     return guest.require_shell().run(command, deadline=deadline).stdout
 
 
@@ -51,8 +54,9 @@ def offloads(text: str) -> dict[str, str]:
 
 
 def as_found(text: str) -> dict[str, str]:
-    """Return MTU, copybreak and queueing discipline, from what the guest said."""
-    return {key: value for key, value in _said(text) if key in ("mtu", "copybreak", "qdisc")}
+    """Return MTU, copybreak, queueing discipline and program, from what the guest said."""
+    told = ("mtu", "copybreak", "qdisc", "xdp")
+    return {key: value for key, value in _said(text) if key in told}
 
 
 def _said(text: str) -> list[tuple[str, str]]:

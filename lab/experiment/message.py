@@ -332,8 +332,11 @@ def _conditions(taken: _Measurement, manifest: dict[str, Any]) -> None:
         taken.pages[guest.name] = witness.PageNames(taken.run.guest(guest.name).symbols)
         return text
 
-    said = _both(taken, gather)[taken.sender.name]
+    told = _both(taken, gather)
+    said = told[taken.sender.name]
     manifest["link"] |= conditions.as_found(said) | {"offloads": conditions.offloads(said)}
+    if program := conditions.as_found(told[taken.receiver.name]).get("xdp"):
+        manifest["link"].setdefault("options", {})["xdp"] = program
 
 
 def _gate(taken: _Measurement, name: str) -> None:

@@ -49,6 +49,9 @@ CARRIES = {
     ("tcp", "ipv4"): "a TCP message of a playbook",
     ("tcp", "ipv6"): "a TCP message of a playbook",
 }
+# A page without the room for a program in front, for skb_shared_info behind, and Ethernet.
+MOST_MTU_OF_XDP = 3506
+MOST_MTU_OF_TAP = 65_521  # 65,535 and Ethernet
 LEAST_MTU_OF_IPV6 = 1280  # RFC 8200, section 5: Linux takes IPv6 off a link with less
 
 
@@ -324,7 +327,7 @@ PARTNERS: dict[str, tuple[str, ...]] = {
 ENTANGLED = frozenset(
     {
         *("family", "protocol", "size", "payload", "kind", "without", "comm"),
-        *("copybreak", "device", "iommu", "swiotlb", "mrg_rxbuf", "mtu"),
+        *("copybreak", "device", "iommu", "swiotlb", "mrg_rxbuf", "mtu", "xdp"),
     }
 )
 
@@ -386,6 +389,12 @@ def _of_link(link: Link) -> list[tuple[str, str]]:
         out.append(("mrg_rxbuf", "only a virtio device has mergeable receive buffers"))
     elif not link.mrg_rxbuf and link.mtu > Link().mtu:
         out.append(("mtu", f"without mrg_rxbuf a buffer has room for {Link().mtu} bytes"))
+    if link.xdp is not None and link.device != "virtio-net-pci":
+        out.append(("xdp", "only a virtio device's driver takes an XDP program here"))
+    elif link.xdp is not None and link.mtu > MOST_MTU_OF_XDP:
+        out.append(("mtu", f"with an XDP program it is at most {MOST_MTU_OF_XDP}"))
+    if link.backend == "tap" and link.mtu > MOST_MTU_OF_TAP:
+        out.append(("mtu", f"over taps it is at most {MOST_MTU_OF_TAP}"))
     return out
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from lab.ledger import Ledger, Message
 from lab.report.tables import some, times
 from lab.report.words import function_name
@@ -32,7 +34,11 @@ def sentences(ledger: Ledger) -> list[str]:
         devices = f"read {reads} and written {writes} by devices"
     if totals.handovers:
         devices += f", {some(totals.handovers, 'handover')}"
+    counts = Counter(message.totals.guest_cpu_copies for message in ledger.messages)
     copied = f"copied {times(totals.guest_cpu_copies)} by guest CPUs"
+    if len(counts) > 1:
+        ways = [f"{many} copied {times(often)}" for often, many in sorted(counts.items())]
+        copied = f"({' and '.join(ways[::-1])}) by guest CPUs"
     return [
         f"COMPLETE: {what} {copied}, {devices}; {skb_words(most)}.",
         f"Copied by {', '.join(_copiers(most))}.",

@@ -104,9 +104,10 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build with the Makefile a person would use; return the folder of the programs."""
     folder = tmp_path_factory.mktemp("guest")
     source = paths.data() / "guest"
-    for name in ("Makefile", "agent.c", "sender.c", "receiver.c", "message.h", "workload.h"):
+    made = ("agent", "sender", "receiver", "xdp")
+    for name in ("Makefile", "message.h", "workload.h", *(f"{one}.c" for one in made)):
         shutil.copy(source / name, folder)
-    command = ["make", "-C", str(folder), "build/agent", "build/sender", "build/receiver"]
+    command = ["make", "-C", str(folder), *(f"build/{one}" for one in made)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return folder / "build"
@@ -1112,3 +1113,19 @@ def test_only_go_lets_a_step_go(
         assert started.child.wait(5) == code
         assert words in started.errors()
         assert started.hear() == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["lab0"], 2, "usage: xdp NETDEV pass\n"),
+        (["lab0", "drop"], 2, "usage: xdp NETDEV pass\n"),
+        (["not-there", "pass"], 1, "xdp: not-there: No such device\n"),
+    ],
+)
+def test_an_xdp_program_that_cannot_be_put_is_told(
+    programs: Path, words: list[str], code: int, said: str
+) -> None:
+    with Program(programs / "xdp", *words) as program:
+        assert code == program.child.wait(5)
+        assert said == program.errors()

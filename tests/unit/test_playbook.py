@@ -322,6 +322,16 @@ RULES: list[tuple[str, str]] = [
         GOOD + "link: {mrg_rxbuf: off, mtu: 9000}\n",
         "4:29: without mrg_rxbuf a buffer has room for 1500 bytes",
     ),
+    (GOOD + "link: {xdp: drop}\n", "4:13: expected one of pass; found 'drop'"),
+    (
+        GOOD + "link: {device: e1000e, xdp: pass}\n",
+        "4:29: only a virtio device's driver takes an XDP program here",
+    ),
+    (
+        GOOD + "link: {xdp: pass, mtu: 9000}\n",
+        "4:24: with an XDP program it is at most 3506",
+    ),
+    (GOOD + "link: {backend: tap, mtu: 65535}\n", "4:27: over taps it is at most 65521"),
     (
         GOOD + "link: {mrg-rxbuf: off}\n",
         "4:8: unknown key 'mrg-rxbuf' (did you mean 'mrg_rxbuf'?)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from lab import ledger, report
-from lab.report import tables
+from lab.report import tables, verdict
 from lab.rundir import RunDir
 from tests.unit import cooked
 from tests.unit.cooked import Cook
@@ -145,6 +146,18 @@ def test_many_messages_end_in_one_line(tmp_path: Path) -> None:
     assert "COMPLETE: 40 messages of 16 bytes each" in text
     assert "40 messages complete: 3 guest CPU copies" in text
     assert len(text.splitlines()) < 60
+
+
+def test_messages_that_were_not_copied_alike_are_counted_apart(tmp_path: Path) -> None:
+    found = ledger.build(cooked.nic(tmp_path, count=3).serve())
+    rare = found.messages[1]
+    fewer = dataclasses.replace(rare, totals=dataclasses.replace(rare.totals, guest_cpu_copies=2))
+    some = dataclasses.replace(found, messages=(found.messages[0], fewer, found.messages[2]))
+
+    (first, _) = verdict.sentences(some)
+
+    said = "3 messages of 16 bytes each (2 copied 3 times and 1 copied twice) by guest CPUs"
+    assert said in first
 
 
 def test_the_worksheets_lines(tmp_path: Path) -> None:
