@@ -195,11 +195,11 @@ def test_a_module_that_will_not_load_is_a_probe_error(up: Invoke) -> None:
     assert "run:" in done.err
 
 
-def start_run(tmp_path: Path, lab: str) -> tuple[subprocess.Popen[str], Path]:
+def start_run(tmp_path: Path, lab: str, *words: str) -> tuple[subprocess.Popen[str], Path]:
     """Start a run in its own process and return when its probes are being loaded."""
     runs = tmp_path / "runs"
     process = subprocess.Popen(
-        [str(INVOKE), "lab.run-nic"],
+        [str(INVOKE), *(words or ("lab.run-nic",))],
         cwd=TOP,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import struct
@@ -14,13 +13,14 @@ import dpkt
 import pytest
 
 from lab import capture, doctor, tap
+from lab.deadline import Deadline, wait_until
 from lab.errors import ToolMissing
 from lab.guest import PAIR
 from lab.tap import captured
+from tests import namespaces
 
 TOP = Path(__file__).parents[2]
 MACS = [bytes.fromhex(me.link_mac.replace(":", "")) for me in PAIR]
-SIOCGSKNS = 0x894C  # linux/sockios.h: the namespace a socket, or a tap, is in
 FRAME = MACS[1] + MACS[0] + b"\x08\x00" + bytes(range(100))
 
 
@@ -29,29 +29,6 @@ def ends() -> list[str]:
     if why := tap.absent():
         pytest.skip(why)
     return ["one", "other"]
-
-
-def namespace(fd: int) -> str:
-    held = fcntl.ioctl(fd, SIOCGSKNS)
-    try:
-        return str(Path(f"/proc/self/fd/{held}").readlink())
-    finally:
-        os.close(held)
-
-
-def in_use() -> set[str]:
-    """Return the network namespaces that processes are in."""
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/ns/net"):
-        with contextlib.suppress(OSError):  # it ended meanwhile
-            found.add(str(path.readlink()))
-    return found
-
-
-def host_links() -> str:
-    return subprocess.run(
-        ["ip", "-brief", "link"], capture_output=True, text=True, check=True
-    ).stdout
 
 
 def test_what_one_end_sends_the_other_has_and_nothing_else(ends: list[str]) -> None:
@@ -84,13 +61,18 @@ def test_a_packet_of_64_kib_goes_over_uncut(ends: list[str]) -> None:
 
 
 def test_the_namespace_lives_by_the_taps_alone(ends: list[str]) -> None:
-    links = host_links()
+    before = namespaces.links()
     with tap.joined(ends) as fds:
-        name = namespace(fds["one"])
-        assert name == namespace(fds["other"])
-        assert name not in in_use()
-        assert links == host_links()
-    assert links == host_links()
+        with namespaces.opened(fds["one"]) as one, namespaces.opened(fds["other"]) as other:
+            names = {str(Path(f"/proc/self/fd/{fd}").readlink()) for fd in (one, other)}
+        assert 1 == len(names)
+        assert not names & namespaces.in_use()
+        assert before == namespaces.links()
+        mark = namespaces.number(fds["one"]) if os.geteuid() == 0 else None
+        assert mark is None or namespaces.alive(mark)
+    assert before == namespaces.links()
+    if mark is not None:
+        wait_until(lambda: not namespaces.alive(mark), what="its end", deadline=Deadline(10))
 
 
 def test_without_rights_it_is_refused_with_what_to_try() -> None:
