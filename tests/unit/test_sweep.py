@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from rich.console import Console as Terminal
 
-from lab import experiment, ledger, paths, playbook, report, sweep
+from lab import experiment, ledger, paths, playbook, report, sweep, topology
 from lab.commands import Console
 from lab.commands.measure import Options
 from lab.commands.measure import run as run_command
@@ -321,6 +321,8 @@ def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeBench:
     for name in ("setup_for", "stand"):
         monkeypatch.setattr(experiment, name, getattr(fake, name))
     monkeypatch.setattr(message, "take", fake.take)
+    no_taps = {"tap": "no link of taps can be made here: not allowed"}
+    monkeypatch.setattr(topology, "backend_absent", lambda backend: no_taps.get(backend, ""))
     return fake
 
 
@@ -336,6 +338,23 @@ def test_one_bring_up_serves_all_cells_of_a_topology(bench: FakeBench, tmp_path:
     states = [one.state for one in found.results]
     assert (8, 4) == (states.count(sweep.PROVEN), states.count(sweep.UNAVAILABLE))
     assert found.proven
+
+
+def test_a_backend_that_cannot_be_had_here_is_a_reason(bench: FakeBench, tmp_path: Path) -> None:
+    reasons = {one.reason for one in measure(tmp_path).results if one.backend == "tap"}
+
+    assert {"no link of taps can be made here: not allowed"} == reasons
+
+
+def test_where_taps_can_be_had_they_are_one_more_topology(
+    bench: FakeBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topology, "backend_absent", lambda _: "")
+
+    found = measure(tmp_path)
+
+    assert ["up", "up"] == bench.stands
+    assert [sweep.PROVEN] * 12 == [one.state for one in found.results]
 
 
 def test_a_sweep_is_a_folder_of_runs_with_an_index_and_a_table(
