@@ -216,8 +216,8 @@ def _brought(carried: Carried | None, twin: Twin) -> Carried | None:
         last = min(part.at + part.size, twin.last)
         if first < last:
             offset = part.offset + first - part.at
-            parts.append(replace(part, offset=offset, size=last - first, at=first - twin.shift))
-    return replace(carried, parts=tuple(parts)) if parts else None
+            parts.append(part._replace(offset=offset, size=last - first, at=first - twin.shift))
+    return Carried(frame=carried.frame, parts=tuple(parts), tsc=carried.tsc) if parts else None
 
 
 def buffer_parts(arrival: Arrival, header: int, skip: int, size: int) -> list[Held]:

@@ -18,7 +18,6 @@ from lab.errors import PlaybookError
 from lab.message import SEARCHABLE_SIZE
 from lab.playbook.reading import FILE_LIMIT, Problem, Reading
 from lab.playbook.values import (
-    NOT_YET,
     OF_CRASHES,
     OPTIONS,
     PARTNERS,
@@ -27,14 +26,12 @@ from lab.playbook.values import (
     did_you_mean,
     kernel,
     misplaced,
-    refuse_unbuilt,
     shown,
     why_not,
 )
 from lab.spec import SECTIONS, AnyKernel, Expect, OwnKernel, Playbook
 
 __all__ = [
-    "NOT_YET",
     "Problem",
     "kernel_of",
     "load",
@@ -137,7 +134,6 @@ def override(
                 values[where] = kernel
                 continue
             values[where] = read(text)
-            refuse_unbuilt(where, text)
         except Fault as fault:
             faults.append(f"--{option}: {fault}")
     if connect is not None:

@@ -20,7 +20,6 @@ from lab.playbook.values import (
     did_you_mean,
     misplaced,
     one_of,
-    refuse_unbuilt,
     shown,
     switch,
     whole,
@@ -237,7 +236,6 @@ class Reading:
             if any("\ud800" <= c <= "\udfff" for c in node.value):
                 raise Fault("half a surrogate pair is no character")  # noqa: TRY301 - one way out
             value = read(node.value)
-            refuse_unbuilt(where, node.value)
             if where in PATHS and self.folder is not None:
                 value = _there(self.folder, node.value)
         except Fault as fault:

@@ -28,12 +28,6 @@ from lab.spec import (
     Workload,
 )
 
-# Valid in the schema, and refused by name until the machine can do it.
-NOT_YET = frozenset(
-    {
-    }
-)
-
 KERNELS = ("6.12", "6.1")
 COUNT_LIMIT = 10_000
 PAYLOAD_LIMIT = 16 * 1024  # travels as hex in one line to the agent, which ends at 65,536 bytes
@@ -332,22 +326,8 @@ ENTANGLED = frozenset(
 )
 
 
-def refuse_unbuilt(where: str, text: str) -> None:
-    """Refuse what the schema knows and the machine cannot do yet."""
-    if (where, text) in NOT_YET:
-        raise Fault(f"'{where.rpartition('.')[2]}: {text}' is not built yet")
-
-
 def why_not(playbook: Playbook) -> str | None:
     """Say why a playbook that is well formed cannot be run here; None when it can."""
-    for where, text in (
-        ("link.device", playbook.link.device),
-        ("link.backend", playbook.link.backend),
-    ):
-        try:
-            refuse_unbuilt(where, text)
-        except Fault as fault:
-            return str(fault)
     faults = contradictions(playbook.workload) + contradictions(playbook)
     return faults[0][1] if faults else None
 

@@ -304,7 +304,6 @@ RULES: list[tuple[str, str]] = [
         GOOD + "probes: {kind: none, comm: sender}\n",
         "4:28: a comm cannot be picked where probes are none",
     ),
-    # Of the schema, and not built yet.
     (GOOD + "kernel: ./bzImage\n", "4:9: a kernel of your own is {image: FILE, modules: FOLDER}"),
     (GOOD + "link: {copybreak: 0}\n", "4:19: only the driver of e1000e has a copybreak"),
     (GOOD + "link: {loss: 101%}\n", "4:14: expected a share from 0% to 100% such as 1.5%; found"),
@@ -344,13 +343,6 @@ def test_a_broken_rule_is_told_where_it_stands(text: str, message: str) -> None:
     (said,) = messages(text)
 
     assert said.startswith(message)
-
-
-def test_everything_not_built_is_tried_above() -> None:
-    told = " ".join(message for _, message in RULES if "not built" in message)
-
-    for where, value in playbook.NOT_YET:
-        assert f"{where.rpartition('.')[2]}: {value}'" in told
 
 
 BROKEN = """\

@@ -151,7 +151,7 @@ def test_many_messages_end_in_one_line(tmp_path: Path) -> None:
 def test_messages_that_were_not_copied_alike_are_counted_apart(tmp_path: Path) -> None:
     found = ledger.build(cooked.nic(tmp_path, count=3).serve())
     rare = found.messages[1]
-    fewer = dataclasses.replace(rare, totals=dataclasses.replace(rare.totals, guest_cpu_copies=2))
+    fewer = rare._replace(totals=rare.totals._replace(guest_cpu_copies=2))
     some = dataclasses.replace(found, messages=(found.messages[0], fewer, found.messages[2]))
 
     (first, _) = verdict.sentences(some)

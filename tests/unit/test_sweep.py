@@ -116,14 +116,6 @@ def test_what_cannot_run_here_says_why(
     assert found is None if why is None else found is not None and why in found
 
 
-def test_a_kernel_that_is_not_built_yet_is_a_reason_and_no_fault_of_the_file(
-    tmp_path: Path,
-) -> None:
-    assert "a kernel of your own is not built yet" == playbook.why_not(
-        dataclasses.replace(asked(tmp_path), kernel="./bzImage")
-    )
-
-
 @pytest.mark.parametrize(
     ("line", "said"),
     [
