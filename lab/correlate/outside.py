@@ -132,7 +132,8 @@ def _outside(
     )
     sections = () if guest.trace is None else guest.trace.sections
     known = {one.name: getattr(guest, one.name) for one in fields(GuestInputs)}
-    known |= {"trace": None, "bpf": None, "witness": WITNESS}
+    # The log's TSC is the host's: the guest's clock says nothing of it.
+    known |= {"trace": None, "bpf": None, "clock": None, "witness": WITNESS}
     return OutsideGuest(
         **known,
         seen=seen,

@@ -195,3 +195,18 @@ def _without_probes(run: RunDir) -> None:
     run.write_manifest(manifest)
     for guest in run.guests():
         guest.trace.unlink()
+
+
+def test_the_log_s_times_are_not_held_against_the_guest_s_clock(tmp_path: Path) -> None:
+    """An emulator's TSC is the host's; a guest's begins elsewhere."""
+    run = cooked.nic(tmp_path).serve()
+    write(run, logged(run))
+    names = ("armed", "sent", "received")
+    gates = [{"gate": gate, "before_ns": 10**15, "after_ns": 10**15} for gate in names]
+    for guest in run.guests():
+        cooked.edit(run, f"{guest.name}/tsc.json", lambda value: value.update(gates=gates))
+    assert "clock" in {one.what for one in ledger.build(run).disagreements}
+
+    cooked.edit(run, "manifest.json", lambda value: value["probes"].update(kind="none"))
+
+    assert () == ledger.build(run).disagreements
