@@ -7,7 +7,7 @@ the answer says what was measured.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,7 +19,10 @@ from lab.rundir import GuestDir, RunDir
 
 XMIT = "__dev_queue_xmit"
 PROBED = "_copy_from_iter"  # its probe reads the destination from RDI
-HEADERS = {"Ethernet": 14, "IPv4": 20, "UDP": 8}
+HEADERS = {
+    "ipv4": {"Ethernet": 14, "IPv4": 20, "UDP": 8},
+    "ipv6": {"Ethernet": 14, "IPv6": 40, "UDP": 8},
+}
 CHECKED = ("E01", "E02", "E03", "E04", "E05", "E06", "E07")
 BLANK = "___"
 LINE = re.compile(r"\s*(E0[1-8])\s*=\s*(.*?)\s*")
@@ -74,12 +77,13 @@ def answers(run: RunDir) -> list[Answer]:
     message = account.messages[0]
     sender = run.guest("sender")
     packet = _packet(message, sender)
+    headers = HEADERS.get(run.manifest().family, HEADERS["ipv4"])
     return [
         *_sender(sender),
         _copy(message),
         _data(packet),
-        _size(packet, message),
-        _padding(packet, message),
+        _size(packet, message, headers),
+        _padding(packet, message, headers),
         _register(sender, message),
         _sentence(account, message),
     ]
@@ -214,24 +218,24 @@ def _data(packet: _Packet | None) -> Answer:
     )
 
 
-def _size(packet: _Packet | None, message: Message) -> Answer:
+def _size(packet: _Packet | None, message: Message, headers: Mapping[str, int]) -> Answer:
     if packet is None:
         return Answer(id="E05", value="", note=f"nobody looked at {XMIT}")
     note = f"skb->len at {XMIT}"
     if message.protocol == "udp":
-        parts = " + ".join(f"{size} {name}" for name, size in HEADERS.items())
-        total = sum(HEADERS.values()) + message.size
+        parts = " + ".join(f"{size} {name}" for name, size in headers.items())
+        total = sum(headers.values()) + message.size
         note += f"; {parts} + {message.size} payload = {total}"
         if packet.length != 66:
             note += "; the worksheet's 66 is not this packet's size"
     return Answer(id="E05", value=str(packet.length), note=note, evidence=(packet.evidence,))
 
 
-def _padding(packet: _Packet | None, message: Message) -> Answer:
+def _padding(packet: _Packet | None, message: Message, headers: Mapping[str, int]) -> Answer:
     if packet is None or message.protocol != "udp":
         why = f"nobody looked at {XMIT}" if packet is None else "asked of a UDP packet"
         return Answer(id="E06", value="", note=why)
-    padding = packet.length - sum(HEADERS.values()) - message.size
+    padding = packet.length - sum(headers.values()) - message.size
     note = f"{packet.length} bytes are headers and payload"
     if padding == 0:
         note += (

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from lab import correlate
+from lab.capture import Frame
 from lab.correlate import Flow, Kind, PlaceKind
+from lab.correlate.board import Board
+from lab.correlate.devices import Wire
 from lab.correlate.holdings import PHYSICAL, Extent, Held, Holdings
 from lab.correlate.rings import RingWitness
 from lab.correlate.spans import Index, missing
@@ -108,6 +111,16 @@ def test_ipv6_is_followed_to_the_last_byte(tmp_path: Path, size: int) -> None:
     assert 2 * size == sum(entry.size for entry in flow.delivered)
     wires = [place for place in flow.places if place.kind is PlaceKind.WIRE]
     assert 2 * (1 if size <= 1452 else -(-(size + 8) // 1448)) == len(wires)
+
+
+def test_a_header_that_ends_as_the_message_goes_on_is_no_part_of_it(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path, size=3000)
+    inputs = correlate.load(cook.serve())
+    data = bytearray(cook.sender.frames[2])  # the second fragment: 34 bytes of headers
+    data[33] = cook.messages.bytes(0)[1471]
+
+    frame = Frame(index=0, time_ns=0, data=bytes(data))
+    assert [(34, 0, 1472, 1480)] == Wire(Board(inputs)).carries(frame)
 
 
 @pytest.mark.parametrize("known", [True, False])

@@ -37,6 +37,12 @@ def test_every_exercise_is_answered_with_its_evidence(run: RunDir) -> None:
     assert copied - queued == 42  # the three headers lie between
 
 
+def test_ipv6_has_headers_of_its_own(tmp_path: Path) -> None:
+    found = of_run(cooked.nic(tmp_path, family="ipv6").serve())
+    assert ("78", "0") == (found["E05"].value, found["E06"].value)
+    assert "14 Ethernet + 40 IPv6 + 8 UDP + 16 payload = 78" in found["E05"].note
+
+
 def test_what_a_run_did_not_record_stays_blank(run: RunDir) -> None:
     run.guest("sender").trace.unlink()
     found = of_run(run)
