@@ -25,8 +25,18 @@ from lab.errors import HostError, TraceCorrupt
 
 # Room, allocated as it is used.  One small message takes 50,000 to 110,000 records of 88 bytes
 # and 1.4 MB of content, 23 of 4,099 bytes over TCP about 280,000.
-# A kernel with lockdep makes ten times the accesses: LAB_ACCESS_ROOM=4 is four times the room.
-ROOM = min(max(int(os.environ.get("LAB_ACCESS_ROOM", "1")), 1), 16)
+# A kernel with lockdep makes many more accesses: LAB_ACCESS_ROOM=8 is eight times the room.
+MOST_ROOM = 16
+
+
+def _room() -> int:
+    asked = os.environ.get("LAB_ACCESS_ROOM", "1")
+    if not asked.isdecimal() or not 1 <= int(asked) <= MOST_ROOM:
+        raise HostError(f"LAB_ACCESS_ROOM is '{asked}'", hint=f"LAB_ACCESS_ROOM=1 to {MOST_ROOM}")
+    return int(asked)
+
+
+ROOM = _room()
 RECORDS = ROOM << 20
 CONTENT = ROOM << 25  # bytes
 SIZE = HEADER_SIZE + RECORDS * RECORD_LAYOUT.size + CONTENT  # bytes that a log may come to take

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from lab import access, paths
-from lab.access import Control, Flag, State, encode_log
+from lab.access import Control, Flag, State, encode_log, switch
 from lab.deadline import Deadline, wait_until
 from lab.errors import DeadlineExceeded, GuestLost, HostError, TraceCorrupt
 from lab.message import Messages
@@ -857,3 +857,17 @@ def test_a_fresh_log_takes_no_room(control: Control) -> None:
     assert access.SIZE == facts.st_size
     assert facts.st_blocks * 512 <= 2 * access.HEADER_SIZE
     assert 0o600 == facts.st_mode & 0o777
+
+
+@pytest.mark.parametrize("asked", ["0", "17", "x", "-1", ""])
+def test_the_room_of_the_log_is_a_small_number(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAB_ACCESS_ROOM", asked)
+    with pytest.raises(HostError, match="LAB_ACCESS_ROOM is"):
+        switch._room()
+
+
+def test_more_room_is_asked_for_by_a_factor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAB_ACCESS_ROOM", "8")
+    assert 8 == switch._room()
+    monkeypatch.delenv("LAB_ACCESS_ROOM")
+    assert 1 == switch._room()

@@ -136,3 +136,16 @@ def test_a_module_without_debug_information_is_said_to_have_none(
     assert stripped == (found.as_json()["lacks"] == told)
     finish(run)
     assert stripped == (told in report.crash_page(run))
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "/usr/src/linux-headers/include/linux/slab.h",
+        "include/linux/slab.h",  # of a kernel's build tree
+        "arch/x86/include/asm/current.h",
+    ],
+)
+def test_a_header_of_the_kernel_is_no_place_of_the_module(file: str) -> None:
+    assert Place(file, 1).of_kernel
+    assert not Place(f"mine/{file.rpartition('/')[2]}", 1).of_kernel
