@@ -300,8 +300,8 @@ def _check_clocks(board: Board) -> None:
         (sender, _leaves_user, "armed", "sent"),
         (receiver, _reaches_user, "sent", "received"),
     ):
-        if guest is None or guest.clock is None:
-            continue
+        if guest is None or guest.clock is None or guest.witness == "access-log":
+            continue  # the emulator stamps accesses with the host's TSC, which needs no map
         held = {one.gate: one for one in guest.held_at}
         mine = [one for one in board.movements if one.tsc and inside(one, guest)]
         if not mine or after not in held or before not in held:

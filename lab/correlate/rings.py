@@ -134,6 +134,8 @@ class RingWitness:
         if not self.present:
             return "the rings were not read"
         unknown = self.unknown(kind) if self.translated else []
+        if not unknown and self.indirect(kind):
+            return "the rings point at tables that are freed by then"
         if not unknown:
             return "the rings show none"
         first = unknown[0]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from lab.capture import Frame
 from lab.correlate.board import Board
-from lab.correlate.devices import Carried, Wire, stranded
+from lab.correlate.devices import DEVICE_HEADERS, Carried, Wire, stranded
 from lab.correlate.holdings import PHYSICAL, Extent, Held
 from lab.correlate.hooks import DMA_MAP, DRIVER_XMIT, OUTBUF, given_by, uses_dma_api
 from lab.correlate.inputs import blame
@@ -15,6 +15,8 @@ from lab.correlate.rings import Found, RingWitness, device_address, named
 from lab.correlate.skbs import Skbs
 from lab.correlate.types import Certainty, Kind, Movement, Mover, Place, PlaceKind
 from lab.record import Record
+
+MOST_DESCRIPTORS = 18  # of one packet: a linear area and MAX_SKB_FRAGS
 
 
 @dataclass
@@ -130,28 +132,50 @@ class Transmit:
 
     def finish(self) -> None:
         """Account for frames no record of a descriptor explains: by the rings, or not at all."""
-        for found in self.rings.sent():
-            descriptor = found.descriptor
-            start = found.physical or 0
-            extents = [Extent(space=PHYSICAL, start=start, size=descriptor.length, at=0)]
-            parts = self.memory.holdings.find(extents)
-            claimed = self.wire.claim(descriptor.length, parts, b"") if parts else None
+        sent = self.rings.sent()
+        at = 0
+        while at < len(sent) and self.wire.unclaimed:
+            at += self._claim_chain(sent[at : at + MOST_DESCRIPTORS]) or 1
+        why = "no descriptor that covers them is known: " + self._why_no_descriptor()
+        for frame in self.wire.unclaimed:
+            carried = stranded(self.wire, frame, self.guest.name, why)
+            if carried is not None:
+                self.wire.carried[frame.index] = carried
+
+    def _claim_chain(self, sent: list[Found]) -> int:
+        """Claim the frame that the first of some descriptors, and those behind it, became.
+
+        Returns how many they are, 0 where there is none: headers in one, and what a page holds
+        of the payload in each of the others.
+        """
+        room = max(len(frame.data) for frame in self.wire.unclaimed) + max(DEVICE_HEADERS)
+        parts: list[Held] = []
+        size = 0
+        for count, found in enumerate(sent, 1):
+            length = found.descriptor.length
+            extents = [Extent(space=PHYSICAL, start=found.physical or 0, size=length, at=0)]
+            parts += [
+                part._replace(at=part.at + size) for part in self.memory.holdings.find(extents)
+            ]
+            size += length
+            if size > room:
+                break
+            claimed = self.wire.claim(size, parts, b"") if parts else None
             if claimed is not None:
                 frame, header = claimed
                 self._read(
                     parts,
                     frame,
                     header,
-                    size=descriptor.length,
+                    size=size,
                     tsc=max(part.place.born for part in parts),
-                    evidence=[found.evidence, *found.because],
+                    evidence=[
+                        one for each in sent[:count] for one in (each.evidence, *each.because)
+                    ],
                     confirmed={"rings", "wire"},
                 )
-        why = "no descriptor that covers them is known: " + self._why_no_descriptor()
-        for frame in self.wire.unclaimed:
-            carried = stranded(self.wire, frame, self.guest.name, why)
-            if carried is not None:
-                self.wire.carried[frame.index] = carried
+                return count
+        return 0
 
     def _parts(self, chain: Chain) -> list[Held]:
         out: list[Held] = []

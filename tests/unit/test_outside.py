@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lab.correlate import outside
 from lab.correlate.types import Kind, Movement
 from lab.rundir import RunDir
 from tests.unit import cooked
+from tests.unit.cooked import Cook
 from tests.unit.cooked_dma import SHIFT, behind_iommu
 
 Row = dict[str, Any]
@@ -167,6 +169,72 @@ def test_without_probes_a_missing_copy_leaves_a_gap(tmp_path: Path) -> None:
     _without_probes(run)
 
     assert not ledger.build(run).complete
+
+
+def test_without_probes_times_are_the_emulators_and_no_clock_is_off(tmp_path: Path) -> None:
+    """What a guest's TSC is to the host's clock says nothing of when the log saw an access."""
+    cook = cooked.nic(tmp_path)
+    run = cook.serve()
+    write(run, logged(run))
+    gates = [
+        {"gate": gate, "before_ns": 1, "after_ns": 2} for gate in ("armed", "sent", "received")
+    ]
+    for guest in run.guests():
+        told = json.loads(guest.file("tsc.json").read_text())
+        guest.write_json("tsc.json", {**told, "gates": gates})
+    assert {"clock"} == {one.what for one in ledger.build(run).disagreements}
+    _without_probes(run)
+
+    assert not ledger.build(run).disagreements
+
+
+def _cut(cook: Cook) -> list[list[Any]]:
+    """Make of the descriptor that was sent one of the headers and one of the payload."""
+    rows: list[list[Any]] = cook.sender.queues["tx"]["gates"]["sent"]["descriptors"]
+    number, start, length, flags, _ = rows[0]
+    payload = length - 16
+    rows[:1] = [
+        [number, start, payload, flags, number + 1],
+        [number + 1, f"{int(start, 16) + payload:#x}", 16, flags, 0],
+    ]
+    return rows
+
+
+def test_without_probes_a_packet_of_several_descriptors_is_put_together(tmp_path: Path) -> None:
+    """As a device with scatter-gather is given it: the headers, and what a page holds."""
+    cook = cooked.nic(tmp_path)
+    _cut(cook)
+    run = cook.serve()
+    write(run, logged(run))
+    _without_probes(run)
+
+    found = ledger.build(run)
+
+    assert found.complete, found.incomplete
+    (read,) = [m for m in found.messages[0].movements if m.kind == "dma-read"]
+    assert {"sender/rings.json#sent/tx/0", "sender/rings.json#sent/tx/1"} < set(read.evidence)
+
+
+def test_without_probes_half_of_a_packet_is_none(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    _cut(cook).pop(0)
+    run = cook.serve()
+    write(run, logged(run))
+    _without_probes(run)
+
+    assert "and the rings show none" in ledger.build(run).incomplete[0].why
+
+
+def test_without_probes_a_table_that_is_gone_is_told(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    cook.sender.queues["tx"]["gates"]["sent"]["descriptors"][0][1:4] = ["0x9000", 32, 4]
+    run = cook.serve()
+    write(run, logged(run))
+    _without_probes(run)
+
+    assert "the rings point at tables that are freed by then" in (
+        ledger.build(run).incomplete[0].why
+    )
 
 
 def test_without_probes_a_loss_is_incomplete(tmp_path: Path) -> None:
