@@ -545,6 +545,27 @@ def vmcore(_: Context, run: str, json: bool = False) -> None:
     positional=["run"],
     help={
         "run": RUN,
+        "all": "every descriptor, not only those that something happened to",
+        "json": JSON,
+    },
+)
+def rings(
+    _: Context,
+    run: str,
+    all: bool = False,  # noqa: A002 - the option's name
+    json: bool = False,
+) -> None:
+    """Print the rings of a run's devices: what was given, used, and for which movement."""
+    from lab.commands import read, told
+
+    with told(json=json) as out:
+        read.rings(out, run, whole=all)
+
+
+@task(
+    positional=["run"],
+    help={
+        "run": RUN,
         "place": "such as receiver/rx-buffer (default: list them)",
         "all": "of the whole buffer, not only the message's bytes",
         "json": JSON,
@@ -659,7 +680,7 @@ LAB_TASKS = (
     doctor, image, build, check,
     run, run_nic, run_loopback, run_steps, run_chain, run_socket,
     run_trap, sweep,
-    report, runs, compare, lines, steps, worksheet, accesses, claims, bench,
+    report, runs, compare, lines, steps, worksheet, rings, accesses, claims, bench,
     try_, watch, crashes, vmcore,
 )  # fmt: skip
 for one in (test, *LAB_TASKS):

@@ -195,14 +195,17 @@ def _e1000e(
     each = 1  # buffers of a descriptor
     if name == "tx":
         given = [_sent(*entry) for entry in GIVEN.iter_unpack(table)]
+        status = [entry[2] for entry in GIVEN.iter_unpack(table)]
         written = [(one[1],) for one in given]
     else:
         (control,) = _words(monitor, registers + RECEIVE_CONTROL, 1)
         if control & SPLIT:
+            status = [entry[1] for entry in SPLIT_RECEIVED.iter_unpack(table)]
             (sizes,) = _words(monitor, registers + SPLIT_CONTROL, 1)
             given, written = _split(table, sizes)
             each = 4
         else:
+            status = [entry[1] for entry in RECEIVED.iter_unpack(table)]
             given, written = _whole(table, BUFFER_SIZES[control >> 16 & 3])
     size = len(written)
     first = rings.at_first.setdefault(name, head)
@@ -236,6 +239,8 @@ def _e1000e(
         "used_idx": (first + done) * each % INDEXES,
         "descriptors": rows,
         "used": used,
+        # One word for all buffers of a descriptor; the driver gives an empty one with 0 in it.
+        "status": [[number * each, word] for number, word in enumerate(status) if word],
         **rings.behind(memory, rows),
     }
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
-Experiment = Literal["message", "steps", "socket", "crash", "chain", "known", "trap", "as-written"]
+Experiment = Literal[
+    "message", "steps", "socket", "crash", "chain", "known", "trap", "as-written",
+    "arrival",
+]  # fmt: skip
 # What became of a module that was tried.
 Verdict = Literal[
     "loaded", "build-failed", "refused", "warn", "bug", "oops", "panic", "soft-lockup",
@@ -55,6 +58,16 @@ HOOKS: tuple[str, ...] = (
     "skb_copy_and_csum_bits",
     "pskb_expand_head",
     "swiotlb_bounce>memcpy",
+    # arrival_trace.ko
+    "__handle_irq_event_percpu",
+    "__napi_schedule",
+    "__napi_poll",
+    "napi_gro_receive",
+    "ip_rcv_core",
+    "ip_local_deliver",
+    "udp_rcv",
+    "__udp4_lib_lookup",
+    "try_to_wake_up",
     # socket_latency_probe.ko and socket_chain_probe.ko
     "__x64_sys_socket",
     "__x64_sys_sendto",
@@ -250,6 +263,7 @@ SECTIONS: dict[Experiment, Sections] = {
     "message": Sections(needs=("workload",), may=("sweep",), expects=OF_LEDGERS),
     "steps": Sections(needs=("workload",), expects=OF_LEDGERS, probes=("none",)),
     "socket": Sections(may=("calls",), probes=("kmod", "bpf", "both")),
+    "arrival": Sections(needs=("workload",), expects=OF_LEDGERS, probes=("kmod",)),
     "chain": Sections(probes=("kmod",)),
     "known": Sections(needs=("known",), probes=("kmod", "none")),
     "trap": Sections(lacks=("link", "probes")),

@@ -60,13 +60,13 @@ def run(
     receiver: Guest,
     seed: int,
     gate: Gate,
-    sent: Callable[[], None] = lambda: None,
+    sent: Callable[[Side], None] | None = None,
     deadline: Deadline,
 ) -> tuple[Side, Side]:
     """Send and receive; `gate` is called while both are held at "armed", "sent", "received".
 
     At "sent" the message is in the receiver's socket and nothing was read yet.  `sent` is
-    called before that, as soon as the sender has said that all went out.
+    called before that with the receiver, as soon as the sender has said that all went out.
     """
     me = receiver.me
     on_link = {"ipv4": me.address, "ipv6": me.address6}
@@ -84,7 +84,8 @@ def run(
     at.go(deadline=deadline)
     to.go(deadline=deadline)
     to.wait("sent", deadline=deadline)
-    sent()
+    if sent is not None:
+        sent(at)
     at.wait("queued", deadline=deadline)
     gate("sent")
     at.go(deadline=deadline)

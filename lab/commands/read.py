@@ -63,6 +63,16 @@ def lines(console: Console, run: str, grep: str, *, everything: bool) -> None:
         )
 
 
+def rings(console: Console, run: str, *, whole: bool = False) -> None:
+    from lab import ledger, rundir
+    from lab.report import ring_table
+
+    found = rundir.resolve(run)
+    tables = ring_table.tables(found, ledger.build(found))
+    text = "\n".join(ring_table.lines(tables, whole=whole)) or "no message went over a device"
+    console.result(text, [one.as_json() for one in tables])
+
+
 def accesses(console: Console, run: str, place: str, *, whole: bool = False) -> None:
     from lab import places, rundir
 

@@ -92,6 +92,7 @@ KINDS: dict[spec.Experiment, str] = {
     "known": "known",
     "trap": "trap",
     "as-written": "as_written",
+    "arrival": "arrival",
 }
 
 

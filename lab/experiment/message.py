@@ -87,6 +87,7 @@ class _Measurement:
     clock: dict[str, list[dict[str, int]]] = field(default_factory=dict)
     held: list[dict[str, Any]] = field(default_factory=list)  # gates, on the host's clock
     beside: Beside | None = None
+    also: tuple[str, ...] = ()
 
     @property
     def pair(self) -> topology.Lab:
@@ -106,6 +107,13 @@ class _Measurement:
         return self.guests[-1]
 
     @property
+    def modules(self) -> dict[str, tuple[str, ...]]:
+        """Which modules watch in which guest."""
+        wanted = dict(MODULES[self.asked.workload.over])
+        wanted[self.receiver.name] += self.also
+        return wanted
+
+    @property
     def messages(self) -> message.Messages:
         asked = self.asked.workload
         return message.Messages(
@@ -119,10 +127,12 @@ class _Measurement:
 class Beside(Protocol):
     """What else is done with the guests while a message is on its way."""
 
+    stops: bool  # whether the guests, and their clocks with them, stand still meanwhile
+
     def armed(self, guests: Sequence[Guest]) -> None:
         """Begin; nothing was sent yet, and the access log is on."""
 
-    def sent(self) -> None:
+    def sent(self, receiver: workload.Side) -> None:
         """Go on; all was sent, and the sender has said so."""
 
     def received(self) -> None:
@@ -140,8 +150,12 @@ def take(
     journal: Journal,
     command: str,
     beside: Beside | None = None,
+    also: Sequence[str] = (),
 ) -> None:
-    """Take one measurement on a pair that is ready; every artefact of the run is written."""
+    """Take one measurement on a pair that is ready; every artefact of the run is written.
+
+    `also` are modules that the receiver gets besides.
+    """
     taken = _Measurement(
         asked=asked,
         run=run_dir,
@@ -151,6 +165,7 @@ def take(
         seed=secrets.randbits(64),
         nonce=secrets.token_bytes(16),
         beside=beside,
+        also=tuple(also),
     )
     manifest = _manifest(taken, command=command)
     run_dir.write_manifest(manifest)
@@ -211,7 +226,7 @@ def _manifest(taken: _Measurement, *, command: str) -> dict[str, Any]:
         "payload_masked": None if work.payload is None else message.mask(work.payload),
         "probes": {
             "kind": taken.asked.probes.kind,
-            "modules": {k: list(v) for k, v in MODULES[work.over].items()},
+            "modules": {k: list(v) for k, v in taken.modules.items()},
             "without": list(taken.asked.probes.without),
             "comm": taken.asked.probes.comm,
         },
@@ -229,7 +244,7 @@ def _measure(taken: _Measurement, modules: dict[str, Path], manifest: dict[str, 
         _conditions(taken, manifest)
     strangers = _load_foreign(taken, manifest)
     loaded = watchers.load(
-        {guest.name: MODULES[taken.asked.workload.over][guest.name] for guest in taken.guests},
+        taken.modules,
         taken.asked,
         taken.stand,
         modules,
@@ -251,7 +266,7 @@ def _measure(taken: _Measurement, modules: dict[str, Path], manifest: dict[str, 
                 receiver=taken.receiver,
                 seed=taken.seed,
                 gate=lambda name: _gate(taken, name),
-                sent=taken.beside.sent if taken.beside is not None else lambda: None,
+                sent=None if taken.beside is None else taken.beside.sent,
                 deadline=deadline,
             )
             _sample_clocks(taken)
@@ -366,7 +381,7 @@ def _gate(taken: _Measurement, name: str) -> None:
     with taken.journal.step(f"gate {name}"):
         _both(taken, look)
     # Where a debugger holds the guests their clocks stand, and no line is true of them.
-    if taken.beside is None:
+    if taken.beside is None or not taken.beside.stops:
         gate = {"gate": name, "before_ns": before, "after_ns": time.monotonic_ns()}
         taken.held.append(gate)
     if taken.beside is not None and name == "armed":

@@ -7,7 +7,7 @@ import functools
 import json
 from collections.abc import Sequence
 
-from lab import calls, debugger, follow, kernel, report, rundir, spec, steps
+from lab import calls, debugger, follow, kernel, report, rundir, spec, steps, workload
 from lab.deadline import Deadline
 from lab.errors import HostError
 from lab.experiment import message
@@ -62,6 +62,8 @@ def take(
 class Following:
     """Follows calls in each guest from "armed" to "received"."""
 
+    stops = True
+
     def __init__(self, asked: spec.Playbook, run_dir: rundir.RunDir, *, journal: Journal) -> None:
         self._windows = WINDOWS[asked.workload.over]
         work = asked.workload
@@ -102,7 +104,8 @@ class Following:
         if self._in_turn and guest == "sender" and not self._was_sent:
             self._followers["receiver"].hold()
 
-    def sent(self) -> None:
+    def sent(self, receiver: workload.Side) -> None:
+        del receiver
         self._was_sent = True
         if self._in_turn:
             self._followers["sender"].hold()

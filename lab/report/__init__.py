@@ -5,7 +5,7 @@ from __future__ import annotations
 from lab import capture
 from lab.ledger import Ledger, Message, Movement, Place, Unexplained
 from lab.message import Messages
-from lab.report import touches
+from lab.report import ring_table, touches
 from lab.report.blocks import Block, paragraph, plain, shown, table
 from lab.report.crash import page as crash_page
 from lab.report.frames import holds, known_addresses
@@ -75,7 +75,7 @@ def told(ledger: Ledger, run: RunDir) -> list[Block]:
         out += _touches(ledger, message)
     if len(ledger.messages) > SHOWN_MESSAGES:
         out += ["", *_others(ledger)]
-    out += ["", *_totals(ledger), *_witnesses(ledger), *_notes(ledger)]
+    out += ["", *_totals(ledger), *_rings(ledger), *_witnesses(ledger), *_notes(ledger)]
     return out
 
 
@@ -323,6 +323,11 @@ def _totals(ledger: Ledger) -> list[Block]:
 def _messages_lost(ledger: Ledger) -> str:
     lost = ledger.messages_lost
     return f", {some(len(lost), 'message')} lost" if lost else ""
+
+
+def _rings(ledger: Ledger) -> list[Block]:
+    text = ring_table.summary(ledger)
+    return paragraph(text) if text else []
 
 
 def _witnesses(ledger: Ledger) -> list[Block]:

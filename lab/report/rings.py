@@ -40,7 +40,7 @@ def rings(guest: str, found: Rings, used: Sequence[str]) -> list[Ring]:
     for queue in found.queues:
         mine = [words for words in (one.split("/") for one in used) if words[1] == queue.kind]
         marked = tuple(dict.fromkeys(int(words[2]) for words in mine))[:MOST]
-        gates = sorted(queue.gates, key=_order)
+        gates = in_order(queue)
         out.append(
             Ring(
                 guest=guest,
@@ -52,6 +52,11 @@ def rings(guest: str, found: Rings, used: Sequence[str]) -> list[Ring]:
             )
         )
     return out
+
+
+def in_order(queue: Queue) -> list[RingGate]:
+    """Return the gates of a queue as the run came to them."""
+    return sorted(queue.gates, key=_order)
 
 
 def _order(gate: RingGate) -> int:

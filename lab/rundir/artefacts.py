@@ -184,6 +184,9 @@ class RingGate:
     behind: tuple[tuple[int, int, int], ...] = ()
     # Device page, and where the entry is that mapped it before.
     entries: tuple[tuple[int, int], ...] = ()
+    # Of e1000e: descriptor id and the status word in it, where that is not 0; virtio has none.
+    status: tuple[tuple[int, int], ...] = ()
+    has_status: bool = False
 
     def mapped(self, address: int) -> int | None:
         """Return the physical address that a device's address stood for, None for nothing."""
@@ -203,6 +206,7 @@ class Queue:
     size: int
     gates: tuple[RingGate, ...]
     translated: bool = False  # the device is behind an IOMMU
+    at: int = 0  # where the device has its descriptor table
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

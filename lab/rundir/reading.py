@@ -220,6 +220,7 @@ def _queue(fields: Fields) -> Queue:
         size=fields.size("size", 0),
         gates=tuple(_ring_gate(gates.inner(name), name) for name in gates.values),
         translated=fields.has("device"),
+        at=fields.address("desc") if fields.has("desc") else 0,
     )
 
 
@@ -236,6 +237,10 @@ def _ring_gate(fields: Fields, name: str) -> RingGate:
         used=tuple((row[0], row[1]) for row in fields.integers("used", 2)),
         entries=tuple((row[0], row[1]) for row in fields.integers("entries", 2)),
         behind=tuple(sorted((row[0], row[1], row[2]) for row in fields.integers("behind", 3))),
+        status=tuple((row[0], row[1]) for row in fields.integers("status", 2))
+        if fields.has("status")
+        else (),
+        has_status=fields.has("status"),
     )
 
 

@@ -22,6 +22,7 @@ from lab.steps import Compared, Fate, Steps, compare, lines, render, rows, told,
 from lab.steps.build import _of_message, _way, _windows
 from lab.steps.rows import Names, Step, Touch, Type
 from lab.symbols import Symbols
+from lab.workload import Side
 
 SK, SKB, HEAD, ITER = (0xFFFF_8880_0000_0000 + 0x1000 * place for place in range(4))
 USER = 0x5555_0000_1000
@@ -320,7 +321,7 @@ def test_guests_run_in_turn_only_where_one_frame_is_sent(
     assert not receiver.held
     following.opened("sender")
     assert receiver.held is in_turn
-    following.sent()
+    following.sent(Side("receiver", guest=None))  # type: ignore[arg-type]
     assert (sender.held, receiver.held) == (in_turn, False)
     following.opened("sender")
     assert not receiver.held
