@@ -638,6 +638,7 @@ def bench(_: Context, rounds: int = 5, json: bool = False, verbose: bool = False
 
 @task(
     help={"json": JSON, "rounds": "bursts of each kind of probe", "count": "messages of a burst",
+          "bpftrace": "push bpftrace as well (52 MB of packages), to measure it beside them",
           **KERNEL_OPTIONS, "verbose": VERBOSE},
 )  # fmt: skip
 def bench_trace(
@@ -647,15 +648,20 @@ def bench_trace(
     kernel: str = "6.12",
     modules: str = "",
     headers: str = "",
+    bpftrace: bool = True,
     json: bool = False,
     verbose: bool = False,
 ) -> None:
-    """Measure what tracing costs: modules, BPF programs, both; and how fast records are read."""
+    """Measure what tracing costs: modules, BPF programs, bpftrace; how fast runs are reported."""
     from lab.commands import host, kernel_of, told
 
     with told(json=json, verbose=verbose) as out:
         host.bench_trace(
-            out, rounds=rounds, count=count, kernel=kernel_of(kernel, modules, headers)
+            out,
+            rounds=rounds,
+            count=count,
+            kernel=kernel_of(kernel, modules, headers),
+            bpftrace=bpftrace,
         )
 
 

@@ -6,7 +6,7 @@ import secrets
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from lab import (
     bench,
     bench_report,
     bpf,
+    bpftrace,
     build,
     image,
     probe,
@@ -27,12 +28,13 @@ from lab import (
 )
 from lab import workload as workloads
 from lab.deadline import Deadline
-from lab.errors import HostError
+from lab.errors import HostError, ImageError
 from lab.guest import Guest
 from lab.journal import Journal
 from lab.spec import AnyKernel
 
 KINDS = ("none", "kmod", "bpf", "both")
+BPFTRACE = "bpftrace"
 SIZE = 64  # bytes of a message
 REACH_S = 30.0
 DEADLINE_S = 600.0
@@ -53,7 +55,9 @@ class Burst:
     messages_lost: int
 
 
-def measure(*, rounds: int, count: int, kernel: AnyKernel, journal: Journal) -> dict[str, Any]:
+def measure(
+    *, rounds: int, count: int, kernel: AnyKernel, with_bpftrace: bool, journal: Journal
+) -> dict[str, Any]:
     """Send `count` messages over loopback under each kind, `rounds` times in turn."""
     if rounds < 1 or not 1 <= count <= 10_000:
         raise HostError(f"{rounds} rounds of {count}", hint="at least 1 round, 1 to 10000 messages")
@@ -61,6 +65,8 @@ def measure(*, rounds: int, count: int, kernel: AnyKernel, journal: Journal) -> 
     built = image.ensure(kernel, journal=journal)
     modules = build.build_modules(built, journal=journal)
     speed = accelerator.choose(built, journal=journal)
+    packed, why = _bundle(journal) if with_bpftrace else (None, "not asked for")
+    kinds = (*KINDS, BPFTRACE) if packed is not None else KINDS
     bursts: list[Burst] = []
     with topology.opened("bench-trace", create=True) as pair:
         pair.bring_up(topology.standard(built, speed, journal=journal), journal=journal)
@@ -68,10 +74,13 @@ def measure(*, rounds: int, count: int, kernel: AnyKernel, journal: Journal) -> 
             pair.attach(deadline=Deadline(REACH_S))
             tracer = _Tracer(pair.guests["sender"], modules, journal)
             # Under TCG the first burst pays for translating the guest's code.
+            if packed is not None:
+                with journal.step("push bpftrace"):
+                    bpftrace.push(tracer.guest, packed, deadline=Deadline(DEADLINE_S))
             with journal.step("warm up"):
                 tracer.burst("none", count)
             for number in range(rounds):
-                for kind in KINDS:
+                for kind in kinds:
                     with journal.step(f"round {number + 1} of {rounds}: {kind}"):
                         bursts.append(tracer.burst(kind, count))
         finally:
@@ -85,8 +94,8 @@ def measure(*, rounds: int, count: int, kernel: AnyKernel, journal: Journal) -> 
         "kernel": built.release,
         "rounds": rounds,
         "messages": count,
-        "kinds": {kind: summary(bursts, kind, count) for kind in KINDS},
-        "bpftrace": tracer.bpftrace,
+        "kinds": {kind: summary(bursts, kind, count) for kind in kinds},
+        "bpftrace": why,
         "reading": reading,
         "reporting": reported,
         "targets": targets(reading, reported),
@@ -128,6 +137,12 @@ def summary(bursts: list[Burst], kind: str, count: int) -> dict[str, float | int
     }
 
 
+def ratio_to_bpftrace(kinds: dict[str, dict[str, float | int]]) -> float:
+    """Return how many times as long as one of the BPF programs an event of bpftrace takes."""
+    one, other = (kinds.get(kind, {}).get("cost_per_event_us", 0) for kind in (BPFTRACE, "bpf"))
+    return round(one / other, 2) if one and other else 0.0
+
+
 class _Tracer:
     """One guest and the probes that are put into it, again and again."""
 
@@ -142,12 +157,13 @@ class _Tracer:
         self.symbols = Path(self.folder.name) / "symbols"
         shell.run("cat /proc/kallsyms > /run/symbols", deadline=deadline)
         shell.get("/run/symbols", self.symbols, deadline=deadline)
-        found = shell.run("command -v bpftrace", deadline=deadline, ok=False).stdout.strip()
-        self.bpftrace = found or "absent: the guest image has none (with its libraries 207 MB)"
+        self.hooks: tuple[str, ...] = ()  # of functions, that BPF programs saw called
 
     def burst(self, kind: str, count: int) -> Burst:
         """Send once under `kind`; nothing of it is left in the guest."""
         deadline = Deadline(DEADLINE_S)
+        if kind == BPFTRACE:
+            return self._counted(count, deadline)
         seconds, got, traces = 0.0, 0, [b""]
         with self._watched(kind, count, deadline) as read_out:
             seconds, got = _send(self.guest, count, deadline)
@@ -160,8 +176,24 @@ class _Tracer:
             trace = record.read(path, guest=self.guest.name)
             events += trace.seen
             lost += trace.lost
+            if kind == "bpf":
+                self.hooks = attachable(trace.hooks)
         return Burst(
             kind=kind, seconds=seconds, events=events, records_lost=lost, messages_lost=count - got
+        )
+
+    def _counted(self, count: int, deadline: Deadline) -> Burst:
+        """Send once while bpftrace counts the calls that the BPF programs have seen."""
+        folder = Path(self.folder.name)
+        with bpftrace.counting(self.guest, self.hooks, folder=folder, deadline=deadline) as stop:
+            seconds, got = _send(self.guest, count, deadline)
+            seen = stop()
+        return Burst(
+            kind=BPFTRACE,
+            seconds=seconds,
+            events=sum(seen.values()),
+            records_lost=0,  # it counts, and leaves no records
+            messages_lost=count - got,
         )
 
     @contextmanager
@@ -211,6 +243,23 @@ class _Tracer:
             probe.unload(modules, deadline=deadline)
         if programs is not None:
             probe_bpf.stop(programs, deadline=deadline)
+
+
+def _bundle(journal: Journal) -> tuple[Path | None, str]:
+    try:
+        packed = bpftrace.bundle(journal=journal)
+    except ImageError as error:
+        return None, f"absent: {error}"
+    return packed, "counts calls of the functions that the BPF programs are attached to at entry"
+
+
+def attachable(hooks: Sequence[record.Hook]) -> tuple[str, ...]:
+    """Return the functions among hooks that were called, where a kprobe is at their entry."""
+    return tuple(
+        hook.name
+        for hook in hooks
+        if hook.attached and hook.hits and ">" not in hook.name and ":" not in hook.name
+    )
 
 
 def _send(guest: Guest, count: int, deadline: Deadline) -> tuple[float, int]:
@@ -298,6 +347,9 @@ def render(found: dict[str, Any]) -> str:
             f"{one['records_lost']:>13} {one['messages_lost']:>14}"
         )
     rows.append(f"bpftrace: {found['bpftrace']}")
+    ratio = ratio_to_bpftrace(found["kinds"])
+    if ratio:
+        rows.append(f"an event of bpftrace takes {ratio:.2f} times one of the BPF programs")
     rows.append(f"{'records':<8} {'read/s':>11} {'decoded/s':>11}   target {READ_AT_LEAST} read/s")
     for count, speed in found["reading"].items():
         rows.append(f"{count:<8} {speed['read_per_s']:>11} {speed['decoded_per_s']:>11}")

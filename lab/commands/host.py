@@ -81,10 +81,18 @@ def bench(console: Console, *, rounds: int) -> None:
     console.result(benchmark.render(found), found)
 
 
-def bench_trace(console: Console, *, rounds: int, count: int, kernel: AnyKernel) -> None:
+def bench_trace(
+    console: Console, *, rounds: int, count: int, kernel: AnyKernel, bpftrace: bool
+) -> None:
     from lab import bench_trace as benchmark
 
-    found = benchmark.measure(rounds=rounds, count=count, kernel=kernel, journal=console.journal)
+    found = benchmark.measure(
+        rounds=rounds,
+        count=count,
+        kernel=kernel,
+        with_bpftrace=bpftrace,
+        journal=console.journal,
+    )
     console.result(benchmark.render(found), found)
 
 

@@ -198,7 +198,9 @@ def test_every_field_of_the_spec_has_a_key_and_a_reader() -> None:
 def test_the_hooks_are_those_of_the_contract() -> None:
     contract = Path(__file__).parents[2] / "docs" / "internals.md"
     table = contract.read_text(encoding="utf-8").partition("## Kernel modules")[2]
-    told = re.findall(r"^    (\S+) +(?:send|recv|arrival|latency|chain) +[A-Z]+ ", table, re.MULTILINE)
+    told = re.findall(
+        r"^    (\S+) +(?:send|recv|arrival|latency|chain) +[A-Z]+ ", table, re.MULTILINE
+    )
     older = re.findall(r"\(6\.1: (\w+)\)", table)
 
     assert set(HOOKS) == set(told) | set(older)
