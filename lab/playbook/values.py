@@ -321,7 +321,7 @@ PARTNERS: dict[str, tuple[str, ...]] = {
 ENTANGLED = frozenset(
     {
         *("family", "protocol", "size", "payload", "kind", "without", "comm"),
-        *("copybreak", "device", "iommu", "swiotlb", "mrg_rxbuf", "mtu", "xdp"),
+        *("backend", "copybreak", "device", "iommu", "swiotlb", "mrg_rxbuf", "mtu", "xdp"),
     }
 )
 
@@ -367,6 +367,9 @@ def _of_link(link: Link) -> list[tuple[str, str]]:
         out.append(("swiotlb", "behind an IOMMU nothing is bounced"))
     if not link.mrg_rxbuf and link.device != "virtio-net-pci":
         out.append(("mrg_rxbuf", "only a virtio device has mergeable receive buffers"))
+    elif not link.mrg_rxbuf and link.backend == "tap":
+        # With its offloads the driver takes chains of pages (big_packets).
+        out.append(("mrg_rxbuf", "over taps a frame would lie in pages that are not followed"))
     elif not link.mrg_rxbuf and link.mtu > Link().mtu:
         out.append(("mtu", f"without mrg_rxbuf a buffer has room for {Link().mtu} bytes"))
     if link.xdp is not None and link.device != "virtio-net-pci":

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 
-from lab import correlate, ledger
+from lab import correlate, ledger, report, topology
 from lab.correlate import Flow, Kind, PlaceKind
+from lab.experiment import of_link
+from lab.spec import Link
 from tests.unit import cooked
 from tests.unit.cooked_dma import BOUNCE, MAP, SHIFT, UNMAP, behind_iommu, bounced, tables
 
@@ -172,3 +175,46 @@ def test_with_the_dma_api_s_hook_left_out_a_skb_is_not_taken_for_what_was_read(
     (read,) = [movement for movement in flow.movements if movement.kind is Kind.DMA_READ]
     assert PlaceKind.BOUNCE is read.source.kind
     assert "sender/rings.json#sent/tx/0" in read.evidence
+
+
+# --- What is told -----------------------------------------------------------------------------
+
+
+def test_both_addresses_of_a_descriptor_are_shown(tmp_path: Path) -> None:
+    run = behind_iommu(cooked.nic(tmp_path)).serve()
+    text = report.page(ledger.build(run), run)
+    posted = 0x0C00_0000
+    assert f"device address 0x{posted + SHIFT:x} for physical 0x{posted:x}, 1536 bytes" in text
+    assert "for nothing any more, 70 bytes" in text  # sent, and no longer mapped
+    assert "virtio-net-pci with iommu on over dgram" in text
+
+
+def test_what_was_asked_of_the_device_stands_in_the_ledger(tmp_path: Path) -> None:
+    found = ledger.build(bounced(cooked.nic(tmp_path)).serve())
+    assert {"swiotlb": "force"} == found.link["options"]
+    plain = ledger.build(cooked.nic(tmp_path / "plain").serve())
+    assert "options" not in plain.link
+
+
+# --- What a pair is made of -------------------------------------------------------------------
+
+PLATFORM = ",iommu_platform=on,disable-legacy=on"
+
+
+@pytest.mark.parametrize(
+    ("link", "words", "options", "iommus"),
+    [
+        (Link(), "", "", 0),
+        (Link(iommu=True), "intel_iommu=on", PLATFORM, 1),
+        (Link(iommu=True, device="e1000e"), "intel_iommu=on", "", 1),
+        (Link(swiotlb="force"), "swiotlb=force", PLATFORM, 0),
+        (Link(swiotlb="force", device="e1000e"), "swiotlb=force", "", 0),
+        (Link(mrg_rxbuf=False), "", ",mrg_rxbuf=off", 0),
+        (Link(iommu=True, mrg_rxbuf=False), "intel_iommu=on", f"{PLATFORM},mrg_rxbuf=off", 1),
+    ],
+)
+def test_each_option_is_the_guest_s_and_the_device_s(
+    link: Link, words: str, options: str, iommus: int
+) -> None:
+    setup = of_link(topology.Setup(image=ANY, accelerator=ANY), link)
+    assert (words, options, iommus) == (setup.extra, setup.link_options, len(setup.devices))
