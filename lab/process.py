@@ -26,6 +26,7 @@ from lab.errors import DeadlineExceeded, ToolMissing
 # the device state goes to a file that is much smaller (0.9 MiB seen).
 FILE_LIMIT_BYTES = 64 * 1024 * 1024
 ADDRESS_LIMIT_BYTES = 4 << 30  # QEMU with a guest's RAM, the access log and its code: 1.6 GB
+NICE = 5  # what else the host does comes first; a host that does nothing gives all it has
 TASK_LIMIT = 1024  # of the user that children run as, all labs together: 4 to 10 each
 
 
@@ -132,6 +133,10 @@ def start(
             )
     finally:
         os.close(fd)
+    with contextlib.suppress(OSError):
+        # Where a kernel schedules sessions as groups, a process's niceness counts within its own
+        # alone (sched(7), autogroup).
+        Path(f"/proc/{child.pid}/autogroup").write_text(str(NICE), encoding="ascii")
     # It outlives us on purpose: nothing of ours waits for it but `stop`.
     child.returncode = 0
     return Child(pid=child.pid, lock=lock)
@@ -141,6 +146,8 @@ def _confined(*, dies_with_us: bool, group: int | None, as_root: bool) -> list[s
     """Return the command prefix that takes privileges away and sets bounds."""
     who = None if as_root else unprivileged()
     prefix = [
+        tool("nice", package="coreutils"),
+        f"--adjustment={NICE}",
         tool("prlimit", package="util-linux"),
         # Counted for a user as a whole, so not for people, who have other processes.
         *([] if who is None else [f"--nproc={TASK_LIMIT}:{TASK_LIMIT}"]),

@@ -214,6 +214,8 @@ def test_memory_processor_processes_and_disk_are_bounded(pair: experiment.Stand)
     assert {name: (str(most),) * 2 for name, most in expected.items()} == {
         name: found[name] for name in expected
     }
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        assert os.getpriority(os.PRIO_PROCESS, int(task.name)) >= process.NICE
     eat = (
         "for i in 1 2; do (while :; do :; done) & done;"
         " dd if=/dev/zero of=/tmp/x bs=1M count=300 2>/dev/null; dmesg -n 8;"
