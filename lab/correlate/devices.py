@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from lab.access import LEAST
 from lab.capture import Frame
 from lab.correlate.board import Board
 from lab.correlate.holdings import Held
@@ -80,6 +81,35 @@ class Wire:
                 del self._left[number]
                 return frame, header
         return None
+
+    def claim_chain(self, size: int, parts: Sequence[Held]) -> tuple[Frame, int, list[Held]] | None:
+        """Return the frame that several descriptors of `size` bytes became, and what is its own.
+
+        Memory under a descriptor may hold another packet's bytes by now, and the first few of a
+        block are those of every block: what the frame carries at that place decides, and of what
+        it carries no more than a driver's pull of a few bytes may be missing.
+        """
+        for number, frame in enumerate(self._left):
+            header = size - len(frame.data)
+            if header not in DEVICE_HEADERS:
+                continue
+            mine = [part for part in parts if self._carries(frame, part, header)]
+            held = sum(part.size for part in mine)
+            if mine and held + LEAST > len(frame.payload):
+                del self._left[number]
+                return frame, header, mine
+        return None
+
+    def _carries(self, frame: Frame, part: Held, header: int) -> bool:
+        if not self.board.inputs.identity.unique:
+            return self._shows(frame, [part], header)
+        at = part.at - header
+        return any(
+            (message, offset - start) == (part.message, part.offset - at)
+            and start <= at
+            and at + part.size <= start + size
+            for start, message, offset, size in self.carries(frame)
+        )
 
     def claim_cut(self, parts: Sequence[Held]) -> list[tuple[Frame, list[Held]]]:
         """Return the frames a device cut a chain into, and what of `parts` each carries.

@@ -160,15 +160,15 @@ class Transmit:
             size += length
             if size > room:
                 break
-            claimed = self.wire.claim(size, parts, b"") if parts else None
+            claimed = self._claim(size, parts, count) if parts else None
             if claimed is not None:
-                frame, header = claimed
+                frame, header, mine = claimed
                 self._read(
-                    parts,
+                    mine,
                     frame,
                     header,
                     size=size,
-                    tsc=max(part.place.born for part in parts),
+                    tsc=max(part.place.born for part in mine),
                     evidence=[
                         one for each in sent[:count] for one in (each.evidence, *each.because)
                     ],
@@ -176,6 +176,14 @@ class Transmit:
                 )
                 return count
         return 0
+
+    def _claim(
+        self, size: int, parts: list[Held], count: int
+    ) -> tuple[Frame, int, list[Held]] | None:
+        if count > 1:
+            return self.wire.claim_chain(size, parts)
+        claimed = self.wire.claim(size, parts, b"")
+        return None if claimed is None else (*claimed, parts)
 
     def _parts(self, chain: Chain) -> list[Held]:
         out: list[Held] = []

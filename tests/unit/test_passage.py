@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 import pytest
 
+from lab import correlate
 from lab.capture import Frame
 from lab.correlate import devices
+from lab.correlate.board import Board
+from lab.correlate.holdings import Held
 from lab.correlate.passage import Passage
+from lab.correlate.types import PlaceKind
+from tests.unit import cooked
 
 A, B = b"\x52\x54\x00\x29\x00\x64", b"\x52\x54\x00\x29\x00\x9e"
 MOST = 1448  # bytes of TCP in a frame
@@ -142,3 +148,33 @@ def test_a_header_that_ends_with_a_byte_of_the_message_is_no_payload() -> None:
     assert (begins, 3, 501, 99) == devices._within(one, begins - 1, 3, 500, 100)
     assert (begins, 3, 500, 100) == devices._within(one, begins, 3, 500, 120)
     assert devices._within(one, 10, 3, 500, 8) is None
+
+
+def test_residue_under_a_descriptor_claims_no_packet(tmp_path: Path) -> None:
+    """The first bytes of a block are alike in all: where a head was used again, offset decides."""
+    board = Board(correlate.load(cooked.nic(tmp_path, size=3000).serve()))
+    text = board.inputs.identity.bytes_of(0)
+    sent = frame(0, packet(4, 6, tcp(text, sequence=1)))
+    assert sent.headers is not None
+    at = sent.headers.payload_at
+
+    def held(offset: int, size: int, where: int) -> Held:
+        place = board.place(
+            "sender", PlaceKind.KERNEL, held=(0, offset, size), virtual=0, evidence=["x#0"]
+        )
+        return Held(
+            start=0, place=place, at=where, message=0, offset=offset, size=size,
+            copies=0, reads=0, writes=0, handovers=0,
+        )  # fmt: skip
+
+    def claimed(*parts: Held) -> list[int] | None:
+        wire = devices.Wire(board)
+        wire.load([sent])
+        found = wire.claim_chain(len(sent.data), parts)
+        return None if found is None else [part.offset for part in found[2]]
+
+    assert text[:4] == text[1600:1604]
+    assert [0, 4] == claimed(held(0, 4, at), held(4, 2996, at + 4))
+    assert [4] == claimed(held(1600, 4, at), held(4, 2996, at + 4))
+    assert claimed(held(1600, 4, at)) is None
+    assert claimed(held(0, 4, at)) is None  # and where is the rest
