@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lab import access, calls, correlate, paths
-from lab.calls import Call, Calls
+from lab.calls import Call, Calls, How
 from lab.correlate import outside
 from lab.errors import EvidenceError
 from lab.rundir import RunDir, to_json
@@ -19,6 +19,7 @@ from lab.symbols import Symbols
 
 FILE = "steps.json"
 SCHEMA = 1
+BUSY = ": the host was busy, and the guest's timer ticks filled the log"
 TABLES = {"send": "__x64_sys_sendto", "receive": "__x64_sys_recvfrom"}
 
 
@@ -69,7 +70,9 @@ def build(run: RunDir, *, debuginfo: Path | None = None) -> Steps:
         for guest in seen.inputs.guests
         if isinstance(guest, outside.OutsideGuest)
     }
-    trouble = [f"{name}: {lost} accesses were lost" for name, lost in seen.lost.items() if lost]
+    trouble = [
+        f"{name}: {lost} accesses were lost{BUSY}" for name, lost in seen.lost.items() if lost
+    ]
     windows = _windows(followed)
     trouble += [f"no {name} was followed to its end" for name in TABLES if name not in windows]
     steps: list[Step] = []
@@ -213,10 +216,11 @@ def _liner(
 ) -> rows.Lookup:
     if debuginfo is None:
         return lambda _: ""
-    wanted = [
-        at for call in account.calls if call.number in kept for at in (call.address, call.site)
-    ]
-    found = lines.look_up(debuginfo, symbols, wanted)
+    mine = [call for call in account.calls if call.number in kept]
+    # What an interrupt returns to is no call's.
+    back = [call.site for call in mine if call.how is not How.INTERRUPT]
+    entries = [call.address for call in mine]
+    found = lines.look_up(debuginfo, symbols, entries, back)
     return lambda address: found.get(address, "")
 
 

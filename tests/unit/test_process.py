@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,37 @@ def test_a_link_in_a_folder_we_gave_away_is_not_followed(tmp_path: Path) -> None
     twin.unlink()
     assert b"only ours" == process.read_given(secret)
     assert b"ours" == process.read_given(secret, most=4)
+
+
+def may_prefer(pid: int) -> bool:
+    """Tell whether this user may (CAP_SYS_NICE), by trying, and put back what was."""
+    before = os.getpriority(os.PRIO_PROCESS, pid)
+    try:
+        os.setpriority(os.PRIO_PROCESS, pid, before - 1)
+    except PermissionError:
+        return False
+    os.setpriority(os.PRIO_PROCESS, pid, before)
+    return True
+
+
+def test_processes_are_preferred_for_a_while_and_not_after() -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        before = os.getpriority(os.PRIO_PROCESS, child.pid)
+        with process.preferred([child.pid]):
+            inside = os.getpriority(os.PRIO_PROCESS, child.pid)
+            ours = os.getpriority(os.PRIO_PROCESS, 0)
+        assert inside == ours == (process.PREFERRED if may_prefer(child.pid) else before)
+        assert before == os.getpriority(os.PRIO_PROCESS, child.pid)
+        assert before == os.getpriority(os.PRIO_PROCESS, 0)
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_a_process_that_is_gone_is_not_preferred_and_no_error() -> None:
+    child = subprocess.Popen(["true"])
+    child.wait()
+
+    with process.preferred([child.pid]):
+        pass

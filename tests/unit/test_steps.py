@@ -434,8 +434,10 @@ def debug(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_symbols(tmp_path: Path, debug: Path, shift: int) -> tuple[Symbols, int]:
-    start, main = lines.symbol_in(debug, "_stext"), lines.symbol_in(debug, "main")
-    (tmp_path / "symbols").write_text(f"{start + shift:016x} T _stext\n")
+    linked = lines.symbols_in(debug, {"_stext", "main"})
+    start, main = min(linked["_stext"]), min(linked["main"])
+    text = f"{start + shift:016x} T _stext\n{main + shift:016x} T main\n"
+    (tmp_path / "symbols").write_text(text)
     return Symbols(tmp_path / "symbols"), main + shift
 
 
@@ -444,6 +446,25 @@ def test_lines_of_a_kernel_that_runs_elsewhere_than_it_was_linked(
 ) -> None:
     symbols, main = run_symbols(tmp_path, debug, 0x1234_0000)
     assert lines.look_up(debug, symbols, [main]) == {main: "net/a.c:7"}
+    # Behind an instruction of it the line is that instruction's.
+    assert lines.look_up(debug, symbols, [], [main + 1]) == {main + 1: "net/a.c:7"}
+
+
+def test_another_kernel_than_the_runs_is_refused(tmp_path: Path, debug: Path) -> None:
+    _, main = run_symbols(tmp_path, debug, 0)
+    path = tmp_path / "symbols"
+    path.write_text(path.read_text().replace(f"{main:016x}", f"{main + 16:016x}"))
+
+    with pytest.raises(HostError, match="is not the kernel of this run: main lies elsewhere"):
+        lines.look_up(debug, Symbols(path), [main + 16])
+
+
+def test_what_lies_beyond_the_kernels_text_has_no_line(tmp_path: Path, debug: Path) -> None:
+    symbols, main = run_symbols(tmp_path, debug, 0)
+    with (tmp_path / "symbols").open("a") as file:
+        file.write(f"{main + 1:016x} T _etext\n")
+
+    assert {main} == set(lines.look_up(debug, symbols, [main], [main + 4]))
 
 
 def test_a_file_without_lines_is_refused(tmp_path: Path, debug: Path) -> None:
