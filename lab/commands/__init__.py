@@ -70,7 +70,7 @@ class Console:
         from lab import report
 
         terminal = Terminal(highlight=False)
-        for one in report.shown(blocks):
+        for one in report.shown(blocks, width=terminal.width):
             terminal.print(one)
 
 

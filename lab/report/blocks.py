@@ -23,6 +23,7 @@ __all__ = [
     "table",
 ]
 
+GAP, LEAST = 2, 9  # columns between columns of a table, and what each of them surely gets
 GOOD, BAD = "bold green", "bold red"
 COLOURS = {
     **dict.fromkeys(("COMPLETE", "PROVEN", "AGREED"), GOOD),
@@ -48,12 +49,12 @@ def plain(blocks: Iterable[Block]) -> Iterator[str]:
                 yield block
 
 
-def shown(blocks: Iterable[Block]) -> Iterator[RichTable | Text]:
+def shown(blocks: Iterable[Block], *, width: int = 80) -> Iterator[RichTable | Text]:
     """Yield what rich fits to the width a terminal has."""
     for block in blocks:
         match block:
             case Table():
-                yield _rich(block)
+                yield _rich(block, width)
             case Heading():
                 yield Text(block.text, style="bold").append(f"   {block.evidence}", style="dim")
             case Lines():
@@ -76,22 +77,46 @@ def _signed(text: Text) -> Text:
     return text
 
 
-def _rich(block: Table) -> RichTable:
+def _whole(block: Table, width: int) -> frozenset[int]:
+    """Return the columns of single words, addresses and the like, that need not be broken."""
+    lines = [row for row in (block.head, *block.rows) if row]
+    columns = [[row[number] for row in lines] for number in range(len(lines[0]) if lines else 0)]
+    words = {
+        number: max(map(len, cells))
+        for number, cells in enumerate(columns)
+        if not any(" " in cell for cell in cells[bool(block.head) :])
+    }
+    whole: set[int] = set()
+    longest = [
+        max(len(word) for cell in cells for word in [*cell.split(), ""]) for cells in columns
+    ]
+    left = width - sum(GAP + min(LEAST, long) for long in longest)
+    for number, long in sorted(words.items(), key=lambda word: word[1]):
+        left -= max(0, long - LEAST)
+        if left < 0:
+            break
+        whole.add(number)
+    return frozenset(whole)
+
+
+def _rich(block: Table, width: int) -> RichTable:
     out = RichTable(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        padding=(0, 1, 0, 0),
         header_style="bold",
         show_header=bool(block.head),
         expand=any(block.shares),
     )
-    width = len(block.head) or max((len(row) for row in block.rows), default=0)
-    for number in range(width):
+    whole = _whole(block, width)
+    for number in range(len(block.head) or max((len(row) for row in block.rows), default=0)):
         name = block.head[number] if block.head else ""
         share = block.shares[number] if block.shares else 0
         out.add_column(
             Text(name),
             justify="right" if name in block.right.split() else "left",
             overflow="fold",
+            no_wrap=number in whole,
             ratio=share or None,
         )
     for number, row in enumerate(block.rows):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lab import ledger, report
+from lab import blocks, ledger, report
 from lab.report import tables, verdict
 from lab.rundir import RunDir
 from tests.unit import cooked
@@ -244,3 +244,26 @@ def test_a_terminal_shows_what_a_guest_said_as_it_is(tmp_path: Path) -> None:
 
     assert "\x1b[31m" not in at_a_terminal(run, 140).partition("LOCATION")[2]
     assert "[bold]HI[/bold]." in at_a_terminal(sound, 140)
+
+
+def test_addresses_stay_whole_at_a_terminal_where_words_can_give_way() -> None:
+    rows = [("0xffff8c4c815170c0", "a sentence that is longer than its column is", "#34")] * 2
+    out = io.StringIO()
+    terminal = Console(file=out, width=48, highlight=False)
+    for one in report.shown(blocks.table(("SOCKET", "WHAT IT WAS", "RECORD"), rows), width=48):
+        terminal.print(one)
+
+    assert 2 == out.getvalue().count("0xffff8c4c815170c0")
+    assert 2 == out.getvalue().count("#34")
+    assert max(map(len, out.getvalue().splitlines())) <= 48
+
+
+def test_a_table_that_has_no_room_loses_nothing() -> None:
+    out = io.StringIO()
+    terminal = Console(file=out, width=20, highlight=False)
+    for one in report.shown(
+        blocks.table(("A", "B"), [("0123456789" * 3, "9876543210" * 2)]), width=20
+    ):
+        terminal.print(one)
+
+    assert 50 == sum(letter.isdigit() for letter in out.getvalue())
