@@ -174,7 +174,12 @@ class Copies:
         out = []
         for part in parts:
             seen = copy.seen(part.at, part.size)
-            if not seen or self.identity.agrees(seen, part.message, part.offset):
+            if not seen:
+                # Bytes behind what a record shows.  Another program's copy of memory that once
+                # held a message is most often one of memory that was used again.
+                if self._ours(copy) or not (copy.src_user or copy.dst_user):
+                    out.append(part)
+            elif self.identity.agrees(seen, part.message, part.offset):
                 out.append(part)
             elif self._ours(copy):
                 self.board.disagree(

@@ -765,6 +765,21 @@ def test_another_program_reading_freed_memory_is_no_movement(tmp_path: Path) -> 
     assert () == flow.disagreements
 
 
+def test_another_program_reading_behind_what_a_record_shows_is_no_movement(tmp_path: Path) -> None:
+    """A pipe's page lies where a message lay, which no byte of the record tells."""
+    cook = cooked.nic(tmp_path)
+    copy = dict(next(e for e in cook.receiver.events if e["hook"] == "_copy_to_iter"))
+    before = 106
+    copy |= {"tsc": cook.receiver.tick(), "tgid": 77, "user": 0x1234000, "size": 163, "ret": 163}
+    copy |= {"src": copy["src"] - before, "src_phys": copy["src_phys"] - before}
+    cook.receiver.events.append(copy | {"bytes": b'28,"slot":928,"digest":"1b4c25aa' * 2})
+
+    flow = follow(cook)
+
+    assert 3 == kinds(flow).count("copy")
+    assert () == flow.disagreements
+
+
 def test_a_message_read_by_another_program_is_a_movement(tmp_path: Path) -> None:
     cook = cooked.nic(tmp_path)
     copy = dict(next(e for e in cook.receiver.events if e["hook"] == "_copy_to_iter"))
