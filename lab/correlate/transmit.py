@@ -160,9 +160,8 @@ class Transmit:
             size += length
             if size > room:
                 break
-            claimed = self._claim(size, parts, count) if parts else None
-            if claimed is not None:
-                frame, header, mine = claimed
+            sendings = self._claim(size, parts, count) if parts else []
+            for frame, header, mine in sendings:
                 self._read(
                     mine,
                     frame,
@@ -174,16 +173,22 @@ class Transmit:
                     ],
                     confirmed={"rings", "wire"},
                 )
+            if sendings:
                 return count
         return 0
 
     def _claim(
         self, size: int, parts: list[Held], count: int
-    ) -> tuple[Frame, int, list[Held]] | None:
-        if count > 1:
-            return self.wire.claim_chain(size, parts)
-        claimed = self.wire.claim(size, parts, b"")
-        return None if claimed is None else (*claimed, parts)
+    ) -> list[tuple[Frame, int, list[Held]]]:
+        if count == 1:
+            claimed = self.wire.claim(size, parts, b"")
+            return [] if claimed is None else [(*claimed, parts)]
+        out = []
+        while (chain := self.wire.claim_chain(size, parts)) is not None:
+            out.append(chain)
+            if not self.board.inputs.identity.unique:
+                break  # else TCP has sent it again
+        return out
 
     def _parts(self, chain: Chain) -> list[Held]:
         out: list[Held] = []

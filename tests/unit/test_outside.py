@@ -215,6 +215,18 @@ def test_without_probes_a_packet_of_several_descriptors_is_put_together(tmp_path
     assert {"sender/rings.json#sent/tx/0", "sender/rings.json#sent/tx/1"} < set(read.evidence)
 
 
+def test_without_probes_a_packet_that_was_sent_again_is_the_same_one(tmp_path: Path) -> None:
+    """TCP sends again what it hears nothing of; the ring may show its descriptors once."""
+    cook = cooked.nic(tmp_path)
+    _cut(cook)
+    cook.sender.frames.append(cook.sender.frames[-1])
+    run = cook.serve()
+    write(run, logged(run))
+    _without_probes(run)
+
+    assert ledger.build(run).complete
+
+
 def test_without_probes_half_of_a_packet_is_none(tmp_path: Path) -> None:
     cook = cooked.nic(tmp_path)
     _cut(cook).pop(0)
