@@ -188,8 +188,16 @@ def holders(lock: Path) -> list[int]:
 @contextlib.contextmanager
 def preferred(pids: Iterable[int]) -> Iterator[None]:
     """Give these processes and ours the CPUs before others, where we may (root), for a while."""
+    theirs = tuple(pids)
+    groups: dict[Path, str] = {}
+    for pid in theirs:  # our own session may be a person's shell and all that runs in it
+        group = Path(f"/proc/{pid}/autogroup")
+        with contextlib.suppress(OSError, IndexError):  # no such groups here, or not root
+            was = group.read_text(encoding="ascii").split()[-1]  # "/autogroup-26 nice 5"
+            group.write_text(str(PREFERRED), encoding="ascii")
+            groups[group] = was
     before: dict[int, int] = {}
-    for pid in (os.getpid(), *pids):
+    for pid in (os.getpid(), *theirs):
         for task in Path("/proc").glob(f"{pid}/task/[0-9]*"):
             with contextlib.suppress(OSError):  # not root, or a thread that ended meanwhile
                 thread = int(task.name)
@@ -198,6 +206,9 @@ def preferred(pids: Iterable[int]) -> Iterator[None]:
     try:
         yield
     finally:
+        for group, was in groups.items():
+            with contextlib.suppress(OSError):
+                group.write_text(was, encoding="ascii")
         for thread, nice in before.items():
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, thread, nice)

@@ -136,6 +136,26 @@ def test_processes_are_preferred_for_a_while_and_not_after() -> None:
         child.wait()
 
 
+def test_a_session_of_its_own_is_preferred_as_a_group(tmp_path: Path) -> None:
+    child = process.start(
+        ["/bin/sleep", "60"], lock=tmp_path / "lock", log=tmp_path / "log", cwd=tmp_path,
+        as_root=True,
+    )  # fmt: skip
+    group = Path(f"/proc/{child.pid}/autogroup")
+    if not group.exists() or not may_prefer(child.pid):
+        process.stop(tmp_path / "lock")
+        pytest.skip("no autogroups here, or not root")
+    try:
+        told = [group.read_text().split()[-1]]
+        with process.preferred([child.pid]):
+            told.append(group.read_text().split()[-1])
+        told.append(group.read_text().split()[-1])
+        assert [str(process.NICE), str(process.PREFERRED), str(process.NICE)] == told
+    finally:
+        process.stop(tmp_path / "lock", grace_s=0.1)
+        process.reap(child.pid)
+
+
 def test_a_process_that_is_gone_is_not_preferred_and_no_error() -> None:
     child = subprocess.Popen(["true"])
     child.wait()
