@@ -243,7 +243,7 @@ def _queued_only(board: Board, guest: GuestInputs, before: Place) -> str:
     # A loss of the message, not of the trace: the driver's hook was there and missed nothing.
     name = XMIT_OF.get(board.inputs.manifest.device, "")
     hook = guest.hook(name)
-    seen = {seen.at for seen in board.sightings if seen.message == before.message}
+    seen = {seen.at for seen in board.seen_of[before.message]}
     if hook is None or not hook.attached or hook.missed or name in seen:
         return ""
     if "__dev_queue_xmit" not in seen:

@@ -28,6 +28,7 @@ class Board:
         self.orphans: list[Place] = []
         self.movements: list[Movement] = []
         self.sightings: list[Sighting] = []
+        self.seen_of: dict[int, list[Sighting]] = defaultdict(list)  # by message
         self.delivered: list[Delivered] = []
         self.gaps: list[Gap] = []
         self.disagreements: list[Disagreement] = []
@@ -100,6 +101,11 @@ class Board:
                 evidence=[f"{name}/workload.json#{SENDER}/ready"],
             )
         return self._starts[message]
+
+    def sight(self, seen: Sighting) -> None:
+        """Add an skb that was seen."""
+        self.sightings.append(seen)
+        self.seen_of[seen.message].append(seen)
 
     def move(self, movement: Movement, held: Held) -> None:
         """Add a movement that left its target holding `held`."""

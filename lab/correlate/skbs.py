@@ -225,7 +225,7 @@ class Skbs:
         for message in dict.fromkeys([part.message for part in parts]):
             if self._seen(record, message):
                 continue
-            self.board.sightings.append(
+            self.board.sight(
                 Sighting(
                     side,
                     message,
@@ -334,8 +334,8 @@ class Skbs:
         )
 
     def _skb_of(self, place: Place) -> int:
-        for sighting in reversed(self.board.sightings):
-            if sighting.message == place.message and sighting.guest == place.guest:
+        for sighting in reversed(self.board.seen_of[place.message]):
+            if sighting.guest == place.guest:
                 return sighting.skb
         return 0
 

@@ -22,6 +22,7 @@ from lab import (
     witness,
     workload,
 )
+from lab.blocks import Block
 from lab.deadline import Deadline
 from lab.errors import LabError, PlaybookError
 from lab.experiment import conditions, watchers
@@ -52,6 +53,7 @@ class Answer:
     run: rundir.RunDir
     ledger: ledger.Ledger
     failures: tuple[str, ...]
+    told: tuple[Block, ...]  # report.txt
 
     @property
     def trouble(self) -> tuple[str, ...]:
@@ -186,13 +188,15 @@ def answer(run_dir: rundir.RunDir, expect: spec.Expect, *, journal: Journal) -> 
         result = ledger.build(run_dir)
         run_dir.write_text("ledger.json", result.to_json())
     with journal.step("report"):
-        run_dir.write_text("report.txt", report.render(result, run_dir))
+        told = report.told(result, run_dir)
+        run_dir.write_text("report.txt", report.text(told))
         run_dir.write_text("report.html", report.page(result, run_dir))
         run_dir.write_text("trace.perfetto.json", report.trace(result, run_dir))
         frames = report.wire(result, run_dir)
         if frames is not None:
             run_dir.file("wire.pcapng").write_bytes(frames)
-    return Answer(run=run_dir, ledger=result, failures=tuple(ledger.check(result, expect)))
+    failures = tuple(ledger.check(result, expect))
+    return Answer(run=run_dir, ledger=result, failures=failures, told=tuple(told))
 
 
 def analyse(run_dir: rundir.RunDir, expect: spec.Expect, *, journal: Journal) -> Outcome:
@@ -208,7 +212,7 @@ def analyse(run_dir: rundir.RunDir, expect: spec.Expect, *, journal: Journal) ->
         value=Later(value),
         trouble=found.trouble,
         hint=f"invoke lab.lines {run_dir.name}",
-        told=tuple(report.told(found.ledger, run_dir)),
+        told=found.told,
     )
 
 

@@ -45,6 +45,6 @@ class Outcome:
 
 def tell(run: rundir.RunDir, told: Sequence[Block], *, good: bool) -> tuple[Block, ...]:
     """Write what is told as report.txt and, as a page, report.html; return it."""
-    run.write_text("report.txt", "\n".join(report.plain(told)) + "\n")
+    run.write_text("report.txt", report.text(told))
     run.write_text("report.html", report.sheet(run, told, good=good))
     return tuple(told)

@@ -430,6 +430,7 @@ def _messages(inputs: Inputs, flow: Flow, faults: tuple[Incomplete, ...]) -> Ite
     for entry in flow.delivered:
         delivered.setdefault(entry.message, []).append(entry)
     broken = {fault.message for fault in faults}
+    most = dict(flow.most)
     for number in range(inputs.identity.count):
         mine = places.get(number, [])
         index = {place.id: position for position, place in enumerate(mine)}
@@ -442,7 +443,7 @@ def _messages(inputs: Inputs, flow: Flow, faults: tuple[Incomplete, ...]) -> Ite
             places=tuple(_place(place) for place in mine),
             movements=tuple(_movement(entry, index) for entry in movements.get(number, [])),
             skb=_skb(inputs, sightings.get(number, [])),
-            totals=_totals(inputs, flow, number, delivered.get(number, [])),
+            totals=_totals(inputs, delivered.get(number, []), most.get(number, (0, 0, 0, 0))),
         )
 
 
@@ -508,7 +509,7 @@ def _same(inputs: Inputs, sent: set[int], received: set[int]) -> bool | None:
 
 
 def _totals(
-    inputs: Inputs, flow: Flow, number: int, delivered: list[flow_types.Delivered]
+    inputs: Inputs, delivered: list[flow_types.Delivered], most: tuple[int, int, int, int]
 ) -> Totals:
     spans = [(entry.offset, entry.offset + entry.size) for entry in delivered]
     if delivered and not missing([(0, inputs.identity.size)], spans):
@@ -519,7 +520,7 @@ def _totals(
             device_writes=max(entry.writes for entry in delivered),
             handovers=max(entry.handovers for entry in delivered),
         )
-    copies, reads, writes, handovers = dict(flow.most).get(number, (0, 0, 0, 0))
+    copies, reads, writes, handovers = most
     return Totals(
         guest_cpu_copies=copies,
         least_guest_cpu_copies=copies,

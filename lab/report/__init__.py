@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lab import capture
 from lab.ledger import Ledger, Message, Movement, Place, Unexplained
 from lab.message import Messages
@@ -31,6 +33,8 @@ __all__ = [
     "render",
     "sheet",
     "shown",
+    "text",
+    "told",
     "trace",
     "wire",
 ]
@@ -59,7 +63,12 @@ LONG_PLACES = {
 
 def render(ledger: Ledger, run: RunDir) -> str:
     """Return report.txt: plain, the same for the same run, at most 110 columns wide."""
-    return "\n".join(plain(told(ledger, run))) + "\n"
+    return text(told(ledger, run))
+
+
+def text(blocks: Sequence[Block]) -> str:
+    """Return what is told as lines of plain text."""
+    return "\n".join(plain(blocks)) + "\n"
 
 
 def told(ledger: Ledger, run: RunDir) -> list[Block]:

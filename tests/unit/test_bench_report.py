@@ -12,6 +12,7 @@ import pytest
 
 from lab import bench_report, experiment
 from lab.correlate.identity import Identity
+from lab.correlate.types import Sighting
 from lab.errors import HostError
 from lab.journal import Journal
 from lab.rundir import RunDir
@@ -109,6 +110,29 @@ def test_what_looks_at_all_messages_for_each_is_noticed(
     monkeypatch.setattr(Identity, "agrees", slow)
 
     assert growth(tmp_path, calls, SMALL, LARGE) > CALLS_WITHIN
+
+
+def test_handovers_that_no_hook_saw_are_not_looked_for_among_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hooks = bench_report.HOOKS["send_trace"]
+    seen = tuple(hook for hook in hooks if hook != "loopback_xmit")
+    monkeypatch.setitem(bench_report.HOOKS, "send_trace", seen)
+    looked = 0
+
+    def message(self: Sighting) -> int:
+        nonlocal looked
+        looked += 1
+        return self[1]
+
+    def looks(run: RunDir) -> int:
+        before = looked
+        seconds(run)
+        return looked - before
+
+    monkeypatch.setattr(Sighting, "message", property(message))
+
+    assert growth(tmp_path, looks, SMALL, LARGE) < CALLS_WITHIN
 
 
 def test_growth_is_of_the_time_a_record_takes() -> None:
