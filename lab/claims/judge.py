@@ -36,7 +36,8 @@ def verdict(claim: Claim, look: Look) -> Verdict:
     """Ask every test of a claim, and say what that makes of it.
 
     All hold: confirmed; none: refuted; some: it depends on what tells those that hold
-    from the others.  A value that should be there and is not leaves it undecided.
+    from the others.  What cannot be measured here decides nothing; a value that should be
+    there and is not leaves it undecided.
     """
     answers = tuple(_answer(test, look) for test in claim.tests)
     told = {

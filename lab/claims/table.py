@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.claims.judge import WAYS
-from lab.claims.types import WORDS, Answer, Judged, Value, Verdict
+from lab.claims.types import NOT_HERE, WORDS, Answer, Judged, Value, Verdict
 from lab.report.tables import WIDTH
 
 NO_EXPERIMENT = "no experiment yet"
@@ -43,9 +43,19 @@ def measured(answer: Answer) -> str:
     of = f" of {test.of}" if test.of else ""
     what = f"{test.measure}{of} on {test.on}"
     if answer.measured is None:
-        return f"{what}: {answer.why}"
+        state = f"{NOT_HERE}: " if answer.state == "unavailable" else ""
+        return f"{what}: {state}{answer.why}"
     said = f"{WAYS[test.op]}{shown(test.value)}"
     return f"{what}: {shown(answer.measured.value)} (claimed: {said})"
+
+
+def told(one: Verdict) -> list[Answer]:
+    """Return the answers to show: values, and beside them what could not be measured.
+
+    Where there is no value at all, the verdict itself gives the reasons.
+    """
+    values = any(answer.measured is not None for answer in one.answers)
+    return [answer for answer in one.answers if answer.measured is not None or values]
 
 
 def evidence(answer: Answer) -> str:
@@ -76,10 +86,9 @@ def _block(one: Verdict, width: int) -> Iterator[str]:
     yield from wrapped(f"{one.claim.id:<6}{one.claim.at}: {one.claim.says}", "", indent)
     on = f": {one.on}" if one.on else ""
     yield from wrapped(f"{one.word.upper()}{on}", indent, indent + "  ")
-    for answer in one.answers:
-        if answer.measured is not None:
-            yield from wrapped(f"{measured(answer)}  [{evidence(answer)}]", indent + "- ",
-                               indent + "  ")  # fmt: skip
+    for answer in told(one):
+        records = f"  [{evidence(answer)}]" if answer.measured else ""
+        yield from wrapped(f"{measured(answer)}{records}", indent + "- ", indent + "  ")
     if one.claim.note:
         yield from wrapped(f"Note: {one.claim.note}", indent, indent + "  ")
     yield ""
@@ -151,7 +160,8 @@ def markdown(all_judged: Sequence[Judged], *, conditions: str) -> str:
         f"{summary(all_judged)}.",
         "",
         "*Confirmed*: every measured value is what the text says. *Refuted*: none is. *Depends*:",
-        "some are, and what tells them apart is named. *Not testable here*: the reason is given.",
+        "some are, and what tells them apart is named. *Not testable here*: the reason is given; a",
+        "part of a claim that is so decides nothing.",
         "Each value names the experiment and the record it comes from, as a path below the folder",
         "that the command leaves.",
     ]
@@ -165,8 +175,9 @@ def markdown(all_judged: Sequence[Judged], *, conditions: str) -> str:
 def _row(one: Verdict) -> str:
     values = [
         f"{measured(answer)} `{answer.measured.evidence[0]}`"
-        for answer in one.answers
-        if answer.measured is not None
+        if answer.measured
+        else measured(answer)
+        for answer in told(one)
     ]
     if one.claim.note:
         values.append(f"*{one.claim.note}*")

@@ -61,7 +61,7 @@ def take(
     journal: Journal,
     command: str,
 ) -> None:
-    """Load our probes and his, run his programs at a terminal, keep his log."""
+    """Load our probes and his, run programs like his at a terminal, keep the log."""
     manifest = common_manifest(ready, asked, guests=guests(asked), command=command)
     run_dir.write_manifest(manifest)
     guest = ready.pair.guests[GUEST]

@@ -16,7 +16,7 @@ from lab import attempt, claims, crash, experiment, ledger, paths, playbook, set
 from lab.claims import MEASURES, Text, Verdict, table
 from lab.claims.evidence import Evidence
 from lab.claims.judge import agrees
-from lab.claims.types import Value
+from lab.claims.types import NotHere, Value
 from lab.commands import Console
 from lab.commands.claims import Options
 from lab.commands.claims import claims as command
@@ -24,6 +24,7 @@ from lab.errors import EvidenceError, GuestLost, PlaybookError
 from lab.experiment import message
 from lab.journal import Journal
 from lab.rundir import RunDir
+from lab.socket.hooked import CALLED, INLINED, LEFT_OUT, NOT_CALLED, UNHOOKED
 from tests.unit import cooked
 from tests.unit.cooked import Cook
 
@@ -172,6 +173,10 @@ def test_what_can_be_measured_decides_where_a_part_cannot(folder: Folder) -> Non
     (found,) = folder.judge(claim(TWO_ON_BOTH))
 
     assert claims.REFUTED == found.word
+    row = "copies on lo: not testable here: no such device"
+    (judged,) = claims.judge([claim(TWO_ON_BOTH)], folder.path)
+    assert row in table.markdown([judged], conditions="")
+    assert f"- {row}\n" in table.render([judged])
 
 
 def test_a_failed_experiment_leaves_it_undecided(folder: Folder) -> None:
@@ -313,7 +318,7 @@ def test_a_measure_says_what_the_run_holds(
 
 def test_every_measure_of_a_message_is_measured_here() -> None:
     elsewhere = {"copy-out-caller", "copy-in-caller", "symbol-alike", "rx-descriptor-changed"}
-    tried = {"verdict", "fault-address", "log-lines", "fact"}
+    tried = {"verdict", "phase", "fault-address", "log-lines", "fact"}
     tried |= {"proof", "kernel-calls"}
     # In test_claims_own.py:
     tried |= {"copy-out-width", "copy-out-through-register"}
@@ -491,19 +496,48 @@ def test_a_module_that_did_not_fault_has_no_address(tried: RunDir) -> None:
         value_of(Evidence("try", tried), "fault-address")
 
 
+@pytest.mark.parametrize("verdict", ["build-failed", "refused"])
+def test_a_module_that_never_loaded_says_nothing(tried: RunDir, verdict: str) -> None:
+    told = {"verdict": verdict, "phase": "build", "kernel": "6.1.0", "why": "no member __iov"}
+    tried.write_json("postmortem.json", told)
+    seen = Evidence("try", tried)
+
+    for measure, of in (("verdict", ""), ("log-lines", "[COPY4]")):
+        with pytest.raises(NotHere, match=f"never loaded on .*: {verdict}: no member __iov"):
+            value_of(seen, measure, of)
+    assert "build" == value_of(seen, "phase")
+
+
 def test_a_socket_that_was_followed_is_measured(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "socket")
     run.path.mkdir()
     told = {
         "complete": True,
         "proofs": [{"name": "order", "holds": False, "evidence": ["sender/trace.bin#3"]}],
-        "functions": [{"name": "sock_create", "calls": 0, "evidence": []}],
+        "functions": [
+            {"name": name, "state": state, "calls": calls, "evidence": ids}
+            for name, state, calls, ids in (
+                ("iput", CALLED, 6, ["sender/trace.bin#52"]),
+                ("__sys_socket_create", INLINED, 0, []),
+                ("sock_create", NOT_CALLED, 0, []),
+                ("inet_create", LEFT_OUT, 0, []),
+                ("sock_alloc", UNHOOKED, 0, []),
+            )
+        ],
     }
     run.write_json("socket.json", told)
     seen = Evidence("socket", run)
 
     assert value_of(seen, "proof", "order") is False
-    assert 0 == value_of(seen, "kernel-calls", "sock_create")
+    assert 6 == value_of(seen, "kernel-calls", "iput")
+    # A claim about source is not refuted by what a compiler made of it.
+    with pytest.raises(NotHere, match="__sys_socket_create has no symbol of its own: compiled"):
+        value_of(seen, "kernel-calls", "__sys_socket_create")
+    with pytest.raises(NotHere, match="sock_create exists and is not called on this way"):
+        value_of(seen, "kernel-calls", "sock_create")
+    for unseen in ("inet_create", "sock_alloc"):
+        with pytest.raises(EvidenceError, match=f"calls of {unseen} were not followed"):
+            value_of(seen, "kernel-calls", unseen)
     with pytest.raises(EvidenceError, match="none of its proofs called ordre"):
         value_of(seen, "proof", "ordre")
     run.write_json("socket.json", told | {"complete": False})

@@ -7,8 +7,12 @@ from typing import Any
 
 from lab.claims.evidence import Evidence
 from lab.claims.measures.base import Measure, made
-from lab.claims.types import Measured
+from lab.claims.types import Measured, NotHere
 from lab.errors import EvidenceError
+
+# States of a function in socket.json (lab/socket/hooked.py).
+CALLED, NOT_CALLED = "called", "there, not called"
+INLINED = "inlined: no symbol of its own"
 
 
 def _named_row(seen: Evidence, kind: str, name: str) -> Mapping[str, Any]:
@@ -27,9 +31,21 @@ def _proof(seen: Evidence, name: str) -> Measured:
 
 
 def _kernel_calls(seen: Evidence, name: str) -> Measured:
-    """Return how often socket(2) called a function; 0 where it has no symbol of its own."""
+    """Return how often socket(2) called a function.
+
+    Never 0: the source's call may be compiled into its caller, and then no call is to be seen.
+    """
     row = _named_row(seen, "functions", name)
-    return made(int(row["calls"]), row["evidence"] or [f"socket.json#functions/{name}"])
+    if row["state"] == CALLED:
+        return made(int(row["calls"]), row["evidence"])
+    if row["state"] == INLINED:
+        raise NotHere(f"{name} has no symbol of its own: compiled into its caller, not observable")
+    if row["state"] == NOT_CALLED:
+        raise NotHere(
+            f"{name} exists and is not called on this way; what the compiler put of it into "
+            "a caller is not observable"
+        )
+    raise EvidenceError(f"{seen.name}: calls of {name} were not followed: {row['state']}")
 
 
 MEASURES: dict[str, Measure] = {
