@@ -15,6 +15,7 @@ from lab.blocks import Block, Heading, paragraph, table
 from lab.correlate.outside import name_of
 from lab.message import Messages
 from lab.rundir import GuestDir, Manifest, RunDir
+from lab.rundir.faults import file_faults
 from lab.rundir.fields import read_json
 from lab.symbols import Symbols
 
@@ -52,11 +53,20 @@ class Truth:
     functions: Mapping[str, tuple[str, ...]]  # witness -> who copied
     absent: Mapping[str, str]
     lost: Mapping[str, int]
+    faults: tuple[str, ...] = ()  # of the run's files
 
     @property
     def trouble(self) -> tuple[str, ...]:
         """What does not agree with the module's word, one line each."""
-        out = [f"{name} lost {count} records" for name, count in self.lost.items() if count]
+        out = [*self.faults]
+        out += [f"{name} lost {count} records" for name, count in self.lost.items() if count]
+        if not self.seen:
+            out.append("no witness saw anything")
+        out += [
+            f"nobody could see: {move}"
+            for move in self.said
+            if self.seen and not any(judges(witness, move) for witness in self.seen)
+        ]
         for witness, seen in self.seen.items():
             said = [move for move in self.said if judges(witness, move)]
             out += [f"{witness}: the module does not say: {m}" for m in _less(seen, said)]
@@ -95,11 +105,18 @@ def compare(run: RunDir) -> Truth:
     seen: dict[str, tuple[Move, ...]] = {}
     functions: dict[str, tuple[str, ...]] = {}
     lost: dict[str, int] = {}
+    faults = [why for _, why in file_faults(manifest.values, {folder.name: folder.path})]
     if folder.trace.is_file():
         trace = record.read(folder.trace, guest=folder.name)
         seen[PROBES] = tuple(sorted(_recorded(trace, said)))
-        functions[PROBES] = (COPIER,)
-        lost[PROBES] = trace.missed + trace.dropped
+        copied = (one.hook for one in trace.records if one.hook == COPIER)
+        functions[PROBES] = tuple(dict.fromkeys(copied))
+        lost[PROBES] = trace.lost
+        faults += [
+            f"{section.name} was not finished: its losses are unknown"
+            for section in trace.sections
+            if not section.header.finished
+        ]
     if folder.has("access.bin"):
         log = access.read(folder.file("access.bin"), guest=folder.name)
         found = accesses.analyse(
@@ -117,7 +134,14 @@ def compare(run: RunDir) -> Truth:
         for name, told in manifest.witnesses
         if told.startswith("absent")
     }
-    return Truth(said=said, seen=seen, functions=functions, absent=absent, lost=lost)
+    faults += [
+        f"{name} was a witness of the run and its file is gone"
+        for name, told in manifest.witnesses
+        if told == "present" and name in (PROBES, LOG) and name not in seen
+    ]
+    return Truth(
+        said=said, seen=seen, functions=functions, absent=absent, lost=lost, faults=tuple(faults)
+    )
 
 
 def _said(folder: GuestDir, manifest: Manifest) -> Iterator[Move]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,6 +33,7 @@ from lab.ledger.entries import (
 )
 from lab.record import Section
 from lab.rundir import RunDir, Workload
+from lab.rundir.faults import file_faults
 
 __all__ = [
     "SCHEMA",
@@ -269,24 +269,9 @@ def _faults(inputs: Inputs, flow: Flow, received: Sequence[int]) -> Iterator[Inc
 
 def _file_faults(inputs: Inputs) -> Iterator[Incomplete]:
     """Expect every file to be there as the run wrote it, and every witness to have its own."""
-    files = inputs.manifest.values.get("files")
     folders = {guest.name: guest.folder.path for guest in inputs.guests}
-    if "files" in inputs.manifest.values and not isinstance(files, dict):
-        yield _fault(next(iter(folders)), "the manifest's list of files is none")
-    if isinstance(files, dict):
-        for guest, folder in folders.items():
-            there = {f"{guest}/{path.name}" for path in folder.iterdir()}
-            for name in sorted(there - set(files)):
-                yield _fault(guest, f"{name} is not among the files of the run")
-    for name, digest in sorted(files.items()) if isinstance(files, dict) else ():
-        guest, _, file = name.partition("/")
-        if guest not in folders or "/" in file:
-            continue
-        path = folders[guest] / file
-        if not path.is_file():
-            yield _fault(name.partition("/")[0], f"{name} is gone since the run")
-        elif hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            yield _fault(name.partition("/")[0], f"{name} was changed since the run")
+    for guest, why in file_faults(inputs.manifest.values, folders):
+        yield _fault(guest, why)
     for witness, told in inputs.manifest.witnesses:
         lacking = [guest.name for guest in inputs.guests if _silent(guest, witness)]
         if told == "present" and lacking:

@@ -38,5 +38,15 @@ def test_more_or_less_than_was_said_is_told(
 
 def test_a_loss_is_told() -> None:
     assert ("access-log lost 3 records",) == Truth(
-        said=(), seen={}, functions={}, absent={}, lost={LOG: 3}
+        said=(), seen={LOG: ()}, functions={}, absent={}, lost={LOG: 3}
     ).trouble
+
+
+def test_what_nobody_saw_is_not_proven() -> None:
+    assert ("no witness saw anything",) == truth({}).trouble
+
+
+def test_what_no_witness_can_see_is_not_proven() -> None:
+    """Without probes nobody sees that a device read."""
+    (line,) = truth({LOG: (COPIED, IN)}).trouble
+    assert line.startswith("nobody could see: device read of message 1")
