@@ -33,6 +33,7 @@ def test_modules_and_programs_see_the_same(invoke: Invoke, kernel: str, task: st
     hooks = manifest(found["run"])["probes"]["hooks"]["sender"]["bpf"]
     # Not in this kernel, or (-22) without a way for BPF; what is there is attached.
     gone = {name for name, how in hooks.items() if isinstance(how, int)}
+    gone -= {name for name in gone if name.startswith("e1000e:")}  # a driver that is not there
     assert gone <= {
         "csum_and_copy_from_iter_full",
         "ip_generic_getfrag>csum_and_copy_from_iter",
