@@ -22,6 +22,13 @@ ASKED = (
     f" read mtu < /sys/class/net/{NETDEV}/mtu; echo mtu: $mtu;"
     f" test ! -e {COPYBREAK} || {{ read least < {COPYBREAK}; echo copybreak: $least; }}"
 )
+# A driver may reset its device for another MTU: until the link is up again what is sent lies in
+# the queue.  The kernel tells of it twice, the second time when the queue is let go.
+WAIT_LINK = (
+    f"until read up < /sys/class/net/{NETDEV}/carrier"
+    f" && read state < /sys/class/net/{NETDEV}/operstate"
+    ' && test "$up $state" = "1 up"; do usleep 10000; done'
+)
 QDISC = f"echo qdisc: $(tc qdisc show dev {NETDEV} root)"
 
 
@@ -29,7 +36,7 @@ def settings(link: Link, *, receives: bool) -> list[str]:
     """Return the shell commands that make a guest's end of the link what `link` says."""
     out = []
     if link.mtu != Link().mtu:
-        out.append(f"ip link set {NETDEV} mtu {link.mtu}")
+        out += [f"ip link set {NETDEV} mtu {link.mtu}", WAIT_LINK]
     if link.copybreak is not None:
         out.append(f"echo {link.copybreak} > {COPYBREAK}")
     if link.delay_s or link.loss:

@@ -15,7 +15,7 @@ def test_a_link_as_it_is_by_default_asks_for_nothing() -> None:
 @pytest.mark.parametrize(
     ("link", "sender", "receiver"),
     [
-        (Link(mtu=9000), ["ip link set lab0 mtu 9000"], ["ip link set lab0 mtu 9000"]),
+        (Link(mtu=9000), *[["ip link set lab0 mtu 9000", conditions.WAIT_LINK]] * 2),
         (Link(xdp="pass"), [], ["xdp lab0 pass"]),
     ],
 )
