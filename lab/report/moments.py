@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lab.ledger import Message
@@ -10,8 +10,9 @@ from lab.record import Record
 from lab.report.evidence import Archive, context
 from lab.report.stations import copy_numbers
 from lab.report.words import KINDS, function_name
+from lab.rundir import HeldAt
 
-PAUSE_NS = 20_000_000  # a longer wait is said: the lab holds the programs at gates
+PAUSE_NS = 20_000_000  # a longer wait is said, and whether the lab held the programs at a gate
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +28,7 @@ class Moment:
     bound_ns: int
     since_ns: int
     pause_ns: int  # since the one before, where that is long; else 0
+    why: str = ""  # what is known of that pause
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,8 +65,9 @@ def timeline(message: Message, archive: Archive) -> Timeline:
         )
         found.append((at.ns, record.number, number, moment))
     found.sort(key=lambda entry: entry[:3])
-    moments = tuple(_counted([moment for *_, moment in found]))
-    guests = tuple(dict.fromkeys(moment.guest for moment in moments))
+    guests = tuple(dict.fromkeys(entry[3].guest for entry in found))
+    gates = [gate for guest in guests for gate in archive.shelf(guest).folder.held_at()]
+    moments = tuple(_counted([moment for *_, moment in found], gates))
     return Timeline(
         moments=moments,
         guests=guests,
@@ -91,10 +94,11 @@ def _who(record: Record) -> str:
     return f"{record.comm}, CPU {record.cpu}, {context(record.context)}"
 
 
-def _counted(moments: list[Moment]) -> Iterator[Moment]:
+def _counted(moments: list[Moment], gates: Sequence[HeldAt]) -> Iterator[Moment]:
     before = moments[0].ns if moments else 0
     for moment in moments:
         pause = moment.ns - before
+        long = pause >= PAUSE_NS
         yield Moment(
             guest=moment.guest,
             kind=moment.kind,
@@ -104,9 +108,21 @@ def _counted(moments: list[Moment]) -> Iterator[Moment]:
             ns=moment.ns,
             bound_ns=moment.bound_ns,
             since_ns=moment.ns - moments[0].ns,
-            pause_ns=pause if pause >= PAUSE_NS else 0,
+            pause_ns=pause if long else 0,
+            why=_why(before, moment.ns, gates) if long else "",
         )
         before = moment.ns
+
+
+def _why(start: int, end: int, gates: Sequence[HeldAt]) -> str:
+    """Say which gates lie in a pause: only where one does the lab held the programs."""
+    if not gates:
+        return "whether the lab held the programs at a gate was not recorded"
+    here = [gate.gate for gate in gates if gate.before_ns < end and start < gate.after_ns]
+    if not here:
+        return "no gate lies here: the guest ran slowly, or was not run"
+    names = " and ".join(f"'{name}'" for name in dict.fromkeys(here))
+    return f"at gate {names} the lab holds the programs while it looks into RAM"
 
 
 def _certain(moments: tuple[Moment, ...], guests: tuple[str, ...]) -> bool | None:

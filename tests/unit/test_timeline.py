@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from lab import ledger
+from lab import ledger, report
 from lab.clock import fit
 from lab.correlate.inputs import load
 from lab.ledger import Ledger
@@ -140,3 +141,61 @@ def test_a_gate_that_is_no_gate_is_named(gated: Run) -> None:
     with pytest.raises(Exception, match=r"tsc\.json"):
         ledger.build(gated.run)
     assert json.loads(gated.run.file("sender/tsc.json").read_text())["gates"]
+
+
+# --- Long pauses ----------------------------------------------------------------------------
+
+SLOW_NS = 10**5  # of the host for each tick of a guest, so that 1,000 ticks are a long pause
+
+
+def pauses(taken: Run, gates: Callable[[int, int], list[dict[str, object]]] | None) -> list[str]:
+    """Return what is said of the pauses of a run whose guest ran slowly."""
+
+    def slower(value: dict[str, list[dict[str, int]]]) -> None:
+        first = value["samples"][0]["before_ns"]
+        for sample in value["samples"]:
+            for name in ("before_ns", "after_ns"):
+                sample[name] = first + (sample[name] - first) * SLOW_NS
+        value.pop("gates")
+
+    for name in ("sender", "receiver"):
+        edit(taken.run, f"{name}/tsc.json", slower)
+    found = taken.ledger
+    shown = taken.timeline(found)
+    number = next(n for n, one in enumerate(shown.moments) if one.pause_ns)
+    start, end = shown.moments[number - 1].ns, shown.moments[number].ns
+    if gates is not None:
+        for name in ("sender", "receiver"):
+            held = gates(start, end)
+            edit(taken.run, f"{name}/tsc.json", lambda value, held=held: value.update(gates=held))
+        shown = taken.timeline(found)
+    assert all(bool(one.why) == bool(one.pause_ns) for one in shown.moments)
+    told = shown.moments[number].why
+    page = report.page(found, taken.run)
+    assert told.replace("'", "&#39;") in page
+    return [told]
+
+
+def test_a_pause_in_which_a_gate_lies_is_the_gates(gated: Run) -> None:
+    def within(start: int, end: int) -> list[dict[str, object]]:
+        return [{"gate": "sent", "before_ns": start + 1, "after_ns": end - 1}]
+
+    assert pauses(gated, within) == [
+        "at gate 'sent' the lab holds the programs while it looks into RAM"
+    ]
+
+
+def test_a_pause_without_a_gate_is_no_gates(gated: Run) -> None:
+    def beside(start: int, end: int) -> list[dict[str, object]]:
+        return [
+            {"gate": "armed", "before_ns": start - 9, "after_ns": start},
+            {"gate": "sent", "before_ns": end, "after_ns": end + 9},
+        ]
+
+    assert pauses(gated, beside) == ["no gate lies here: the guest ran slowly, or was not run"]
+
+
+def test_of_a_run_without_gates_a_pause_is_not_explained(gated: Run) -> None:
+    (told,) = pauses(gated, None)
+
+    assert told == "whether the lab held the programs at a gate was not recorded"
