@@ -446,15 +446,15 @@ def worksheet(
 
 
 @task(help={"json": JSON, "prune": "remove all but this many of the newest"})
-def runs(_: Context, prune: int = -1, json: bool = False) -> None:
+def runs(_: Context, prune: str = "", json: bool = False) -> None:
     """List the runs there are, oldest first, and what each came to; or remove old ones."""
     from lab.commands import read, told
 
     with told(json=json) as out:
-        if prune == -1:
-            read.runs(out)
-        else:
+        if prune:
             read.prune(out, prune)
+        else:
+            read.runs(out)
 
 
 @task(positional=["first", "second"], help={"first": RUN, "second": RUN, "json": JSON})

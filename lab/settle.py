@@ -225,15 +225,15 @@ class _Station:
         return Taken(state=claims.DONE, run=name, seconds=time.monotonic() - start)
 
     def _ask(self, ready: experiment.Stand, one: Wanted, journal: Journal) -> rundir.RunDir:
-        asked = one.asked
+        # What was expected of the playbook's own question is not asked here.
+        asked = replace(one.asked, expect=spec.Expect())
         kind = experiment.kind_of(asked.experiment)
         run_dir = experiment.new_run(
             asked, ready.setup, self.folder, guests=kind.guests(asked), last=False
         )
         journal.to_file(run_dir.path / "journal.jsonl")
         kind.take(ready, asked, run_dir, journal=journal, command=self.command)
-        # What was expected of the playbook's own question is not asked here.
-        kind.analyse(run_dir, spec.Expect(), journal=journal)
+        kind.analyse(run_dir, asked.expect, journal=journal)
         return run_dir
 
     def _try(self, ready: experiment.Stand, one: Wanted, journal: Journal) -> rundir.RunDir:

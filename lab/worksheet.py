@@ -25,6 +25,7 @@ HEADERS = {
 }
 CHECKED = ("E01", "E02", "E03", "E04", "E05", "E06", "E07")
 BLANK = "___"
+UNKNOWN = "unknown"
 LINE = re.compile(r"\s*(E0[1-8])\s*=\s*(.*?)\s*")
 QUESTIONS = {
     "E01": "From 013: your socket's file descriptor",
@@ -54,12 +55,18 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checked:
-    """What somebody filled in, and whether that is what was measured; None: left blank."""
+    """What somebody filled in, and whether that is what was measured; None: nobody can say."""
 
     id: str
     given: str
     right: bool | None
     expected: str
+
+    @property
+    def word(self) -> str:
+        if self.right is None:
+            return "blank" if _is_blank(self.given) else UNKNOWN
+        return "right" if self.right else "WRONG"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,11 +141,16 @@ def check(found: Sequence[Answer], text: str) -> list[Checked]:
 
 
 def _right(name: str, given: str, expected: str) -> bool | None:
-    if not given.strip("_ ") or not expected:
+    if _is_blank(given) or not expected:
         return None
     if name == "E07":
         return given.strip("% ").lower() == expected.lower()
     return _number(given, hexadecimal=name in ("E02", "E03", "E04")) == _number(expected)
+
+
+def _is_blank(given: str) -> bool:
+    """Tell whether nothing was filled in: the worksheet's own blanks are `___`, and `___ bytes`."""
+    return not given.strip("_ ") or given.startswith("__")
 
 
 def _number(text: str, *, hexadecimal: bool = False) -> int | None:
@@ -151,10 +163,10 @@ def _number(text: str, *, hexadecimal: bool = False) -> int | None:
 
 def marks(checked: Sequence[Checked]) -> str:
     """Return a line for each exercise."""
-    words = {True: "right", False: "WRONG", None: "blank"}
     return "\n".join(
-        f"{one.id}  {words[one.right]:<6} {one.given or BLANK}"
+        f"{one.id}  {one.word:<7} {one.given or BLANK}"
         + (f"   measured: {one.expected}" if one.right is False else "")
+        + ("   (this run cannot tell)" if one.word == UNKNOWN else "")
         for one in checked
     )
 

@@ -30,12 +30,15 @@ def compare(console: Console, first: str, second: str) -> None:
     console.result(f"{comparing.render(found)}{page}", {**found.as_json(), "page": str(page)})
 
 
-def prune(console: Console, keep: int) -> None:
+def prune(console: Console, keep: str) -> None:
     from lab.rundir import prune as pruning
 
-    if keep < 0:
-        raise PlaybookError(f"--prune {keep}: expected how many of the newest runs to keep")
-    removed = pruning.prune(paths.runs(), keep=keep)
+    if not (keep.isascii() and keep.isdigit()):
+        raise PlaybookError(
+            f"--prune={keep}: expected how many of the newest runs to keep, 0 or more",
+            hint="invoke lab.runs --prune=20",
+        )
+    removed = pruning.prune(paths.runs(), keep=int(keep))
     console.result(
         f"{len(removed.paths)} runs removed, {removed.bytes >> 20} MiB freed",
         {"removed": list(removed.paths), "bytes": removed.bytes},

@@ -44,7 +44,9 @@ def worksheet(console: Console, run: str, *, empty: bool, check: str) -> None:
     except (OSError, UnicodeDecodeError) as error:
         raise PlaybookError(f"{check} cannot be read: {error}") from error
     checked = sheet.check(found, text)
-    console.result(sheet.marks(checked), [dataclasses.asdict(one) for one in checked])
+    console.result(
+        sheet.marks(checked), [{**dataclasses.asdict(one), "word": one.word} for one in checked]
+    )
     wrong = [one.id for one in checked if one.right is False]
     if wrong:
         raise EvidenceError(f"{', '.join(wrong)}: not what was measured", log=check)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from lab import paths, rundir, spec, topology
 from lab.errors import LabError, TraceCorrupt
@@ -28,6 +28,7 @@ from lab.experiment.stand import (
     unlike,
 )
 from lab.journal import Journal
+from lab.ledger import expected
 
 __all__ = [
     "KINDS",
@@ -132,9 +133,7 @@ def run(
 def analyse(run_dir: rundir.RunDir, *, journal: Journal) -> Outcome:
     """Compute again what a run came to; it is asked what it was asked when it was taken."""
     manifest = run_dir.manifest()
-    told = manifest.values.get("expect")
-    asked: dict[str, Any] = dict(told) if isinstance(told, dict) else {}
-    expect = spec.Expect(**{key: asked[key] for key in asked if key in spec.EXPECTABLE})
+    expect = expected.asked(manifest)
     for name in KINDS:
         if name == manifest.experiment:
             return kind_of(name).analyse(run_dir, expect, journal=journal)

@@ -30,6 +30,7 @@ from lab.experiment.outcome import Later, Outcome
 from lab.experiment.stand import Stand, common_manifest, digests, keep_logs, keep_symbols
 from lab.guest import Guest
 from lab.journal import Journal
+from lab.ledger import expected
 from lab.rings import Rings
 
 # Which modules watch where: both on the one guest of a loopback run.
@@ -187,6 +188,9 @@ def answer(run_dir: rundir.RunDir, expect: spec.Expect, *, journal: Journal) -> 
     with journal.step("ledger"):
         result = ledger.build(run_dir)
         run_dir.write_text("ledger.json", result.to_json())
+        found = ledger.expectations(result, expect)
+        if found:
+            run_dir.write_json(expected.FILE, expected.as_json(found))
     with journal.step("report"):
         told = report.told(result, run_dir)
         run_dir.write_text("report.txt", report.text(told))
@@ -195,7 +199,7 @@ def answer(run_dir: rundir.RunDir, expect: spec.Expect, *, journal: Journal) -> 
         frames = report.wire(result, run_dir)
         if frames is not None:
             run_dir.file("wire.pcapng").write_bytes(frames)
-    failures = tuple(ledger.check(result, expect))
+    failures = tuple(str(one) for one in found if not one.held)
     return Answer(run=run_dir, ledger=result, failures=failures, told=tuple(told))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lab import correlate, spec
+from lab import correlate
 from lab.correlate import Flow, Inputs, accounts, outside
 from lab.correlate import types as flow_types
 from lab.correlate.identity import Identity
@@ -31,6 +31,7 @@ from lab.ledger.entries import (
     Touch,
     Unexplained,
 )
+from lab.ledger.expected import Expectation, asked, check, expectations
 from lab.record import Section
 from lab.rundir import RunDir, Workload
 from lab.rundir.faults import file_faults
@@ -38,6 +39,7 @@ from lab.rundir.faults import file_faults
 __all__ = [
     "SCHEMA",
     "Disagreement",
+    "Expectation",
     "Extent",
     "Incomplete",
     "Ledger",
@@ -49,8 +51,10 @@ __all__ = [
     "Totals",
     "Touch",
     "Unexplained",
+    "asked",
     "build",
     "check",
+    "expectations",
     "schema",
     "without_collector",
 ]
@@ -157,44 +161,6 @@ def _log_notes(inputs: Inputs, log: outside.Outside | None) -> Iterator[str]:
     if log is not None and not log.complete and inputs.manifest.probe_kind != "none":
         lost = ", ".join(f"{name} {count}" for name, count in log.lost.items() if count)
         yield f"the access log lost accesses ({lost}): probes were not held against it"
-
-
-def check(ledger: Ledger, expect: spec.Expect) -> list[str]:
-    """Return one line for every expectation the ledger does not meet: what was expected, found."""
-    failed = []
-
-    def compare(name: str, expected: object, found: object) -> None:
-        if expected is not None and expected != found:
-            failed.append(f"{name} {_word(expected)}, found {_word(found)}")
-
-    compare("complete", expect.complete, ledger.complete)
-    compare("unexplained", expect.unexplained, len(ledger.unexplained) if ledger.searched else None)
-    of_messages = (
-        expect.guest_cpu_copies, expect.device_reads, expect.device_writes, expect.handovers,
-        expect.same_object, expect.same_head, expect.skb_len_at_xmit,
-    )  # fmt: skip
-    if all(one is None for one in of_messages):
-        return failed
-    for message in ledger.messages:
-        of = f" of message {message.id}" if len(ledger.messages) > 1 else ""
-        totals = message.totals
-        compare(f"guest-cpu-copies{of}", expect.guest_cpu_copies, totals.guest_cpu_copies)
-        compare(f"device-reads{of}", expect.device_reads, totals.device_reads)
-        compare(f"device-writes{of}", expect.device_writes, totals.device_writes)
-        compare(f"handovers{of}", expect.handovers, totals.handovers)
-        compare(f"same-object{of}", expect.same_object, message.skb.same_object)
-        compare(f"same-head{of}", expect.same_head, message.skb.same_head)
-        lengths = [seen.len for seen in message.skb.sender if seen.at == "__dev_queue_xmit"]
-        compare(
-            f"skb-len-at-xmit{of}", expect.skb_len_at_xmit, lengths[0] if lengths else "no record"
-        )
-    return failed
-
-
-def _word(value: object) -> str:
-    if value is None:
-        return "unknown"
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 # --- Witnesses and losses -------------------------------------------------------------------

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from lab import capture
-from lab.ledger import Ledger, Message, Movement, Place, Unexplained
+from lab.ledger import Ledger, Message, Movement, Place, Unexplained, asked, expectations
 from lab.message import Messages
 from lab.report import ring_table, touches
 from lab.report.blocks import Block, paragraph, plain, shown, table
@@ -75,6 +76,7 @@ def told(ledger: Ledger, run: RunDir) -> list[Block]:
     """Return what report.txt says, to be shown at any width."""
     manifest = run.manifest()
     out: list[Block] = [*_verdict(ledger), *_conditions(ledger, manifest), *_trouble(ledger)]
+    out += _expected(ledger, manifest)
     for message in ledger.messages[:SHOWN_MESSAGES]:
         out += ["", *_copies(message)]
         out += ["", *_addresses(message, _messages(manifest), searched=ledger.searched)]
@@ -129,6 +131,22 @@ def _trouble(ledger: Ledger) -> list[Block]:
             f"0x{hit.physical:x}{_page_of(hit)} that no movement put there ({hit.evidence})"
         )
     out += _more(len(ledger.unexplained), "unexplained run")
+    return out
+
+
+def _expected(ledger: Ledger, manifest: Manifest) -> list[Block]:
+    """Say what the playbook expected, and what of it was found otherwise."""
+    found = expectations(ledger, asked(manifest))
+    failed = [one for one in found if not one.held]
+    out: list[Block] = []
+    for one in failed[:SHOWN_ROWS]:
+        out += paragraph(f"! expected {one}")
+    out += _more(len(failed), "failed expectation")
+    held = Counter(f"{one.name} {one.expected}" for one in found if one.held)
+    if held:
+        several = len(ledger.messages) > 1
+        of = [f"{text} (x {many})" if several and many > 1 else text for text, many in held.items()]
+        out += paragraph(f"Expected by the playbook, and held: {', '.join(of)}.")
     return out
 
 

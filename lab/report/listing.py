@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import json
+import mmap
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lab.ledger import expected
 from lab.report.tables import table
 from lab.rundir import transport
 
-HEAD = 4096  # bytes of ledger.json in which its verdict stands
+HEAD = 4096  # bytes of ledger.json in which `complete` stands
+DISAGREEMENTS = b'\n  "disagreements": ['  # as only the ledger's own list begins a line
+# What kinds of experiment without a ledger write, and their words for no trouble, and for some.
+OWN = {
+    "chain": ("chain.json", "AGREED", "DISAGREEMENT"),
+    "known": ("known.json", "COMPLETE", "DISAGREEMENT"),
+    "trap": ("result.json", "COMPLETE", "DISAGREEMENT"),
+    "as-written": ("as_written.json", "COMPLETE", "INCOMPLETE"),
+    "socket": ("socket.json", "PROVEN", "NOT PROVEN"),
+}
+# What these kinds write besides a ledger; where it has trouble the ledger's word is not enough.
+BESIDE = {"arrival": "arrival.json", "steps": "steps.json"}
+UNEXPECTED = ", NOT AS EXPECTED"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One run; `complete` is None where it has no ledger, `size` in bytes on disk."""
+    """One run; `complete` is None where it has no result, `size` in bytes on disk."""
 
     run: str
     when: str  # UTC
@@ -37,11 +51,10 @@ def row(path: Path) -> Row | None:
     manifest = _read(path / "manifest.json")
     if not manifest:
         return None
+    complete, verdict = _verdict(path, str(manifest.get("experiment", "message")))
+    if _read(path / expected.FILE).get("failed"):
+        verdict += UNEXPECTED
     crash = _read(path / "postmortem.json").get("verdict")
-    complete = _complete(path / "ledger.json")
-    if complete is None:
-        complete = _read(path / "socket.json").get("complete")
-    words = {True: "COMPLETE", False: "INCOMPLETE", None: "no ledger"}
     asked = ""
     if manifest.get("size"):
         way = transport(
@@ -56,7 +69,7 @@ def row(path: Path) -> Row | None:
         playbook=str(manifest.get("playbook", manifest.get("kind", "?"))),
         message=asked,
         complete=complete,
-        verdict=str(crash) if crash else words[complete],
+        verdict=str(crash) if crash else verdict,
         size=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
     )
 
@@ -85,6 +98,30 @@ def render(rows: Sequence[Row]) -> str:
 def _when(name: str) -> str:
     found = re.match(r"(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)Z", name)
     return "{}-{}-{} {}:{}:{}".format(*found.groups()) if found else ""
+
+
+def _verdict(path: Path, experiment: str) -> tuple[bool | None, str]:
+    """Return whether a run is complete, and its word, from the file of its kind of result."""
+    if experiment in OWN:
+        name, good, bad = OWN[experiment]
+        found = _read(path / name)
+        complete = found.get("complete", not found["trouble"] if "trouble" in found else None)
+        return (None, "no result") if complete is None else (complete, good if complete else bad)
+    complete = _complete(path / "ledger.json")
+    if complete is None:
+        return None, "no ledger"
+    if complete and _disagree(path / "ledger.json"):
+        return True, "DISAGREEMENT"
+    if complete and experiment in BESIDE and _read(path / BESIDE[experiment]).get("trouble"):
+        return False, "INCOMPLETE"
+    return complete, "COMPLETE" if complete else "INCOMPLETE"
+
+
+def _disagree(path: Path) -> bool:
+    """Tell whether a ledger's witnesses disagree: the list is near its end, and looked for there."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        at = text.rfind(DISAGREEMENTS) + len(DISAGREEMENTS)
+        return at >= len(DISAGREEMENTS) and text[at : at + 1] != b"]"
 
 
 def _complete(path: Path) -> bool | None:

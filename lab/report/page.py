@@ -15,7 +15,7 @@ from pathlib import Path
 import jinja2
 
 from lab.capture import Frame
-from lab.ledger import Ledger, Message, Movement
+from lab.ledger import Ledger, Message, Movement, asked, expectations
 from lab.message import Messages
 from lab.report import cells, evidence, questions, touches, verdict
 from lab.report.conditions import conditions, notes
@@ -112,6 +112,8 @@ def page(ledger: Ledger, run: RunDir) -> str:
         for number, messages in enumerate(groups[:SHOWN_WAYS])
     ]
     first = shown[0]
+    expected = expectations(ledger, asked(manifest))
+    failed = [one for one in expected if not one.held]
     return environment().get_template("run.html.j2").render(
         run=run.name,
         word=verdict.word(ledger),
@@ -130,6 +132,10 @@ def page(ledger: Ledger, run: RunDir) -> str:
         disagreements_left_out=max(0, len(ledger.disagreements) - SHOWN_ROWS),
         unexplained=ledger.unexplained[:SHOWN_ROWS],
         unexplained_left_out=max(0, len(ledger.unexplained) - SHOWN_ROWS),
+        expected=[one for one in expected if one.held][:SHOWN_ROWS],
+        expected_left_out=max(0, sum(one.held for one in expected) - SHOWN_ROWS),
+        failed=failed[:SHOWN_ROWS],
+        failed_left_out=max(0, len(failed) - SHOWN_ROWS),
         touches=touches.rows(ledger, first.message.id)[:SHOWN_ROWS],
         conditions=list(conditions(ledger, manifest)),
         notes=notes(ledger),

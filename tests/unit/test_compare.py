@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from invoke import Context, Exit
 
-from lab import ledger, report
-from lab.errors import TraceCorrupt
+import tasks
+from lab import experiment, ledger, report
+from lab.commands import Console, read
+from lab.errors import PlaybookError, TraceCorrupt
+from lab.journal import Journal
 from lab.ledger import Ledger
 from lab.report import compare, crash, listing, tables
 from lab.rundir import RunDir
 from tests.unit import cooked, reader
-from tests.unit.cooked import Cook
+from tests.unit.cooked import Cook, edit
 
 Side = tuple[Ledger, RunDir]
+GOOD = ("COMPLETE", "AGREED", "PROVEN")
 
 
 def side(cook: Cook) -> Side:
@@ -95,6 +102,118 @@ def test_a_crash_is_listed_by_its_verdict(tmp_path: Path) -> None:
 
     assert row is not None
     assert (row.verdict, row.complete, row.playbook) == ("oops", None, "try-x")
+
+
+def test_witnesses_that_disagree_are_the_verdict(tmp_path: Path) -> None:
+    run = cooked.nic(tmp_path).serve()
+    found = ledger.build(run)
+    one = ledger.Disagreement(guest="sender", what="order", message=None, text="x", evidence=())
+    many = "x" * (listing.HEAD * 4)
+    for changed, verdict in (
+        (found, "COMPLETE"),
+        (replace(found, disagreements=(one,)), "DISAGREEMENT"),
+        (replace(found, disagreements=(one,) * 9, notes=(many,)), "DISAGREEMENT"),
+        (replace(found, complete=False, disagreements=(one,)), "INCOMPLETE"),
+        (replace(found, notes=('"disagreements": [1',)), "COMPLETE"),
+    ):
+        run.write_text("ledger.json", changed.to_json())
+        row = listing.row(tmp_path)
+        assert row is not None
+        assert row.verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("experiment", "file", "result", "verdict"),
+    [
+        ("trap", "result.json", {"trouble": []}, "COMPLETE"),
+        ("trap", "result.json", {"trouble": ["x"]}, "DISAGREEMENT"),
+        ("chain", "chain.json", {"trouble": []}, "AGREED"),
+        ("chain", "chain.json", {"trouble": ["x"]}, "DISAGREEMENT"),
+        ("known", "known.json", {"trouble": []}, "COMPLETE"),
+        ("known", "known.json", {"trouble": ["x"]}, "DISAGREEMENT"),
+        ("as-written", "as_written.json", {"complete": True, "trouble": []}, "COMPLETE"),
+        ("as-written", "as_written.json", {"complete": False, "trouble": ["x"]}, "INCOMPLETE"),
+        ("socket", "socket.json", {"complete": True}, "PROVEN"),
+        ("socket", "socket.json", {"complete": False}, "NOT PROVEN"),
+        ("trap", "chain.json", {"trouble": []}, "no result"),
+    ],
+)
+def test_a_run_without_a_ledger_is_listed_by_its_own_result(
+    tmp_path: Path, experiment: str, file: str, result: dict[str, Any], verdict: str
+) -> None:
+    RunDir(tmp_path).write_json("manifest.json", {"experiment": experiment})
+    RunDir(tmp_path).write_json(file, result)
+    row = listing.row(tmp_path)
+
+    assert row is not None
+    assert row.verdict == verdict
+    assert row.complete is (None if verdict == "no result" else verdict in GOOD)
+
+
+@pytest.mark.parametrize(("trouble", "verdict"), [([], "COMPLETE"), (["x"], "INCOMPLETE")])
+def test_trouble_beside_a_ledger_is_the_verdict(
+    tmp_path: Path, trouble: list[str], verdict: str
+) -> None:
+    run = cooked.loopback(tmp_path).serve()
+    edit(run, "manifest.json", lambda value: value.update(experiment="arrival"))
+    run.write_text("ledger.json", ledger.build(run).to_json())
+    run.write_json("arrival.json", {"trouble": trouble})
+    row = listing.row(tmp_path)
+
+    assert row is not None
+    assert row.verdict == verdict
+
+
+@pytest.mark.parametrize("keep", ["-1", "-7", "some"])
+def test_to_keep_fewer_than_no_runs_is_refused(keep: str) -> None:
+    console = Console(json=False, journal=Journal(stream=io.StringIO()))
+
+    with pytest.raises(PlaybookError, match=f"--prune={keep}: expected how many"):
+        read.prune(console, keep)
+
+
+def test_the_task_refuses_it_too() -> None:
+    with pytest.raises(Exit, match="--prune=-1"):
+        tasks.runs(Context(), prune="-1")
+
+
+# --- What was expected ----------------------------------------------------------------------
+
+
+def expecting(path: Path, **lines: object) -> tuple[str, str, str]:
+    """Return report.txt, report.html and the listed verdict of a run of which that is expected."""
+    run = cooked.nic(path, count=2).serve()
+    edit(run, "manifest.json", lambda value: value.update(expect=lines))
+    journal = Journal(stream=io.StringIO())
+    experiment.analyse(run, journal=journal)
+    row = listing.row(path)
+    assert row is not None
+    return (
+        run.read_bytes("report.txt").decode(),
+        run.read_bytes("report.html").decode(),
+        row.verdict,
+    )
+
+
+def test_a_failed_expectation_is_in_both_reports_and_in_the_list(tmp_path: Path) -> None:
+    text, page, verdict = expecting(tmp_path, complete=True, guest_cpu_copies=3, device_reads=7)
+
+    assert "! expected device-reads of message 0 7, found 1" in text
+    assert "! expected device-reads of message 1 7, found 1" in text
+    assert "Expected by the playbook, and held: complete yes, guest-cpu-copies 3 (x 2)." in text
+    assert "<li>device-reads of message 0: expected 7, found 1</li>" in page
+    assert "What the playbook expected" in page
+    assert verdict == "COMPLETE, NOT AS EXPECTED"
+
+
+def test_expectations_that_hold_are_said(tmp_path: Path) -> None:
+    text, page, verdict = expecting(tmp_path, complete=True, device_reads=1)
+
+    assert "! expected" not in text
+    assert "and held: complete yes, device-reads 1 (x 2)." in text
+    assert "What the playbook expected</h3>" in page
+    assert "is not so" not in page
+    assert verdict == "COMPLETE"
 
 
 # --- A module that was tried ----------------------------------------------------------------

@@ -165,9 +165,13 @@ def pauses(taken: Run, gates: Callable[[int, int], list[dict[str, object]]] | No
     number = next(n for n, one in enumerate(shown.moments) if one.pause_ns)
     start, end = shown.moments[number - 1].ns, shown.moments[number].ns
     if gates is not None:
+        held = gates(start, end)
+
+        def hold(value: dict[str, object]) -> None:
+            value["gates"] = held
+
         for name in ("sender", "receiver"):
-            held = gates(start, end)
-            edit(taken.run, f"{name}/tsc.json", lambda value, held=held: value.update(gates=held))
+            edit(taken.run, f"{name}/tsc.json", hold)
         shown = taken.timeline(found)
     assert all(bool(one.why) == bool(one.pause_ns) for one in shown.moments)
     told = shown.moments[number].why

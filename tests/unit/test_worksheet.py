@@ -48,7 +48,10 @@ def test_what_a_run_did_not_record_stays_blank(run: RunDir) -> None:
     found = of_run(run)
     assert (found["E03"].value, found["E04"].value, found["E07"].value) == ("", "", "")
     assert "nobody looked" in found["E04"].note
-    assert worksheet.check(list(found.values()), "E04 = 0x1")[3].right is None
+    checked = worksheet.check(list(found.values()), "E04 = 0x1")
+    assert (checked[3].right, checked[3].word) == (None, "unknown")
+    assert "E04  unknown 0x1   (this run cannot tell)" in worksheet.marks(checked).splitlines()
+    assert "E03  blank   ___" in worksheet.marks(checked).splitlines()
 
 
 def test_registers_of_a_run_that_was_followed(run: RunDir) -> None:
@@ -107,6 +110,12 @@ def test_a_wrong_answer_is_marked(run: RunDir, line: str, place: int) -> None:
     checked = worksheet.check(worksheet.answers(run), line)
     assert checked[place].right is False
     assert "WRONG" in worksheet.marks(checked)
+
+
+@pytest.mark.parametrize("line", ["E05 = ___ bytes", "E05 = ___", "E05 =", "E05 = _______ bytes"])
+def test_underscores_are_blank_whatever_follows(run: RunDir, line: str) -> None:
+    checked = worksheet.check(worksheet.answers(run), line)
+    assert (checked[4].right, checked[4].word) == (None, "blank")
 
 
 def test_a_file_with_nothing_in_it_is_refused(run: RunDir) -> None:
