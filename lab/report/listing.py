@@ -118,7 +118,7 @@ def _verdict(path: Path, experiment: str) -> tuple[bool | None, str]:
 
 
 def _disagree(path: Path) -> bool:
-    """Tell whether a ledger's witnesses disagree: the list is near its end, and looked for there."""
+    """Tell whether a ledger's witnesses disagree: the list is near its end."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
         at = text.rfind(DISAGREEMENTS) + len(DISAGREEMENTS)
         return at >= len(DISAGREEMENTS) and text[at : at + 1] != b"]"
