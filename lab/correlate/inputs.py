@@ -23,6 +23,7 @@ from lab.symbols import Symbols
 SENDER, RECEIVER = "sender", "receiver"  # roles of the workload
 ENOENT = 2
 KMOD, BPF = "probe:kmod", "probe:bpf"  # witnesses whose accounts are records
+ACCESS_LOG = "access-log"  # the one whose account is loads and stores
 # A device's address, the physical one it stood for, how many bytes on, and the evidence.
 Mapping = tuple[int, int, int, str]
 MOST_MESSAGES = 120_000  # twelve times what a playbook may ask for
@@ -184,7 +185,7 @@ def blame(guest: GuestInputs | None, way: str | None) -> str:
     """
     if guest is None:
         return "the guest is not in the run directory"
-    if guest.witness == "access-log":
+    if guest.witness == ACCESS_LOG:
         return f"{guest.name}/access.bin shows no copy that brought them"
     if guest.trace is None:
         return f"{guest.name} has no trace"

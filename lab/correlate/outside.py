@@ -7,17 +7,19 @@ both accounts; the two flows are then held against each other, byte by byte.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from typing import TypeAlias
 
 from lab import access, accesses, correlate
 from lab.access import AccessLog
 from lab.accesses import Accesses, CopySeen, Hold
+from lab.accesses.types import Extents
 from lab.correlate.devices import arrivals, buffer_parts, header_in_front
 from lab.correlate.identity import Identity
-from lab.correlate.inputs import SENDER, GuestInputs, Inputs, Mapping
+from lab.correlate.inputs import ACCESS_LOG, SENDER, GuestInputs, Inputs, Mapping
 from lab.correlate.rings import RingWitness
 from lab.correlate.spans import Index, missing
 from lab.correlate.types import Disagreement, Flow, Kind, Movement, PlaceKind, Unexplained
@@ -25,11 +27,13 @@ from lab.errors import TraceCorrupt
 from lab.record import Context, Flag, Hook, Record
 from lab.record import Kind as At
 
-WITNESS = "access-log"
+WITNESS = ACCESS_LOG
 # Intel VT-d, an entry of a second-level page table: read and write, and what page it maps.
 IOMMU_ENTRY = 8
 IOMMU_ALLOWED = 3
 IOMMU_ADDRESS = 0x000F_FFFF_FFFF_F000
+Act: TypeAlias = tuple[tuple[str, ...], Extents, Extents]  # evidence; from, to
+Moved: TypeAlias = tuple[int, int, int]  # a byte's offset in its message; from, to: physical
 MOST_EVIDENCE = 8  # ids of one movement; a byte-wise copy of 64 KiB has more
 
 # Functions that only copy, for whoever calls them: the caller says what the copy was for.
@@ -54,9 +58,16 @@ class OutsideGuest(GuestInputs):
 
         A probe that reads message bytes for its record stores them masked, and of one byte
         that is the same byte once in 256 runs: what probes store is no part of the way.
+        A copy of several messages at once is found once for each, and is one act.
         """
-        copies = sorted(self.seen.copies, key=lambda copy: copy.first)
-        return tuple(_record(self, copy) for copy in copies if copy.function not in self.probes)
+        acts: dict[Act, CopySeen] = {}
+        for copy in sorted(self.seen.copies, key=lambda copy: copy.first):
+            act = (copy.evidence, copy.source, copy.target)
+            if act not in acts or _shown_to(copy) > _shown_to(acts[act]):
+                acts[act] = copy
+        return tuple(
+            _record(self, copy) for copy in acts.values() if copy.function not in self.probes
+        )
 
     @property
     def mappings(self) -> tuple[Mapping, ...]:
@@ -292,8 +303,12 @@ def _record(guest: OutsideGuest, copy: CopySeen) -> Record:
         flags=flags,
         iter_type=0,
         frags=0,
-        bytes=copy.bytes[: copy.payload_at + copy.payload_size],
+        bytes=copy.bytes[: _shown_to(copy)],
     )
+
+
+def _shown_to(copy: CopySeen) -> int:
+    return copy.payload_at + copy.payload_size
 
 
 def name_of(copy: CopySeen) -> str:
@@ -318,7 +333,8 @@ def agree(inside: Flow, outside: Flow, identity: Identity) -> tuple[Disagreement
     """Confirm each movement the other account has too; return what only one of them has.
 
     Compared are copies by guest CPUs: for each byte of a message, from which physical
-    address to which.  What a device did is confirmed where the log shows that no CPU did.
+    address to which, and how often.  What a device did is confirmed where the log shows that
+    no CPU did.
     """
     mine, theirs = by_message(inside), by_message(outside)
     found: list[Disagreement] = []
@@ -337,8 +353,58 @@ def agree(inside: Flow, outside: Flow, identity: Identity) -> tuple[Disagreement
         for movement in _copies(outside)
         if not same_copies(movement, mine) and comparable(movement)
     ]
+    found += [
+        lonely(movement, "a probe reports once more than CPUs were seen to make it, a copy: ")
+        for movement in _surplus(_by_function(inside), theirs)
+        if _decidable(movement, outside, identity)
+    ]
+    found += [
+        lonely(movement, "a copy was made once more than probes reported it: ")
+        for movement in _surplus([*theirs.values()], mine)
+    ]
     _confirm_devices(inside, outside)
     return tuple(found)
+
+
+def _by_function(flow: Flow) -> list[list[Movement]]:
+    # Two hooks may see one copy, an outer and an inner function: one function's alone are acts.
+    out: dict[tuple[str, int, str], list[Movement]] = defaultdict(list)
+    for movement in _copies(flow):
+        out[*_key(movement), movement.function].append(movement)
+    return [*out.values()]
+
+
+def _surplus(
+    accounts: Iterable[list[Movement]], others: dict[tuple[str, int], list[Movement]]
+) -> Iterator[Movement]:
+    """Yield the copies of bytes that the other account has too, and not as often.
+
+    Each of `accounts` is of one guest and message.
+    """
+    for movements in accounts:
+        often: Counter[Moved] = Counter()
+        known: Counter[Moved] | None = None
+        for movement, moved in _acts(movements):
+            often.update(moved)
+            again = [one for one in moved if often[one] > 1]
+            if again and known is None:
+                known = Counter(one for other in others[_key(movement)] for one in _moved(other))
+            if known is not None and any(often[one] > known[one] > 0 for one in again):
+                yield movement
+
+
+def _acts(movements: list[Movement]) -> Iterator[tuple[Movement, set[Moved]]]:
+    # Not a copy that a fault broke off, and that its function began again from its first byte:
+    # a probe that is told of no byte copied by then reports one, and the log has two.
+    every = [(movement, _moved(movement)) for movement in movements]
+    for number, (movement, moved) in enumerate(every):
+        if not any(
+            later.function == movement.function
+            and later.offset == movement.offset
+            and moved < whole
+            for later, whole in every[number + 1 :]
+        ):
+            yield movement, moved
 
 
 def without_spills(flow: Flow, outside: Outside | None) -> tuple[Unexplained, ...]:
@@ -397,7 +463,7 @@ def same_copies(
     """Return the other account's movements that together are this one; [] where they are not."""
     wanted = _moved(movement)
     twins = []
-    known: set[tuple[int, int, int]] = set()
+    known: set[Moved] = set()
     for other in others[_key(movement)]:
         if _same_bytes(movement, other):
             moved = _moved(other) & wanted
@@ -407,8 +473,8 @@ def same_copies(
     return twins if wanted and known == wanted else []
 
 
-def _moved(movement: Movement) -> set[tuple[int, int, int]]:
-    """Return (offset in the message, source, target) of each byte, addresses physical."""
+def _moved(movement: Movement) -> set[Moved]:
+    """Return what became of each byte."""
     source = dict(_bytes(movement, source=True))
     target = dict(_bytes(movement, source=False))
     return {(at, source[at], target[at]) for at in source.keys() & target.keys()}

@@ -290,3 +290,94 @@ def test_the_log_s_times_are_not_held_against_the_guest_s_clock(tmp_path: Path) 
     cooked.edit(run, "manifest.json", lambda value: value["probes"].update(kind="none"))
 
     assert () == ledger.build(run).disagreements
+
+
+# --- How often ------------------------------------------------------------------------------
+
+
+def last_copy(run: RunDir) -> Movement:
+    return [one for one in correlate.follow(run).movements if one.kind is Kind.COPY][-1]
+
+
+def twice(run: RunDir) -> list[str]:
+    return [one.text for one in ledger.build(run).disagreements if " once more than " in one.text]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("function", [16, 1], ids=["another function", "the same function"])
+def test_a_copy_made_once_more_than_a_probe_reports_is_named(
+    run: RunDir, function: int, times: int
+) -> None:
+    """The same bytes from the same place to the same: to the log another act."""
+    logs = logged(run)
+    last = last_copy(run)
+    for call in range(90, 90 + times):
+        logs[last.guest] += rows(run, last, call * function)
+    write(run, logs)
+
+    assert times == len(twice(run))
+    assert f"to {last.target.physical:#x}" in twice(run)[0]
+    assert not ledger.build(run).proven
+
+
+def test_a_probe_that_reports_a_copy_twice_is_caught(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    run = cook.serve()
+    write(run, logged(run))
+    once = next(one for one in cook.receiver.events if one["hook"].endswith(">memcpy"))
+    cook.receiver.events.append(once | {"tsc": once["tsc"] + 5})
+
+    (text,) = twice(cook.serve())
+
+    assert "a probe reports once more than CPUs" in text
+
+
+def test_an_outer_and_an_inner_function_are_one_copy(tmp_path: Path) -> None:
+    cook = cooked.loopback(tmp_path)
+    run = cook.serve()
+    write(run, logged(run))
+    inner = next(one for one in cook.sender.events if one["hook"] == "_copy_to_iter")
+    cook.sender.events.append(inner | {"hook": "csum_and_copy_to_iter", "tsc": inner["tsc"] + 5})
+
+    found = ledger.build(cook.serve())
+
+    assert () == found.disagreements
+    assert found.complete
+
+
+@pytest.mark.parametrize(("began", "named"), [(0, 0), (8, 1)], ids=["begun again", "a piece"])
+def test_a_copy_that_a_fault_broke_off_is_begun_again(run: RunDir, began: int, named: int) -> None:
+    """A probe may be told that nothing was copied; a piece from the middle is another copy."""
+    logs = logged(run)
+    guest = last_copy(run).guest
+    broken = [
+        row
+        | {"bytes": row["bytes"][began : began + 8], "call": 77}
+        | {key: row[key] + began for key in ("virt", "phys")}
+        for row in logs[guest][-2:]
+    ]
+    logs[guest][-2:-2] = broken
+    write(run, logs)
+
+    assert named == len(twice(run))
+
+
+def test_a_copy_of_several_messages_at_once_is_one_act(tmp_path: Path) -> None:
+    """As of an skb that holds what TCP has not sent yet."""
+    cook = cooked.nic(tmp_path, count=2)
+    run = cook.serve()
+    logs = logged(run)
+    inputs = correlate.load(run)
+    data = b"".join(map(inputs.identity.bytes_of, (0, 1)))
+    common = {"bytes": data, "ip": TEXT, "call": 99, "tsc": 9999}
+    for at, store in ((0x0700_0000, False), (0x0701_0000, True)):
+        place = {"virt": cooked.DIRECT_MAP + at, "phys": at, "store": store}
+        logs["sender"].append(common | place)
+    write(run, logs)
+
+    log = outside.look(inputs)
+
+    assert log is not None
+    (sender,) = [one for one in log.guests if one.name == "sender"]
+    (act,) = [one for one in sender.records if one.size == len(data)]
+    assert act.bytes == data
