@@ -58,11 +58,13 @@ class Wire:
     board: Board
     carried: dict[int, Carried] = field(default_factory=dict)  # frame at the sender -> what
     _left: deque[Frame] = field(default_factory=deque)
+    _begun: dict[int, int] = field(default_factory=dict)  # later fragment -> its datagram's message
     _alike: int = 0  # messages seen so far, of those that are told apart by order alone
 
     def load(self, frames: Sequence[Frame] | None) -> None:
         """Take the sender's frames in the order they left."""
         self._left = deque(frames or ())
+        self._begun = self._later_fragments()
 
     @property
     def unclaimed(self) -> list[Frame]:
@@ -160,8 +162,35 @@ class Wire:
         self._alike += 1
         return [(frame.headers.payload_at, self._alike - 1, 0, len(payload))]
 
+    def _later_fragments(self) -> dict[int, int]:
+        """Return the message of each fragment behind a first one that shows it.
+
+        The last may hold one byte, and that byte be the same in all messages: it is of the
+        message that its datagram's first fragment shows.
+        """
+        if not self.board.inputs.identity.unique:
+            return {}
+        out: dict[int, int] = {}
+        begun: dict[tuple[str, str, int, int], int] = {}
+        for frame in self._left:
+            headers = frame.headers
+            if headers is None or not (headers.more_fragments or headers.fragment_offset):
+                continue
+            whose = (headers.ip_source, headers.ip_target, headers.protocol, headers.ip_id)
+            if headers.fragment_offset == 0:
+                begun.pop(whose, None)  # an id comes again after 65536 of IPv4
+                shown = {message for _, message, _, size in self.carries(frame) if size >= LEAST}
+                if len(shown) == 1:
+                    begun[whose] = shown.pop()
+            elif whose in begun:
+                out[frame.index] = begun[whose]
+        return out
+
     def _shows(self, frame: Frame, parts: Sequence[Held], header: int) -> bool:
         identity = self.board.inputs.identity
+        begun = self._begun.get(frame.index)
+        if begun is not None and any(part.message != begun for part in parts):
+            return False
         for part in parts:
             at = part.at - header
             if at < 0 or at + part.size > len(frame.data):

@@ -123,6 +123,30 @@ def test_a_header_that_ends_as_the_message_goes_on_is_no_part_of_it(tmp_path: Pa
     assert [(34, 0, 1472, 1480)] == Wire(Board(inputs)).carries(frame)
 
 
+@pytest.mark.parametrize(("family", "size"), [("ipv4", 1473), ("ipv6", 1449 + 1440)])
+def test_a_datagrams_last_byte_is_of_the_message_that_its_first_ones_show(
+    tmp_path: Path, family: str, size: int
+) -> None:
+    """The last byte is alike in all: the number of the datagram says whose it is."""
+    cook = cooked.nic(tmp_path, size=size, count=2, family=family)
+    inputs = correlate.load(cook.serve())
+    board = Board(inputs)
+    wire = Wire(board)
+    wire.load(inputs.guests[0].frames)
+    tails = [frame for frame in wire.unclaimed if frame.headers and frame.headers.fragment_offset]
+    first, second = tails[len(tails) // 2 - 1], tails[-1]
+    assert first.payload == second.payload
+    offset = size - len(first.payload)
+    place = board.place("sender", PlaceKind.KERNEL, held=(1, offset, 1), virtual=1, evidence=[])
+    at = len(first.data) - len(first.payload)
+    part = Held(0, 1, 1, offset, place, 1, 0, 0, 0, at)
+
+    claimed = wire.claim(len(first.data), [part], b"")
+
+    assert claimed is not None
+    assert (second.index, 0) == (claimed[0].index, claimed[1])
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_fragments_that_are_put_together_change_their_head(tmp_path: Path, *, known: bool) -> None:
     """The last one's skb takes over what the first one's held; a head nobody had is a fault."""
