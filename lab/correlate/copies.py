@@ -267,7 +267,9 @@ class Copies:
 
     def _seen_before(self, copy: Copy, parts: list[Held]) -> bool:
         # One copy may be seen by two hooks, an outer and an inner function.  What the access
-        # log shows are acts: the same again is another.
+        # log shows are acts: the same again is another.  So it is of two functions between
+        # skbs, none of which calls the other: TCP sends again what is still in the same place
+        # by skb_copy_bits, which it had sent by skb_copy_and_csum_bits.
         if self.memory.guest.witness == ACCESS_LOG:
             return False
         there = self.memory.holdings.find(copy.target)
@@ -281,6 +283,7 @@ class Copies:
                 movement is None
                 or movement.source is not part.place
                 or movement.function == copy.record.hook
+                or {movement.function, copy.record.hook} <= BETWEEN_SKBS
             ):
                 return False
         for movement in made:

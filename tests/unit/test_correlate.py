@@ -295,6 +295,18 @@ def test_segments_that_a_socket_joins_are_copied_once_more(tmp_path: Path) -> No
     assert () == flow.gaps + flow.disagreements + flow.unexplained
 
 
+def test_what_is_sent_again_by_another_copy_between_skbs_is_copied_again(tmp_path: Path) -> None:
+    """To the same place, where the first copy was freed by then."""
+    cook = cooked.tcp(tmp_path, size=100)
+    once = next(one for one in cook.sender.events if one["hook"] == "skb_copy_bits")
+    again = {"hook": "skb_copy_and_csum_bits", "tsc": once["tsc"] + 5}
+    cook.sender.events.append(once | again)
+
+    found = named(follow(cook))
+
+    assert (1, 1) == (found.count("skb_copy_bits"), found.count("skb_copy_and_csum_bits"))
+
+
 def test_headers_alone_that_are_copied_move_no_message(tmp_path: Path) -> None:
     cook = cooked.tcp(tmp_path)
     header: dict[str, Any] = {"skb": 0x1000, "head": 0x2000, "data": 0x2040, "shinfo": 0x2200}
