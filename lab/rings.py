@@ -46,11 +46,12 @@ class Rings:
     device: str  # where QEMU has it
     queues: dict[str, dict[str, Any]] = field(default_factory=dict)
     at_first: dict[str, int] = field(default_factory=dict)  # the used index, by queue
+    heads: dict[str, tuple[int, int]] = field(default_factory=dict)  # e1000e: head, and used so far
     iommu: Iommu | None = None  # in front of the device
     lie: dict[tuple[str, str], list[tuple[int, int]]] = field(default_factory=dict)
 
     def posted(self) -> list[tuple[int, int]]:
-        """Return the physical ranges that were the device's to fill at the first gate."""
+        """Return the physical ranges to fill that the first gate shows, the left-over ones too."""
         gates = self.queues["rx"]["gates"] if "rx" in self.queues else {}
         first: dict[str, Any] = next(iter(gates.values()), {"descriptors": []})
         given = [
@@ -172,6 +173,12 @@ def _virtqueue(
         "avail_idx": avail_idx,
         "used_idx": used_idx,
         "descriptors": given,
+        # The heads of what the device has.  It uses them in the order they were given in, as QEMU's
+        # virtio-net does and vhost-net without zero copy.
+        "given": [
+            struct.unpack_from("<H", offered, 4 + 2 * (at % size))[0]
+            for at in range(used_idx, used_idx + (avail_idx - used_idx) % INDEXES)
+        ],
         # What the device gave back since the first gate, oldest first.
         "used": [
             list(USED.unpack_from(taken, 4 + USED.size * (at % size)))
@@ -209,14 +216,18 @@ def _e1000e(
             given, written = _whole(table, BUFFER_SIZES[control >> 16 & 3])
     size = len(written)
     first = rings.at_first.setdefault(name, head)
-    done = (head - first) % size
+    # The head tells where the device is, not how often it went round: a gate is passed before
+    # that, or `done` is too low by whole rounds.
+    before, done = rings.heads.get(name, (first, 0))
+    done += (head - before) % size
+    rings.heads[name] = head, done
     mine = {at % size for at in range(head, head + (tail - head) % size)}
     if name == "rx":
         # The device writes over the address of what it fills, and the driver gives it a new one.
         given = [one if at // each in mine else NO_BUFFER for at, one in enumerate(given)]
     used = [
         [at % size * each + part, length]
-        for at in range(first, first + done)
+        for at in range(first + max(done - size, 0), first + done)
         for part, length in enumerate(written[at % size])
         if name == "tx" or at % size not in mine
     ]
@@ -237,7 +248,9 @@ def _e1000e(
     queue["gates"][gate] = {
         "avail_idx": (first + done + (tail - head) % size) * each % INDEXES,
         "used_idx": (first + done) * each % INDEXES,
+        "at_least": True,
         "descriptors": rows,
+        "given": [at for at in range(len(given)) if at // each in mine],
         "used": used,
         # One word for all buffers of a descriptor; the driver gives an empty one with 0 in it.
         "status": [[number * each, word] for number, word in enumerate(status) if word],

@@ -230,6 +230,7 @@ class Archive:
                         *_behind(queue, moment, one),
                         ("length", f"{one.length} bytes"),
                         ("flags", f"{one.flags} ({ways})"),
+                        ("the device's then", _posted(moment, one)),
                         ("ring", f"available {moment.avail_idx}, used {moment.used_idx}"),
                     ),
                 )
@@ -250,6 +251,11 @@ class Archive:
                 ("searched", f"{moment.scanned_bytes} bytes of RAM"),
             ),
         )
+
+
+def _posted(gate: RingGate, one: Descriptor) -> str:
+    posted = gate.posted()
+    return "not recorded" if posted is None else "yes" if one.id in posted else "no"
 
 
 def _behind(queue: Queue, gate: RingGate, one: Descriptor) -> list[tuple[str, str]]:

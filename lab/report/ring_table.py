@@ -1,5 +1,7 @@
 """The device's rings as a table: what was given to it, what it did, and for which movement.
 
+A descriptor is used more than once, with another buffer each time: a row is one at one gate.
+
 From guest RAM at the gates (rings.json) and the ledger; of a ring that was not touched the first
 descriptors stand for the rest.
 """
@@ -14,22 +16,25 @@ from lab.ledger import Ledger
 from lab.report.blocks import plain, table
 from lab.report.rings import in_order
 from lab.rundir import Descriptor, Queue, RingGate, RunDir
+from lab.rundir.artefacts import INDEXES
 
 LIKE = 2  # descriptors that are shown of those nothing happened to
-HEAD = ("DESC", "ADDRESS", "LENGTH", "FLAGS", "BEFORE", "AFTER", "MOVEMENT")
+HEAD = ("DESC", "GATE", "ADDRESS", "LENGTH", "FLAGS", "BEFORE", "AFTER", "MOVEMENT")
 WAYS: Mapping[str, str] = {"dma-read": "reads", "dma-write": "writes"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """One descriptor as it was at the first gate, or at the first at which it was given."""
+    """One descriptor at a gate: one that a movement cites, or else the first it was given at."""
 
     descriptor: int
+    gate: str  # address, length and flags are those at this one
     address: str  # hexadecimal, as the device has it
     length: int
     flags: str
     before: str
     after: str
+    used: tuple[tuple[int, int], ...]  # each use since the first gate: which of them, bytes
     touched: bool  # the device used it, or a movement names it
     movements: tuple[str, ...]
     evidence: str
@@ -48,6 +53,7 @@ class Table:
     posted_after: int
     used_before: int  # the device's index
     used_after: int
+    at_least: bool  # the index after may be too low by whole rounds of the ring
     entries: tuple[Entry, ...]
 
     def as_json(self) -> dict[str, Any]:
@@ -65,23 +71,27 @@ def tables(run: RunDir, ledger: Ledger) -> list[Table]:
     return out
 
 
-def _movements(ledger: Ledger) -> dict[str, list[str]]:
-    # "receiver/rx/5" -> what moved through that descriptor
-    out: dict[str, list[str]] = {}
+Cited = dict[tuple[str, str, int], dict[str, list[str]]]
+
+
+def _movements(ledger: Ledger) -> Cited:
+    # (guest, queue, descriptor) -> gate -> what moved through it as it was at that gate
+    out: Cited = {}
     for message in ledger.messages:
         for movement in message.movements:
             for one in movement.evidence:
-                where, _, place = one.partition("/rings.json#")
+                guest, _, place = one.partition("/rings.json#")
                 if not place:
                     continue
-                key = f"{where}/{place.partition('/')[2]}"
+                gate, queue, number = place.split("/")
                 words = f"message {message.id}: {movement.function}"
                 words += f" {WAYS.get(movement.kind, movement.kind)} {movement.size} bytes"
-                out.setdefault(key, []).append(f"{words}, {movement.evidence[0]}")
+                at = out.setdefault((guest, queue, int(number)), {})
+                at.setdefault(gate, []).append(f"{words}, {movement.evidence[0]}")
     return out
 
 
-def _table(guest: str, queue: Queue, movements: Mapping[str, list[str]]) -> Table:
+def _table(guest: str, queue: Queue, cited: Cited) -> Table:
     gates = in_order(queue)
     first, last = gates[0], gates[-1]
     return Table(
@@ -90,46 +100,65 @@ def _table(guest: str, queue: Queue, movements: Mapping[str, list[str]]) -> Tabl
         index=queue.index,
         size=queue.size,
         at=f"0x{queue.at:x}",
-        posted_before=(first.avail_idx - first.used_idx) % (1 << 16),
-        posted_after=(last.avail_idx - last.used_idx) % (1 << 16),
+        posted_before=(first.avail_idx - first.used_idx) % INDEXES,
+        posted_after=(last.avail_idx - last.used_idx) % INDEXES,
         used_before=first.used_idx,
         used_after=last.used_idx,
-        entries=tuple(_entries(guest, queue, movements)),
+        at_least=last.at_least,
+        entries=tuple(_entries(guest, queue, cited)),
     )
 
 
-def _entries(guest: str, queue: Queue, movements: Mapping[str, list[str]]) -> Iterator[Entry]:
+def _entries(guest: str, queue: Queue, cited: Cited) -> Iterator[Entry]:
     gates = in_order(queue)
     first, last = gates[0], gates[-1]
-    used = [entry for gate in queue.gates for entry in gate.used]
-    taken = {number: (turn, length) for turn, (number, length) in enumerate(last.used)}
-    known = {one.id: one for one in first.descriptors}
-    now = {one.id: one for one in last.descriptors}
-    for number in sorted({*known, *now, *(number for number, _ in used)}):
-        before, gate = _given(queue, number)
-        mine = movements.get(f"{guest}/{queue.kind}/{number}", [])
-        if before is None and number not in taken and not mine:
-            continue
-        yield Entry(
-            descriptor=number,
-            address="-" if before is None else f"0x{before.address:x}",
-            length=0 if before is None else before.length,
-            flags="-" if before is None else _flags(before),
-            before=_state(first, known.get(number)),
-            after=_after(last, now.get(number), taken.get(number), known.get(number)),
-            touched=number in taken or bool(mine),
-            movements=tuple(mine),
-            evidence=f"{guest}/rings.json#{gate}/{queue.kind}/{number}",
-        )
+    held = {gate.name: {one.id: one for one in gate.descriptors} for gate in gates}
+    uses = _uses(first, last)
+    numbers = {number for gate in held.values() for number in gate}
+    for number in sorted(numbers | set(uses)):
+        mine = cited.get((guest, queue.kind, number), {})
+        shown = [(gate, held[gate.name].get(number)) for gate in gates if gate.name in mine]
+        shown = shown or [_first_held(gates, held, number)]
+        for gate, one in shown:
+            movements = mine.get(gate.name, [])
+            if one is None and number not in uses and not movements:
+                continue
+            yield Entry(
+                descriptor=number,
+                gate=gate.name,
+                address="-" if one is None else f"0x{one.address:x}",
+                length=0 if one is None else one.length,
+                flags="-" if one is None else _flags(one),
+                before=_state(first, number, held[first.name].get(number), shown=one),
+                after=_after(last, number, held[last.name].get(number), uses, shown=one),
+                used=tuple(uses.get(number, ())),
+                touched=number in uses or bool(movements),
+                movements=tuple(movements),
+                evidence=f"{guest}/rings.json#{gate.name}/{queue.kind}/{number}",
+            )
 
 
-def _given(queue: Queue, number: int) -> tuple[Descriptor | None, str]:
-    """Return a descriptor as it was first given to the device, and the gate of that."""
-    for gate in in_order(queue):
-        for one in gate.descriptors:
-            if one.id == number and one.length:
-                return one, gate.name
-    return None, in_order(queue)[-1].name
+def _uses(first: RingGate, last: RingGate) -> dict[int, list[tuple[int, int]]]:
+    """Return when the device used each descriptor since the first gate, and with what length."""
+    # The last gate has the latest of them, no more than the ring has room for.
+    count = (last.used_idx - first.used_idx) % INDEXES
+    out: dict[int, list[tuple[int, int]]] = {}
+    for turn, (number, length) in enumerate(last.used, max(count - len(last.used), 0)):
+        out.setdefault(number, []).append((turn, length))
+    return out
+
+
+def _first_held(
+    gates: Sequence[RingGate], held: Mapping[str, Mapping[int, Descriptor]], number: int
+) -> tuple[RingGate, Descriptor | None]:
+    """Return a descriptor as it was first given to the device, or else as it was first filled."""
+    filled = [
+        (gate, one)
+        for gate in gates
+        if (one := held[gate.name].get(number)) is not None and one.length
+    ]
+    given = [(gate, one) for gate, one in filled if number in (gate.posted() or ())]
+    return next(iter([*given, *filled]), (gates[-1], None))
 
 
 def _flags(one: Descriptor) -> str:
@@ -143,26 +172,44 @@ def _flags(one: Descriptor) -> str:
     return " ".join(words) or "read"
 
 
-def _state(gate: RingGate, one: Descriptor | None) -> str:
-    word = "given" if one is not None and one.length else "empty"
-    if not gate.has_status or one is None:
-        return word
-    return f"{word}, status 0x{dict(gate.status).get(one.id, 0):x}"
+def _state(gate: RingGate, number: int, one: Descriptor | None, *, shown: Descriptor | None) -> str:
+    """Say whose a descriptor is at a gate, and its address if that is not the row's."""
+    posted = gate.posted()
+    filled = one is not None and bool(one.length)
+    if posted is not None and number in posted:
+        word = "given"
+    elif not filled:
+        word = "empty"
+    else:
+        word = "not recorded" if posted is None else "left over"
+    if filled and one is not None and (shown is None or one.address != shown.address):
+        word += f": 0x{one.address:x}"
+    return word + _status(gate, number)
+
+
+def _status(gate: RingGate, number: int) -> str:
+    return f", status 0x{dict(gate.status).get(number, 0):x}" if gate.has_status else ""
 
 
 def _after(
-    gate: RingGate, one: Descriptor | None, taken: tuple[int, int] | None, was: Descriptor | None
+    gate: RingGate,
+    number: int,
+    one: Descriptor | None,
+    uses: Mapping[int, Sequence[tuple[int, int]]],
+    *,
+    shown: Descriptor | None,
 ) -> str:
-    if taken is None:
-        return _state(gate, one)
-    turn, length = taken
-    said = f"used #{turn}, {length} bytes"
-    if one is not None and gate.has_status:
-        said += f", status 0x{dict(gate.status).get(one.id, 0):x}"
-    again = one is not None and one.length and was is not None and was.length
-    if again and one is not None and was is not None and one.address != was.address:
-        said += f", given again: 0x{one.address:x}"
-    return said
+    state = _state(gate, number, one, shown=shown)
+    if number not in uses:
+        return state
+    said = "; ".join(f"used #{turn}, {length} bytes" for turn, length in uses[number])
+    posted = gate.posted()
+    if posted is not None and number in posted:
+        return f"{said}; {state.replace('given', 'given again', 1)}"
+    if posted is None:
+        return f"{said}; then {state}"
+    other = one is not None and one.length and shown is not None and one.address != shown.address
+    return f"{said}; {state}" if other else said + _status(gate, number)
 
 
 def summary(ledger: Ledger) -> str:
@@ -191,11 +238,12 @@ def lines(found: Sequence[Table], *, whole: bool = False) -> list[str]:
         out.append(
             f"{one.guest} {one.queue.upper()} ring {one.index}: {one.size} descriptors at {one.at},"
             f" given and not used {one.posted_before} before, {one.posted_after} after; used index"
-            f" {one.used_before} before, {one.used_after} after"
+            f" {one.used_before} before, {'at least ' * one.at_least}{one.used_after} after"
         )
         rows = [
             (
                 str(entry.descriptor),
+                entry.gate,
                 entry.address,
                 str(entry.length),
                 entry.flags,

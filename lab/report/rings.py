@@ -65,12 +65,10 @@ def _order(gate: RingGate) -> int:
 
 def _strip(gate: RingGate, queue: Queue) -> Strip:
     states = ["empty"] * max(queue.size, len(gate.descriptors))
-    for descriptor in gate.descriptors:
-        if descriptor.length and descriptor.id < len(states):
-            states[descriptor.id] = "posted"
-    for number, _ in gate.used:
-        if number < len(states) and states[number] == "posted":
-            states[number] = "used"
+    for numbers, state in ((gate.posted() or (), "posted"), (dict(gate.used), "used")):
+        for number in numbers:
+            if number < len(states):
+                states[number] = state
     runs: list[tuple[int, int, str]] = []
     for slot, state in enumerate(states):
         if runs and runs[-1][2] == state:

@@ -156,6 +156,9 @@ class Census:
         return None if self.gates else "no gate was reached"
 
 
+INDEXES = 1 << 16  # ring indexes wrap here
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Descriptor:
     """One entry of a descriptor table; `address` is the device's, behind an IOMMU no physical."""
@@ -187,6 +190,28 @@ class RingGate:
     # Of e1000e: descriptor id and the status word in it, where that is not 0; virtio has none.
     status: tuple[tuple[int, int], ...] = ()
     has_status: bool = False
+    given: tuple[int, ...] | None = None  # heads of what the device has; None: not recorded
+    at_least: bool = False  # the used index may be too low by whole rounds
+
+    def posted(self) -> frozenset[int] | None:
+        """Return the descriptors that are the device's, None where the gate does not tell.
+
+        A descriptor keeps its address and length when the device has used it: having them says
+        nothing.  Without a record all or none are known by the indexes, and no others.
+        """
+        if self.given is None:
+            count = (self.avail_idx - self.used_idx) % INDEXES
+            ids = frozenset(one.id for one in self.descriptors)
+            return ids if count and count == len(ids) else None if count else frozenset()
+        known = {one.id: one for one in self.descriptors}
+        out: set[int] = set()
+        for head in self.given:
+            at: int | None = head
+            while at is not None and at not in out:
+                out.add(at)
+                one = known.get(at)
+                at = one.next if one is not None and one.flags & Descriptor.NEXT else None
+        return frozenset(out)
 
     def mapped(self, address: int) -> int | None:
         """Return the physical address that a device's address stood for, None for nothing."""

@@ -130,6 +130,14 @@ class Fields:
                 raise self.fault(f"{width} integers", row, here)
             yield tuple(self._cell(value, here) for value in row)
 
+    def sizes(self, name: str) -> tuple[int, ...]:
+        out = []
+        for number, value in enumerate(self.rows(name)):
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_U64:
+                raise self.fault("a size", value, f"{name}[{number}]")
+            out.append(value)
+        return tuple(out)
+
     def texts(self, name: str) -> tuple[str, ...]:
         out = []
         for value in self.rows(name):

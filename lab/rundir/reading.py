@@ -241,6 +241,8 @@ def _ring_gate(fields: Fields, name: str) -> RingGate:
         if fields.has("status")
         else (),
         has_status=fields.has("status"),
+        given=fields.sizes("given") if fields.has("given") else None,
+        at_least=fields.has("at_least"),
     )
 
 

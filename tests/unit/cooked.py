@@ -500,7 +500,13 @@ def _rings(cook: Cook) -> None:
                 "avail": "0x2000",
                 "used": "0x3000",
                 "gates": {
-                    "armed": {"avail_idx": 256, "used_idx": 7, "descriptors": posted, "used": []}
+                    "armed": {
+                        "avail_idx": 263 if kind == "rx" else 7,
+                        "used_idx": 7,
+                        "descriptors": posted,
+                        "given": list(range(256)) if kind == "rx" else [],
+                        "used": [],
+                    }
                 },
             }
         guest.queues["rx"]["now"] = {"posted": posted_copy(guest, "rx"), "used": []}
@@ -518,9 +524,10 @@ def _close_rings(cook: Cook) -> None:
             now = queue.pop("now")
             gate = "received" if kind == "rx" else "sent"
             queue["gates"][gate] = {
-                "avail_idx": 256 + len(now["used"]),
+                "avail_idx": (263 if kind == "rx" else 7) + len(now["used"]),
                 "used_idx": 7 + len(now["used"]),
                 "descriptors": now["posted"],
+                "given": list(range(256)) if kind == "rx" else [],
                 "used": now["used"],
             }
 

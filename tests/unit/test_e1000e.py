@@ -202,6 +202,25 @@ def test_what_the_device_wrote_back_is_used(machine: Machine) -> None:
     assert [[0, 0], [1, 58]] == gate(held, "tx", "received")["used"]
 
 
+def test_what_the_device_has_is_between_head_and_tail(machine: Machine) -> None:
+    held = rings.find(machine, name="lab0")  # type: ignore[arg-type]
+    machine.head["rx"], machine.tail["rx"] = 6, 1
+    machine.gate(held, "armed")
+    assert [0, 6, 7] == gate(held, "rx", "armed")["given"]
+    assert [] == gate(held, "tx", "armed")["given"]
+
+
+def test_the_used_index_counts_on_from_gate_to_gate(machine: Machine) -> None:
+    held = rings.find(machine, name="lab0")  # type: ignore[arg-type]
+    for name, head in (("armed", 0), ("sent", 6), ("received", 3)):
+        machine.head["tx"] = machine.tail["tx"] = head
+        machine.gate(held, name)
+    assert [0, 6, 11] == [gate(held, "tx", at)["used_idx"] for at in ("armed", "sent", "received")]
+    used = [number for number, _ in gate(held, "tx", "received")["used"]]
+    assert [3, 4, 5, 6, 7, 0, 1, 2] == used
+    assert gate(held, "tx", "received")["at_least"]
+
+
 def test_a_descriptor_given_to_a_new_buffer_says_nothing_of_the_old_one(machine: Machine) -> None:
     held = rings.find(machine, name="lab0")  # type: ignore[arg-type]
     machine.gate(held, "armed")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from lab import ledger, report
 from lab.report import ring_table
 from lab.report.ring_table import Table
-from lab.rundir import RunDir
+from lab.rundir import Descriptor, RingGate, RunDir
 from tests.unit import cooked
 from tests.unit.cooked import edit
 
@@ -73,6 +75,122 @@ def test_a_status_word_is_shown_where_the_device_has_one(tmp_path: Path) -> None
 
     assert "given, status 0x0" == first.before
     assert "status 0x60007" in first.after
+
+
+# --- A descriptor that is used again ----------------------------------------------------------
+
+
+STALE = "0x1779eeb2"  # what descriptor 0 holds when the run begins
+
+
+def reused(tmp_path: Path, *, record: bool = True) -> RunDir:
+    """Two messages through TX descriptor 0, which holds what was used before the run."""
+    run = cooked.nic(tmp_path, count=2).serve()
+
+    def gate(at: int, address: str, length: int) -> dict[str, object]:
+        made: dict[str, object] = {
+            "avail_idx": at,
+            "used_idx": at,
+            "descriptors": [[0, address, length, 0, 1], [1, "0x0", 0, 0, 0]],
+            "used": [[0, 0]] * (at - 3),
+        }
+        return made | {"given": []} if record else made
+
+    def again(value: dict[str, list[dict[str, object]]]) -> None:
+        for queue in value["queues"]:
+            if "tx" == queue["queue"]:
+                queue["gates"] = {
+                    "armed": gate(3, STALE, 78),
+                    "sent": gate(4, *buffers[0]),
+                    "received": gate(5, *buffers[1]),
+                }
+
+    sent = [one for one in found(run)["sender", "tx"].entries if one.movements]
+    buffers = [(one.address, one.length) for one in sent]
+    edit(run, "sender/rings.json", again)
+    return run
+
+
+@pytest.mark.parametrize("record", [True, False])
+def test_each_buffer_of_a_descriptor_has_a_row(tmp_path: Path, *, record: bool) -> None:
+    # Nothing was the device's at any gate: its indexes say so without a record.
+    run = reused(tmp_path, record=record)
+    tx = found(run)["sender", "tx"]
+    rows = tx.entries[:2]
+
+    assert ["sent", "received"] == [one.gate for one in rows]
+    assert [0, 0] == [one.descriptor for one in rows]
+    assert rows[0].address != rows[1].address
+    assert ["message 0", "message 1"] == [one.movements[0][:9] for one in rows]
+    assert [1, 1] == [len(one.movements) for one in rows]
+    assert [f"left over: {STALE}"] * 2 == [one.before for one in rows]
+    assert [((0, 0), (1, 0))] * 2 == [one.used for one in rows]
+    assert f"used #0, 0 bytes; used #1, 0 bytes; left over: {rows[1].address}" == rows[0].after
+    assert "used #0, 0 bytes; used #1, 0 bytes" == rows[1].after
+    assert 0 == tx.posted_before
+
+
+def refilled(run: RunDir, *, given: list[int] | None) -> Table:
+    """Leave RX descriptor 9 out of what the device has; None: out of the record."""
+
+    def change(value: dict[str, list[dict[str, dict[str, dict[str, object]]]]]) -> None:
+        for queue in value["queues"]:
+            for gate in queue["gates"].values():
+                gate["given"] = given
+                gate["avail_idx"] = 262
+
+    edit(run, "receiver/rings.json", change)
+    return found(run)["receiver", "rx"]
+
+
+def test_only_what_the_device_has_is_given(tmp_path: Path) -> None:
+    run = cooked.nic(tmp_path).serve()
+    rx = refilled(run, given=[number for number in range(256) if number != 9])
+
+    assert {"given": 255, "left over": 1} == Counter(one.before for one in rx.entries)
+    assert "left over" == rx.entries[9].before
+    assert rx.entries[0].after.startswith("used #0, 70 bytes; given again: 0x")
+
+
+def test_what_was_not_recorded_is_not_guessed(tmp_path: Path) -> None:
+    rx = refilled(cooked.nic(tmp_path).serve(), given=None)
+
+    assert {"not recorded"} == {one.before for one in rx.entries}
+    assert rx.entries[0].after.startswith("used #0, 70 bytes; then not recorded: 0x")
+
+
+def test_an_index_that_may_be_too_low_is_told_so(tmp_path: Path) -> None:
+    run = cooked.nic(tmp_path).serve()
+
+    def mark(value: dict[str, list[dict[str, dict[str, dict[str, object]]]]]) -> None:
+        for queue in value["queues"]:
+            for gate in queue["gates"].values():
+                gate["at_least"] = True
+
+    text = "used index 7 before, {}8 after"
+    assert text.format("") in "\n".join(ring_table.lines([found(run)["receiver", "rx"]]))
+    edit(run, "receiver/rings.json", mark)
+    assert text.format("at least ") in "\n".join(ring_table.lines([found(run)["receiver", "rx"]]))
+
+
+def test_of_a_chain_the_device_has_every_part() -> None:
+    gate = RingGate(
+        name="armed",
+        avail_idx=1,
+        used_idx=0,
+        descriptors=tuple(
+            Descriptor(id=at, address=4096, length=64, flags=flags, next=following)
+            for at, flags, following in ((0, 0, 1), (1, 0, 2), (2, 1, 0), (3, 1, 3))
+        ),
+        used=(),
+        given=(2, 3, 7),
+    )
+
+    assert frozenset({0, 2, 3, 7}) == gate.posted()
+    assert gate.posted() == replace(gate, given=(2, 3, 7, 2)).posted()
+    assert replace(gate, given=None).posted() is None
+    assert frozenset() == replace(gate, given=None, avail_idx=0).posted()
+    assert frozenset({0, 1, 2, 3}) == replace(gate, given=None, avail_idx=4).posted()
 
 
 def test_the_report_has_one_line_of_it(tmp_path: Path) -> None:

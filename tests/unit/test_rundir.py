@@ -171,6 +171,12 @@ FAULTS: list[tuple[str, Callable[[RunDir], object], Callable[[Any], None], str]]
         r"descriptors\[3\]: expected 5 integers",
     ),
     ("sender/rings.json", _rings, _set("queues", 0, "queue", value="up"), "expected rx or tx"),
+    (
+        "sender/rings.json",
+        _rings,
+        _set("queues", 0, "gates", "armed", "given", value=[0, -1]),
+        r"given\[1\]: expected a size",
+    ),
     ("sender/tsc.json", _tsc, _set("samples", 0, "after_ns", value=1), "expected after_ns"),
     ("sender/tsc.json", _tsc, _set("samples", 0, "tsc", value=1 << 65), "64 bits"),
 ]

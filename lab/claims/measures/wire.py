@@ -87,7 +87,14 @@ def _posted_before(seen: Evidence, _: str) -> Measured:
     """Say whether the buffer lay in the ring, for the device to write, before the send."""
     guest, number, evidence = _written_descriptor(seen)
     address, length, flags = _gates(seen, guest)["armed"][number]
-    return made(bool(address and length and flags & 2), [evidence])
+    posted = next(
+        gate.posted()
+        for gate in seen.guest(guest).rings().kind("rx")[0].gates
+        if gate.name == "armed"
+    )
+    if posted is None:
+        raise EvidenceError(f"{seen.name} did not record which descriptors were the device's")
+    return made(bool(number in posted and address and length and flags & 2), [evidence])
 
 
 def _descriptor_changed(seen: Evidence, _: str) -> Measured:
