@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lab import ledger, report
+from lab import ledger, report, rings
 from lab.report import ring_table
 from lab.report.ring_table import Table
 from lab.rundir import Descriptor, RingGate, RunDir
@@ -207,3 +209,37 @@ def test_over_loopback_there_is_none(tmp_path: Path) -> None:
 
     assert {} == found(run)
     assert "Rings:" not in report.render(ledger.build(run), run)
+
+
+class Virtio:
+    """QEMU's monitor and the guest's RAM, as far as a virtqueue of eight needs them."""
+
+    AVAIL, USED, SIZE = 0x1000, 0x2000, 8
+
+    def __init__(self, *, avail: int, used: int, heads: list[int]) -> None:
+        self.ram = bytearray(0x3000)
+        struct.pack_into(f"<HH{self.SIZE}H", self.ram, self.AVAIL, 0, avail, *heads)
+        struct.pack_into("<HH", self.ram, self.USED, 0, used)
+
+    def execute(self, command: str, _: object = None) -> Any:
+        if command == "x-query-virtio":
+            return [{"path": "/machine/peripheral/lab0/virtio-backend"}]
+        if command == "qom-list":
+            return []
+        where = {"vring-desc": 0, "vring-avail": self.AVAIL, "vring-used": self.USED}
+        return {"vring-num": self.SIZE, **where}
+
+    def read(self, address: int, size: int) -> bytes:
+        return bytes(self.ram[address : address + size])
+
+
+@pytest.mark.parametrize(
+    ("avail", "used", "given"),
+    [(3, 3, []), (5, 3, [6, 1]), (10, 6, [3, 2, 7, 0]), (1, 65535, [2, 7])],
+)
+def test_a_virtqueue_says_what_the_device_has(avail: int, used: int, given: list[int]) -> None:
+    machine: Any = Virtio(avail=avail, used=used, heads=[7, 0, 5, 6, 1, 4, 3, 2])
+    held = rings.find(machine, name="lab0")
+    rings.read(held, "armed", monitor=machine, memory=machine)
+
+    assert given == held.queues["tx"]["gates"]["armed"]["given"]
