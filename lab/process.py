@@ -15,6 +15,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ FILE_LIMIT_BYTES = 64 * 1024 * 1024
 ADDRESS_LIMIT_BYTES = 4 << 30  # QEMU with a guest's RAM, the access log and its code: 1.6 GB
 NICE = 5  # what else the host does comes first; a host that does nothing gives all it has
 PREFERRED = -15  # nice
+PROBED_S = 1.0  # so long a lock may seem taken, because others look whether it is
 TASK_LIMIT = 1024  # of the user that children run as, all labs together: 4 to 10 each
 
 
@@ -83,6 +85,19 @@ def tool(name: str, *, package: str) -> str:
     return found
 
 
+def take_lock(fd: int) -> None:
+    """Lock an open file; BlockingIOError where somebody holds it for longer than a look takes."""
+    deadline = Deadline(PROBED_S)
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if deadline.expired:
+                raise
+        time.sleep(0.005)
+
+
 def is_locked(path: Path) -> bool:
     """Say whether some process holds the lock of `path`."""
     try:
@@ -116,7 +131,7 @@ def start(
     """
     fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        take_lock(fd)
         log.touch(mode=0o600)
         with log.open("ab") as output:
             # start_new_session: Ctrl-C at the terminal is ours to handle, not the child's.

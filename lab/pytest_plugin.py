@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Scope = Literal["session", "package", "module", "class", "function"]
 PREFIX = "pytest-"
+ACCELERATORS = ("kvm", "tcg")
+NEEDS = ("lab", *ACCELERATORS)  # words of LAB_MUST_RUN
 KEPT = "lab_kept"
 MARKERS = (
     "lab_kernel(series): run the guests on this kernel, such as 6.1",
@@ -54,12 +56,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--lab-modules", metavar="FOLDER", default="", help="of your own kernel")
     group.addoption("--lab-headers", metavar="FOLDER", default="", help="of your own kernel")
     parser.addini("lab_kernel", "the guests' kernel, such as 6.12 or 6.1", default="")
+    parser.addini("lab_must_run", "words of the project's own for LAB_MUST_RUN", type="args")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the markers known."""
+    """Make the markers known; refuse what LAB_MUST_RUN cannot demand."""
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
+    known = (*NEEDS, *config.getini("lab_must_run"))
+    if unknown := must_run() - {*known}:
+        raise pytest.UsageError(
+            f"LAB_MUST_RUN has {', '.join(sorted(unknown))}: expected {', '.join(known)}"
+        )
 
 
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
@@ -156,10 +164,16 @@ def _needs(request: pytest.FixtureRequest) -> Needs:
     if kernel == given:
         modules, headers = config.getoption("--lab-modules"), config.getoption("--lab-headers")
         kernel = playbook.kernel_of(given, modules, headers)
+    accelerator = _marked(request.node, "lab_accelerator", "")
+    if accelerator not in ("", *ACCELERATORS):
+        raise pytest.UsageError(
+            f"{request.node.nodeid}: lab_accelerator is '{accelerator}':"
+            f" expected {' or '.join(ACCELERATORS)}"
+        )
     return Needs(
         kernel=kernel,
         device=_marked(request.node, "lab_link", Needs().device),
-        accelerator=_marked(request.node, "lab_accelerator", ""),
+        accelerator=accelerator,
     )
 
 
@@ -174,7 +188,8 @@ def _marked(node: pytest.Item | pytest.Collector, name: str, usual: str) -> str:
 
 def must_run() -> set[str]:
     """Return the needs that LAB_MUST_RUN says may not be skipped: lab, kvm, tcg."""
-    return set(filter(None, os.environ.get("LAB_MUST_RUN", "").split(",")))
+    words = os.environ.get("LAB_MUST_RUN", "").split(",")
+    return {word.strip() for word in words} - {""}
 
 
 @contextlib.contextmanager
@@ -198,22 +213,41 @@ def _name(lab: Lab, node: pytest.Item | pytest.Collector) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Let no fixture hide a crash by skipping its test."""
+    __tracebackhide__ = True
+    with _crash_before_all(item):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     """Fail the test in which a guest came to harm, whatever else became of it."""
     __tracebackhide__ = True
-    lab = _lab_of(item)
-    if lab is None:
-        return (yield)
-    _name(lab, item)
-    try:
+    if (lab := _lab_of(item)) is not None:
+        _name(lab, item)
+    with _crash_before_all(item):
         outcome = yield
-    except Exception as error:
-        if (crashed := _crash_of(lab)) is not None:
-            raise crashed from error
-        raise
-    if (crashed := _crash_of(lab)) is not None:
+    if (crashed := _crash_of(item)) is not None:
         pytest.fail(f"the test passed, but {crashed}", pytrace=False)
     return outcome
+
+
+@contextlib.contextmanager
+def _crash_before_all(item: pytest.Item) -> Iterator[None]:
+    """Raise an unexpected crash instead of what a test ends by: an error, a skip, an xfail."""
+    __tracebackhide__ = True
+    try:
+        yield
+    except pytest.exit.Exception:
+        raise
+    except (Exception, pytest.skip.Exception, pytest.fail.Exception) as error:
+        from lab.errors import GuestCrashed
+
+        crashed = _crash_of(item)
+        if crashed is None or isinstance(error, GuestCrashed):
+            raise
+        raise crashed from error
 
 
 def _lab_of(item: pytest.Item) -> Lab | None:
@@ -222,15 +256,20 @@ def _lab_of(item: pytest.Item) -> Lab | None:
     return bench.lab if bench is not None and bench.lending else None
 
 
-def _crash_of(lab: Lab) -> Exception | None:
+def _crash_of(item: pytest.Item) -> Exception | None:
+    """Return the first crash of a guest that no expect_crash accepted; it is told once."""
+    lab = _lab_of(item)
+    if lab is None:
+        return None
     from lab.errors import LabError
 
+    found: list[Exception] = []
     for guest in lab.guests.values():
         try:
             guest.settle()
         except LabError as error:
-            return error
-    return None
+            found.append(error)
+    return found[0] if found else None
 
 
 @pytest.hookimpl(wrapper=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -512,16 +511,10 @@ def opened(name: str, *, create: bool = False) -> Iterator[Lab]:
             raise HostError(
                 f"{base} is too long a path for sockets", hint="LAB_RUNTIME=/a/short/folder"
             )
-        paths.private(paths.private(base, mode=0o711) / name, mode=0o711)
+        paths.private(base, mode=0o711)
     folder = base / name
-    if not folder.is_dir():
-        raise LabNotUp(f"lab '{name}' is not up", hint="invoke lab.up")
-    fd = os.open(folder / "lab.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = _hold(name, create=create)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise _busy(name) from error
         lab = Lab(name)
         try:
             yield lab
@@ -531,6 +524,39 @@ def opened(name: str, *, create: bool = False) -> Iterator[Lab]:
                 shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(fd)
+
+
+def _hold(name: str, *, create: bool) -> int:
+    """Return the descriptor that holds the lock of lab `name`.
+
+    Its holder before us may have removed the folder meanwhile, and with it the lock that we
+    waited for: then it is made anew.
+    """
+    folder = paths.runtime() / name
+    lock = folder / "lab.lock"
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            if create:
+                try:
+                    paths.private(folder, mode=0o711)
+                except HostError:
+                    if os.path.lexists(folder):
+                        raise
+                    continue  # it went away while it was looked at
+            elif not folder.is_dir():
+                raise LabNotUp(f"lab '{name}' is not up", hint="invoke lab.up")
+            fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                process.take_lock(fd)
+                if os.fstat(fd).st_ino == lock.stat().st_ino:
+                    return fd
+            except BlockingIOError as error:
+                os.close(fd)
+                raise _busy(name) from error
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)
 
 
 def refuse_busy(name: str) -> None:
@@ -564,7 +590,8 @@ def collect_garbage() -> list[str]:
         lock = paths.runtime() / name / "lab.lock"
         if process.is_locked(lock):
             continue  # somebody is working on it
-        with opened(name) as lab:
+        # Meanwhile another process may have begun to work on it, or removed it.
+        with contextlib.suppress(LabBusy, LabNotUp), opened(name) as lab:
             owned = lab.state is not None and lab.state.owner == 0
             if owned and lab.up:
                 continue
@@ -589,7 +616,10 @@ def _stray_ram() -> list[str]:
     removed: list[str] = []
     for mark in paths.ram().glob(f"*/{admission.MARK}"):
         folder = mark.parent
-        base = admission.owner(mark)
+        try:
+            base = admission.owner(mark)
+        except FileNotFoundError:
+            continue  # another process removed it meanwhile
         if base is None or admission.alive(base) or (base / "state.json").exists():
             continue
         shutil.rmtree(folder, ignore_errors=True)

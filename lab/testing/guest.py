@@ -94,6 +94,7 @@ class Guest:
         self.lab = lab
         self.used = False  # something was done in it since its memory was the snapshot's
         self.spent = ""  # the test in which it crashed
+        self._unexpected: Crash | None = None  # until a test has failed by it
         self._loaded: dict[str, crash.Module] = {}
         self._held = contextlib.ExitStack()
         self._session: crash.Session | None = None
@@ -208,7 +209,10 @@ class Guest:
         __tracebackhide__ = True
         if verdict is not None and verdict not in postmortem.VERDICTS:
             raise ValueError(f"'{verdict}' is no verdict: {', '.join(postmortem.VERDICTS)}")
-        self._armed()
+        session = self._armed()
+        session.watcher.look()
+        if self._judged().word != "loaded":
+            self._crashed("before the block of expect_crash: ")
         expected = Expected()
         try:
             yield expected
@@ -230,6 +234,7 @@ class Guest:
             raise GuestCrashed(
                 self.name, f"expected {'; '.join(wrong)}\n{_first(found)}", log=found.run.path
             )
+        self._unexpected = None
         if found.verdict == "warn":  # nothing was harmed: the test goes on
             self.spent = ""
             self._require_session().watch_anew()
@@ -237,27 +242,32 @@ class Guest:
     # -- what the bench does ------------------------------------------------------------
 
     def settle(self) -> None:
-        """Raise `GuestCrashed` unless the guest answers and nothing in it complains.
+        """Raise `GuestCrashed` if the guest came to harm and no `expect_crash` accepted it.
 
-        Asked at the end of a test, so that a crash fails the test that caused it.
+        Asked at the end of a test, so that a crash fails the test that caused it, whether
+        the test was told of it and went on or not.  One crash is raised once.
         """
-        session = self._session
-        if session is None or self.spent:
-            return
+        if self._session is not None and not self.spent and not self._well(self._session):
+            self._collected()
+        if (found := self._unexpected) is not None:
+            self._unexpected = None
+            raise GuestCrashed(self.name, _first(found), log=found.run.path)
+
+    def _well(self, session: crash.Session) -> bool:
+        """Return whether the guest answers and nothing in it complains."""
         watcher, agent = session.watcher, self.machine.require_agent()
         before = agent.beats
         came = watcher.until(
             lambda: agent.beats > before, deadline=Deadline(ANSWER_S), what="a heartbeat"
         )
-        if not came or self._judged().word != "loaded":
-            self._crashed()
+        return came and self._judged().word == "loaded"
 
     def forget(self) -> None:
         """Be a guest in which nothing was done: its memory is the snapshot's."""
         self._held.close()
         self._session = None
         self._loaded.clear()
-        self.used, self.spent = False, ""
+        self.used, self.spent, self._unexpected = False, "", None
 
     # -- inside ----------------------------------------------------------------------------
 
@@ -335,10 +345,10 @@ class Guest:
             session.seen.deadline = False
         return session.seen.fatal or self._judged().word != "loaded"
 
-    def _crashed(self) -> NoReturn:
+    def _crashed(self, when: str = "") -> NoReturn:
         __tracebackhide__ = True
         found = self._collected()
-        raise GuestCrashed(self.name, _first(found), log=found.run.path)
+        raise GuestCrashed(self.name, f"{when}{_first(found)}", log=found.run.path)
 
     def _collected(self) -> Crash:
         """Write the evidence of a crash, once, and return it."""
@@ -355,6 +365,7 @@ class Guest:
         run_dir.write_text("postmortem.txt", postmortem.render(found))
         self.spent = self.lab.test
         seen = Crash(guest=self.name, test=self.lab.test, run=run_dir, found=found)
+        self._unexpected = seen
         self.lab.note(seen)
         return seen
 

@@ -96,6 +96,8 @@ def tried(python: Path, tmp_path: Path) -> Tried:
         env = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
         env |= {"LAB_RUNS": str(tmp_path / "runs"), "TMPDIR": str(tmp_path), **environ}
         env.pop("PYTHONPATH", None)
+        if "LAB_MUST_RUN" not in environ:
+            env.pop("LAB_MUST_RUN", None)  # it has words of this project's own
         return subprocess.run(
             [str(python), "-m", "pytest", "-p", "no:cacheprovider", *words],
             cwd=tmp_path,

@@ -84,7 +84,8 @@ def find(*names: str) -> str:
     found = next(filter(None, map(shutil.which, names)), None)
     if found is None:
         why = f"{names[0]} is not installed"
-        if names[0] in os.environ.get("LAB_MUST_RUN", "").split(","):
+        must = os.environ.get("LAB_MUST_RUN", "").split(",")
+        if names[0] in map(str.strip, must):
             pytest.fail(f"{why}, and LAB_MUST_RUN asks for it", pytrace=False)
         pytest.skip(why)
     return found

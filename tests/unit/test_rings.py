@@ -12,7 +12,7 @@ import pytest
 
 CONFTEST = Path(__file__).parents[1] / "conftest.py"
 OPTIONS = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest", "--import-mode=importlib", "-q")
-MARKS = "[pytest]\nmarkers =\n    long: x\n"
+MARKS = "[pytest]\nmarkers =\n    long: x\nlab_must_run = guests long\n"
 
 
 class Tree:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
-from lab import admission, paths, topology
+from lab import admission, paths, process, topology
 from lab.errors import HostError, LabBusy, LabNotUp
 
 
@@ -72,6 +75,43 @@ def test_a_lab_is_held_once() -> None:
         pass
     with pytest.raises(LabNotUp), topology.opened("held"):
         pass
+
+
+def test_gc_leaves_a_lab_that_another_takes_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "PROBED_S", 0.05)
+    monkeypatch.setattr(topology, "names", lambda: ["gone", "held"])
+    with topology.opened("held", create=True):
+        monkeypatch.setattr(process, "is_locked", lambda _: False)  # it was not, a moment ago
+        assert [] == topology.collect_garbage()
+
+
+def test_a_lock_whose_file_was_removed_is_taken_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process had the lab, and removed it, between our opening of the lock and its end."""
+    take = process.take_lock
+    gone: list[int] = []
+
+    def late(fd: int) -> None:
+        if not gone:
+            gone.append(fd)
+            shutil.rmtree(paths.runtime() / "late")
+        take(fd)
+
+    monkeypatch.setattr(process, "take_lock", late)
+    with topology.opened("late", create=True) as lab:
+        assert process.is_locked(lab.base / "lab.lock")
+    gone.clear()
+    paths.private(paths.runtime() / "late")
+    with pytest.raises(LabNotUp), topology.opened("late"):
+        pass
+
+
+def test_a_look_at_a_lock_makes_nobody_busy(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    with lock.open("w") as look, lock.open("w") as ours:
+        fcntl.flock(look, fcntl.LOCK_EX)
+        Timer(0.05, fcntl.flock, (look, fcntl.LOCK_UN)).start()
+        process.take_lock(ours.fileno())
+    assert not process.is_locked(lock)
 
 
 def test_half_a_state_is_none() -> None:
