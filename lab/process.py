@@ -15,7 +15,6 @@ import shutil
 import signal
 import stat
 import subprocess
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,15 +86,18 @@ def tool(name: str, *, package: str) -> str:
 
 def take_lock(fd: int) -> None:
     """Lock an open file; BlockingIOError where somebody holds it for longer than a look takes."""
-    deadline = Deadline(PROBED_S)
-    while True:
+
+    def taken() -> bool:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
         except BlockingIOError:
-            if deadline.expired:
-                raise
-        time.sleep(0.005)
+            return False
+        return True
+
+    try:
+        wait_until(taken, what="a lock", deadline=Deadline(PROBED_S), interval_s=0.005)
+    except DeadlineExceeded as error:
+        raise BlockingIOError(errno.EAGAIN, "somebody holds the lock") from error
 
 
 def is_locked(path: Path) -> bool:
