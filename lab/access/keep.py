@@ -31,6 +31,7 @@ from lab.errors import TraceCorrupt
 LIMIT = 1 << 20  # bytes of a filtered log, and LIMIT_PER_BYTE for each byte of messages
 LIMIT_PER_BYTE = 16
 MOST_FOLLOWED = 2000  # stores that carry on a piece of a few bytes; the last step may add more
+FEW = 4  # bytes; who reads a message byte by byte makes sums of it, and no copy
 STEPS = 8  # copies one after the other that a piece of a few bytes is followed through
 _STORE = int(Flag.STORE)  # as a number: an enum's own & takes most of the time of a large log
 # Of many records only these fields are looked at: unpacking the others takes most of the time.
@@ -189,7 +190,7 @@ def _followed(
 
     A call that loads them from where `seeds` were seen and stores the same elsewhere makes a
     new place, from which others load: step by step, as far as `STEPS`.  From `places`, where
-    a message lies for certain, any few bytes are followed; from elsewhere its ends alone.
+    a message lies for certain, four to seven bytes are followed; from elsewhere its ends alone.
     """
     ends = _Ends(texts)
 
@@ -203,7 +204,7 @@ def _followed(
 
     known = {number for number in seeds if ends.in_(data(number))}
     # As __pskb_pull_tail() does: four bytes of a frag are copied behind the headers.
-    few = [one for one in loads(places) if rows[one][_SIZE] < LEAST and any(data(one))]
+    few = [n for n in loads(places) if FEW <= rows[n][_SIZE] < LEAST and any(data(n))]
     pieces = {data(one) for one in few}
     out: set[int] = set()
     new = known
@@ -212,11 +213,14 @@ def _followed(
         new = set()
         for load in here:
             held = data(load)
-            if ends.in_(held) or held in pieces:
+            end = ends.in_(held)
+            if end or held in pieces:
+                # Of a piece in the middle only the whole tells it from a byte like its last.
                 new.update(
                     store
                     for store in stores.get(rows[load][_CALL], ())
-                    if store not in known and _carries(data(store), held)
+                    if store not in known
+                    and (_carries(data(store), held) if end else data(store) == held)
                 )
         if not new or len(out) > MOST_FOLLOWED:
             break
