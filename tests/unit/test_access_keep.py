@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 import time
 
+import pytest
+
 from lab.access import PAGE
-from lab.access.keep import _PHYS, _SIZE, _Places
+from lab.access.keep import _CALL, _CONTENT, _FLAGS, _PHYS, _SIZE, _STORE, _followed, _Places
 
 
 def row(physical: int, size: int) -> tuple[int, ...]:
@@ -39,3 +41,32 @@ def test_a_page_that_was_touched_very_often_costs_no_more() -> None:
 
     assert len(rows) == len(_Places.of(rows, range(len(rows))).touched_by(rows))
     assert time.monotonic() - start < 5.0  # 0.1 s on two quiet cores; pairwise it is minutes
+
+
+TEXT = bytes(range(0x10, 0x40))
+
+
+@pytest.mark.parametrize(
+    ("piece", "stored", "followed"),
+    [
+        (TEXT[20:24], TEXT[20:24], True),  # __pskb_pull_tail() pulls four bytes
+        (TEXT[20:24], TEXT[23:24], False),  # a byte like its last is anything
+        (TEXT[20:21], TEXT[20:21], False),  # who reads byte by byte makes sums
+    ],
+)
+def test_few_bytes_from_the_middle_are_followed_as_a_whole(
+    piece: bytes, stored: bytes, *, followed: bool
+) -> None:
+    """Of a call that loads `piece` from where a message lies, and stores `stored` elsewhere."""
+    content, rows = b"", []
+    at = 0x1000
+    for data, where, store in ((TEXT, at, 1), (piece, at + 20, 0), (stored, 0x5000, 1)):
+        fields = list(row(where, len(data)))
+        fields[_CONTENT], fields[_CALL] = len(content), 1 if where == at else 2
+        fields[_FLAGS] = _STORE if store else 0
+        content += data
+        rows.append(tuple(fields))
+
+    found = _followed(rows, content, {1: [0], 2: [2]}, [0], [TEXT], places=[0])
+
+    assert ([2] if followed else []) == found
