@@ -63,8 +63,8 @@ def setup_for(
     image.require(kernel, *_parts(asked))
     if kind in ("bpf", "both"):
         bpf.require_tools()
-    # Whoever watches socket(2), modules time it and make it fail.
-    built = kind in ("kmod", "both") or asked.experiment == "socket"
+    # Whoever watches socket(2), modules time it and make it fail; a module moves what is known.
+    built = kind in ("kmod", "both") or asked.experiment in ("socket", "known")
     modules = build.build_modules(kernel, journal=journal) if built else {}
     speed = accelerator.choose(kernel, journal=journal)
     setup = topology.standard(

@@ -19,6 +19,7 @@ from lab.spec import (
     Expect,
     Experiment,
     Family,
+    Known,
     Link,
     Over,
     OwnKernel,
@@ -320,6 +321,7 @@ PARTNERS: dict[str, tuple[str, ...]] = {
 # The keys of which `contradictions` compares several.
 ENTANGLED = frozenset(
     {
+        *("copies", "transfers", "hidden"),
         *("family", "protocol", "size", "payload", "kind", "without", "comm"),
         *("backend", "copybreak", "device", "iommu", "swiotlb", "mrg_rxbuf", "mtu", "xdp"),
     }
@@ -344,6 +346,8 @@ def contradictions(part: object) -> list[tuple[str, str]]:
         if part.payload is not None and 0 < part.size < len(part.payload):
             found = f"{len(part.payload)} bytes of payload"
             out.append(("payload", f"{found} do not fit a size of {part.size}"))
+    if isinstance(part, Known):
+        out += _of_known(part)
     if isinstance(part, Link):
         out += _of_link(part)
     if isinstance(part, Playbook):
@@ -356,6 +360,15 @@ def contradictions(part: object) -> list[tuple[str, str]]:
             out.append(("without", "hooks cannot be left out where probes are none"))
         if part.comm is not None:
             out.append(("comm", "a comm cannot be picked where probes are none"))
+    return out
+
+
+def _of_known(known: Known) -> list[tuple[str, str]]:
+    out = []
+    if not known.copies and not known.transfers:
+        out.append(("copies", "nothing is moved: no copies and no transfers"))
+    if not known.copies and known.hidden:
+        out.append(("hidden", "of no copies none can be hidden"))
     return out
 
 

@@ -35,6 +35,13 @@ workload: {over: link}
 """
 
 
+KNOWN = """\
+playbook: mine
+question: Is it seen?
+experiment: known
+"""
+
+
 def messages(text: str) -> list[str]:
     return [
         f"{problem.line}:{problem.column}: {problem.message}"
@@ -307,6 +314,11 @@ RULES: list[tuple[str, str]] = [
         "4:28: a comm cannot be picked where probes are none",
     ),
     (GOOD + "kernel: ./bzImage\n", "4:9: a kernel of your own is {image: FILE, modules: FOLDER}"),
+    (KNOWN + "known: {copies: 0}\n", "4:17: nothing is moved: no copies and no transfers"),
+    (
+        KNOWN + "known: {copies: 0, transfers: 1, hidden: yes}\n",
+        "4:42: of no copies none can be hidden",
+    ),
     (GOOD + "link: {copybreak: 0}\n", "4:19: only the driver of e1000e has a copybreak"),
     (GOOD + "link: {loss: 101%}\n", "4:14: expected a share from 0% to 100% such as 1.5%; found"),
     (GOOD + "link: {delay: 11s}\n", "4:15: expected a delay from 0ms to 10s such as 20ms; found"),
