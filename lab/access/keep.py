@@ -235,12 +235,17 @@ class _Ends:
     def __init__(self, texts: Sequence[bytes]) -> None:
         self._small: set[bytes] = set()
         last: set[bytes] = set()
+        padded: set[bytes] = set()
         for text in dict.fromkeys(texts):
             ends = [text] if len(text) < LEAST else [text[-size:] for size in range(1, LEAST)]
             told = [end for end in ends if any(end)]
             self._small.update(told)
-            last.update(end.rstrip(b"\0") for end in told[:1])
+            last.update(told[:1])
+            whole = text.rstrip(b"\0")
+            # One byte with zeros behind it is any small number.
+            padded.update([whole[-2:] if len(text) >= LEAST else whole] if whole else [])
         self._last = tuple(last)
+        self._padded = tuple(padded)
 
     def in_(self, data: bytes) -> bool:
         """Tell whether `data` may be, or end with, such an end, zeros behind it not counted.
@@ -249,7 +254,7 @@ class _Ends:
         """
         if len(data) < LEAST:
             return data in self._small
-        return data.rstrip(b"\0").endswith(self._last)
+        return data.endswith(self._last) or data.rstrip(b"\0").endswith(self._padded)
 
 
 def _carries(stored: bytes, loaded: bytes) -> bool:

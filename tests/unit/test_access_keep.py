@@ -8,7 +8,7 @@ import time
 import pytest
 
 from lab.access import PAGE
-from lab.access.keep import _CALL, _CONTENT, _FLAGS, _PHYS, _SIZE, _STORE, _followed, _Places
+from lab.access.keep import _CALL, _CONTENT, _FLAGS, _PHYS, _SIZE, _STORE, _Ends, _followed, _Places
 
 
 def row(physical: int, size: int) -> tuple[int, ...]:
@@ -70,3 +70,23 @@ def test_few_bytes_from_the_middle_are_followed_as_a_whole(
     found = _followed(rows, content, {1: [0], 2: [2]}, [0], [TEXT], places=[0])
 
     assert ([2] if followed else []) == found
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (TEXT[-8:], True),
+        (b"\x77" * 7 + TEXT[-1:], True),
+        (TEXT[-6:] + bytes(2), True),  # a short frame, filled up
+        (TEXT[-1:] + bytes(7), False),  # 63 as a number of eight bytes
+        (b"\x77" + TEXT[-1:] + bytes(6), False),
+        (bytes(8), False),
+    ],
+)
+def test_a_small_number_is_no_end_of_a_message(data: bytes, *, told: bool) -> None:
+    assert told == _Ends([TEXT]).in_(data)
+
+
+def test_of_a_short_message_all_of_it_is_told_with_zeros_behind() -> None:
+    assert _Ends([b"\x05"]).in_(b"\x05" + bytes(7))
+    assert not _Ends([b"\x05\x06"]).in_(b"\x06" + bytes(7))
