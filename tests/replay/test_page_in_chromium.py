@@ -177,6 +177,7 @@ def test_without_the_program_a_test_is_skipped_by_name_or_fails_where_it_must_ru
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("LAB_MUST_RUN", "guests")
 
     with pytest.raises(pytest.skip.Exception, match="chromium is not installed"):
         browser.find(*browser.NAMES)
