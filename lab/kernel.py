@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from lab.btf import Btf
-from lab.errors import EvidenceError
+from lab.errors import EvidenceError, LabError
 from lab.memory import GuestMemory
 
 MARK = b"OSRELEASE="
@@ -243,7 +243,12 @@ class Log:
             at = tail
         lines: list[Line] = []
         while (head - at) & ID_MASK < self._count:
-            line, wait = self._record(at)
+            try:
+                line, wait = self._record(at)
+            except (ValueError, LabError, struct.error):
+                if lines:
+                    return lines  # those before it were read; it is met again at the next call
+                raise
             if wait and not last:
                 break
             if line is not None:

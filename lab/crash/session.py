@@ -45,7 +45,7 @@ KNOBS = {
     "/proc/sys/vm/drop_caches": "4",  # what is written there later leaves no line in the log
 }
 KFENCE = "/sys/module/kfence/parameters/sample_interval"
-SYMBOLS = ("jiffies", "_stext", "_etext", *held.SYMBOLS)
+SYMBOLS = ("jiffies", "tainted_mask", "_stext", "_etext", *held.SYMBOLS)
 
 
 Trigger = Callable[[Deadline], None]
@@ -103,8 +103,13 @@ class Session:
 
     def watch_anew(self) -> None:
         """Forget what was seen: what comes is held against what is the case now."""
+        symbols = self._known.symbols
         self._watcher = Watcher(
-            self.guest, self.memory, self._core, jiffies=self._known.symbols["jiffies"]
+            self.guest,
+            self.memory,
+            self._core,
+            jiffies=symbols["jiffies"],
+            tainted=symbols.get("tainted_mask"),
         )
 
     def run(

@@ -35,6 +35,10 @@ FATAL = re.compile(
 )
 COMPLAINT = re.compile(r"^(?:BUG|WARNING|INFO|UBSAN|\[ BUG)\b")
 HUNG = "blocked for more than"
+SOFT = "soft lockup"
+# Bits of tainted_mask (include/linux/panic.h): B, a bad page; D, an oops; W, a warning; L.
+DIED, LOCKED_UP = 1 << 7, 1 << 14
+COMPLAINED = 1 << 5 | DIED | 1 << 9 | LOCKED_UP
 LOCKUP = re.compile(
     r"^(?:watchdog: )?BUG: soft lockup|^INFO: task .* blocked for more than"
     r"|^rcu: INFO: .*(?:detected stalls|self-detected stall)"
@@ -84,6 +88,10 @@ class Seen:
     jiffies: int = 0
     beat_ago: float = 0.0
     log_trouble: str | None = None
+    # Bits that the kernel marks itself with: at first, and now; None where they are not known.
+    tainted_before: int | None = None
+    tainted: int | None = None
+    unread_lockup: dict[str, Any] | None = None  # marked, and no line of it was read
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -95,6 +103,11 @@ class Seen:
                 "records": self.records,
                 "lost": self.lost,
                 "trouble": self.log_trouble,
+            },
+            "tainted": {
+                "before": self.tainted_before,
+                "now": self.tainted,
+                "soft_lockup": self.unread_lockup,
             },
             "console_bytes": self.console_bytes,
             "lockups": self.lockups,
@@ -113,13 +126,21 @@ class Watcher:
     """Watches one guest; `look` is called until it says that there is no more to see."""
 
     def __init__(
-        self, guest: Guest, memory: GuestMemory, core: kernel.Kernel, *, jiffies: int
+        self,
+        guest: Guest,
+        memory: GuestMemory,
+        core: kernel.Kernel,
+        *,
+        jiffies: int,
+        tainted: int | None = None,
     ) -> None:
         self.guest = guest
         self.memory = memory
         self.kernel = core
         self.seen = Seen()
         self._jiffies_at = core.physical(jiffies)
+        self._tainted_at = None if tainted is None else core.physical(tainted)
+        self.seen.tainted_before = self.seen.tainted = self._tainted()
         self._log = core.log()
         self._log.new(last=True)  # what was said before is not the module's
         self._first = self._log.seen
@@ -139,6 +160,7 @@ class Watcher:
         sample = self._sample(now)
         monitor = self.guest.require_monitor()
         self._read_log(now)
+        self._look_at_marks()
         if monitor.fate is not None or not self.guest.alive:
             self.seen.end = self._end()
             self.seen.fatal = True
@@ -172,6 +194,7 @@ class Watcher:
         except (ValueError, LabError) as error:  # the module wrote over the log itself
             self.seen.log_trouble = str(error)
             return
+        self.seen.log_trouble = None
         for line in new:
             self.seen.lines.append(line)
             self._last_line, self._starved_then = now, self.seen.starved_s
@@ -183,6 +206,32 @@ class Watcher:
         self.seen.lost = self._log.lost
         if len(self.seen.lines) > 2 * FLOOD_RECORDS:
             del self.seen.lines[FLOOD_RECORDS:-1000]
+
+    def _tainted(self) -> int | None:
+        if self._tainted_at is None:
+            return None
+        return int.from_bytes(self.memory.read(self._tainted_at, 8), "little")
+
+    def _look_at_marks(self) -> None:
+        """Notice what the kernel marks itself with, whether or not its report can be read."""
+        self.seen.tainted = now = self._tainted()
+        before = self.seen.tainted_before
+        if now is None or before is None or now == before:
+            return
+        new = now & ~before
+        self.seen.complained |= bool(new & COMPLAINED)
+        self.seen.fatal |= bool(new & DIED)
+        if new & LOCKED_UP and self.seen.unread_lockup is None:
+            # Its line was read before, if it could be; else the mark is weighed as that would be.
+            ran, share = self.got(WINDOW_S)
+            believed = weigh(ran, share)
+            self.seen.unread_lockup = {
+                "ran_s": round(ran, 3),
+                "share": round(share, 3),
+                "believed": believed,
+            }
+            if not any(SOFT in one["text"] for one in self.seen.lockups):
+                self.seen.fatal |= believed
 
     def _believe(self, line: kernel.Line) -> None:
         """Believe a lockup unless the guest was starved: lockups count wall time."""
@@ -325,8 +374,11 @@ class Watcher:
 
     def finish(self) -> Seen:
         """Read the rest of the log, unfinished records included, and what QEMU said."""
+        self.seen.tainted = self._tainted()
         try:
             self.seen.lines += self._log.new(last=True)
+            self.seen.lines += self._log.new(last=True)  # raises where the first could not go on
+            self.seen.log_trouble = None
         except (ValueError, LabError) as error:
             self.seen.log_trouble = str(error)
         self.seen.records = self._log.seen - self._first

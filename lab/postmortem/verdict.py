@@ -10,6 +10,7 @@ from typing import Any, get_args
 from lab import spec
 from lab.postmortem.leak import leaks
 from lab.postmortem.log import Complaint, Entry, errno_said, unknown_symbols, version_magic
+from lab.postmortem.taint import UNMARKED, blind, doubted, lost, unread
 
 VERDICTS: tuple[str, ...] = get_args(spec.Verdict)
 NUMBERS = re.compile(r"0x[0-9a-f]+|[0-9a-f]{8,}|\d+")
@@ -34,6 +35,7 @@ def decide(seen: dict[str, Any], entries: Sequence[Entry], reports: Sequence[Com
     """Return the verdict of an attempt; `seen` is its observations.json."""
     phases = seen.get("phases") or [{"name": "load"}]
     phase = str(phases[-1].get("name", "load"))
+    reports = [*reports, *unread(seen, reports)]
     believed, notes = _believed(seen, reports)
     if seen.get("end") != "panicked":
         # QEMU is told of every panic; that one was only printed, or by an NMI of ours.
@@ -51,8 +53,13 @@ def decide(seen: dict[str, Any], entries: Sequence[Entry], reports: Sequence[Com
         for one in phases
         if one.get("name") == "run" and one.get("exit") not in (0, None)
     ]
-    if trouble := _log(seen).get("trouble"):
-        also.append(f"the kernel's log could not be read to its end: {trouble}")
+    if trouble := _trouble(seen):
+        also.append(trouble)
+    if gone := lost(seen):
+        also.append(
+            f"{gone} records of the kernel's log were overwritten unread; "
+            + (blind(seen) or f"a report of {UNMARKED} among them would have left no mark")
+        )
 
     word, why, complaint = _word(seen, entries, reports, believed, changed)
     also += changed[1:] if word == "corrupt" else changed
@@ -79,9 +86,11 @@ def _word(
         return first.kind, first.title, first
     phases = seen.get("phases") or [{}]
     load, last = phases[0], phases[-1]
+    trouble = _trouble(seen)
     killed = int(load.get("exit") or 0)  # of insmod: an exit code, or minus a signal
     quiet: list[tuple[bool, str, str]] = [
         (bool(changed), "corrupt", changed[0] if changed else ""),
+        (bool(trouble), "corrupt", trouble),
         (
             load.get("name") == "load" and killed < 0,
             "oops",
@@ -115,9 +124,17 @@ def _word(
             return word, why, None
     if believed:
         return "warn", believed[0].title, believed[0]
+    return *_nothing_said(seen), None
+
+
+def _nothing_said(seen: dict[str, Any]) -> tuple[str, str]:
+    """Return what is said where nothing is to be told: that it is well, if that is known."""
+    if (gone := lost(seen)) and (why := blind(seen)):
+        said = f"{gone} records were overwritten unread; {why}"
+        return "flood", f"whether it complained cannot be known: {said}"
     counted = "loads" in (seen.get("held") or {})
     stayed = ", nothing stayed behind" if counted else ""
-    return "loaded", f"nothing complained, nothing changed{stayed}", None
+    return "loaded", f"nothing complained, nothing changed{stayed}"
 
 
 def _panic(report: Complaint) -> bool:
@@ -129,20 +146,28 @@ def _log(seen: dict[str, Any]) -> dict[str, Any]:
     return log if isinstance(log, dict) else {}
 
 
+def _trouble(seen: dict[str, Any]) -> str:
+    trouble = _log(seen).get("trouble")
+    return f"the kernel's log could not be read to its end: {trouble}" if trouble else ""
+
+
 def _believed(
     seen: dict[str, Any], reports: Sequence[Complaint]
 ) -> tuple[list[Complaint], list[str]]:
     """Leave out lockups that a starved host made: they count wall time."""
     lockups = seen.get("lockups", [])
     sure = {str(one["text"]).strip() for one in lockups if one["believed"]}
-    doubted = {str(one["text"]).strip(): one["share"] for one in lockups}
-    doubted = {text: share for text, share in doubted.items() if text not in sure}
+    doubts = {
+        str(one["text"]).strip(): f"the guest had {one['share']:.0%} of a CPU"
+        for one in lockups
+        if str(one["text"]).strip() not in sure
+    }
+    if why := doubted(seen):
+        doubts |= {one.title: why for one in reports if not one.lines}
     kept, notes = [], []
     for one in reports:
-        if one.kind in LOCKUPS and one.title in doubted:
-            notes.append(
-                f"not believed, the guest had {doubted[one.title]:.0%} of a CPU: {one.title}"
-            )
+        if one.kind in LOCKUPS and one.title in doubts:
+            notes.append(f"not believed, {doubts[one.title]}: {one.title}")
         else:
             kept.append(one)
     return kept, notes

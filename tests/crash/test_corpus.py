@@ -13,7 +13,7 @@ import pytest
 
 from lab import attempt, crash, paths, postmortem, snapshot
 from lab.bench import DIE_ON_LOAD
-from lab.crash import corpus
+from lab.crash import corpus, watch
 from lab.deadline import Deadline
 from lab.journal import Journal
 from tests.conftest import children
@@ -119,6 +119,45 @@ def test_an_endless_printer_is_bounded(tried: Try) -> None:
 
     assert "flood" == result.found.verdict.word
     assert used < 64 << 20
+
+
+# Its warning is read by nobody: the console is off, and 9,000 lines overtake it.
+UNREAD = """
+#include <linux/module.h>
+static int __init unread_init(void)
+{
+	int turn, level = console_printk[0];
+	console_printk[0] = 0;
+	WARN(1, "unread: as asked\\n");
+	for (turn = 0; turn < 9000; turn++)
+		pr_info("unread: %d\\n", turn);
+	console_printk[0] = level;
+	return 0;
+}
+static void __exit unread_exit(void)
+{
+}
+module_init(unread_init);
+module_exit(unread_exit);
+MODULE_DESCRIPTION("warns, and then says more than the log holds");
+MODULE_LICENSE("GPL");
+"""
+
+
+def test_a_warning_that_the_log_lost_is_a_warning_all_the_same(
+    bench: attempt.Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a host that hardly gets to look: once every three seconds."""
+    monkeypatch.setattr(watch, "TICK_S", 3.0)
+    path = tmp_path / "unread.c"
+    path.write_text(UNREAD)
+    trial = crash.Trial(soak_s=0.0, again=0)
+    found = attempt.run(bench, path, trial, journal=Journal(), command="test").found
+
+    assert found.taken["log"]["lost"] > 1000
+    assert "WARNING" not in "".join(found.said)
+    assert "warn" == found.verdict.word, postmortem.render(found)
+    assert "marked itself W" in found.verdict.why
 
 
 def test_a_module_refuses_where_no_lab_is(bench: attempt.Bench, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from lab.deadline import Deadline
 from lab.memory import GuestMemory
 from tests.unit.test_kernel import Ram, text_address
 
-JIFFIES = 0x2F000
+JIFFIES, TAINTED = 0x2F000, 0x2F100
 
 
 @dataclass
@@ -97,7 +97,9 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     with GuestMemory(ram.path) as memory:
         core = kernel.find(memory)
         fake: Any = guest
-        watcher = watch.Watcher(fake, memory, core, jiffies=text_address(JIFFIES))
+        watcher = watch.Watcher(
+            fake, memory, core, jiffies=text_address(JIFFIES), tainted=text_address(TAINTED)
+        )
         made = Scene(ram, guest, watcher)
         monkeypatch.setattr(watch, "_thread_time", lambda _: tuple(made.time))
         yield made
@@ -228,6 +230,57 @@ def test_a_doubted_lockup_is_forgotten_when_the_heart_beats_again(scene: Scene) 
     assert not scene.seen.lockups[0]["believed"]
 
 
+WARN, DIE, LOCKUP = 1 << 9, 1 << 7, 1 << 14
+
+
+@pytest.mark.parametrize("bit", [WARN, DIE, 1 << 12])
+def test_a_kernel_that_marks_itself_is_believed_without_a_line(scene: Scene, bit: int) -> None:
+    scene.ram.word(TAINTED, bit)
+    for number in range(100):  # 16 records are held: most go unread
+        scene.ram.say(b"%d" % number)
+    scene.tick()
+    scene.run()
+    told = scene.seen.as_json()
+
+    assert (bit == DIE) == scene.fatal()
+    assert (bit in (WARN, DIE)) == scene.seen.complained
+    assert {"before": 0, "now": bit, "soft_lockup": None} == told["tainted"]
+    assert told["log"]["lost"] > 80
+
+
+@pytest.mark.parametrize("ran", [0.2, 0.01])
+def test_a_lockup_of_which_no_line_was_read_is_weighed(scene: Scene, ran: float) -> None:
+    for _ in range(10):
+        scene.tick()
+        scene.run(ran=ran, waited=0.2 - ran)
+    scene.ram.word(TAINTED, LOCKUP)
+    scene.tick()
+    scene.run(ran=ran, waited=0.2 - ran)
+
+    assert (ran == 0.2) == scene.fatal()
+    assert scene.seen.unread_lockup is not None
+    assert (ran == 0.2) == scene.seen.unread_lockup["believed"]
+
+
+def test_a_mark_of_the_last_moment_is_seen(scene: Scene) -> None:
+    scene.ram.word(TAINTED, WARN)
+    scene.tick()
+    scene.watcher.finish()
+
+    assert WARN == scene.seen.tainted
+
+
+def test_a_kernel_that_does_not_say_what_it_is_tainted_by(scene: Scene) -> None:
+    fake: Any = scene.guest
+    watcher = watch.Watcher(
+        fake, scene.watcher.memory, scene.watcher.kernel, jiffies=text_address(JIFFIES)
+    )
+    scene.tick()
+    watcher.look()
+
+    assert (None, None) == (watcher.seen.tainted_before, watcher.seen.tainted)
+
+
 def test_a_flood_ends_the_watch(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "FLOOD_RECORDS", 20)
     for number in range(30):
@@ -259,3 +312,30 @@ def test_a_log_that_was_written_over_is_noted_and_no_crash_of_ours(scene: Scene)
 
     assert "not mapped" in (scene.seen.log_trouble or "")
     assert not scene.fatal()
+
+
+def test_what_came_before_a_record_that_nobody_can_read_is_kept(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One look meets both: the lines before it are not thrown away with it."""
+    scene.ram.say(b"WARNING: CPU: 0 PID: 1 at a.c:1")
+    bad = scene.ram.say(b"torn")
+    log = scene.watcher._log
+    read = log._record
+
+    def torn(number: int) -> tuple[kernel.Line | None, bool]:
+        if number == bad:
+            raise ValueError("torn")
+        return read(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(log, "_record", torn)
+        scene.tick()
+        scene.run()
+        scene.watcher.finish()
+        told = scene.seen.as_json()["log"]["trouble"]
+    scene.run()
+
+    assert "torn" == told
+    assert ["WARNING: CPU: 0 PID: 1 at a.c:1", "torn"] == [one.text for one in scene.seen.lines]
+    assert scene.seen.as_json()["log"]["trouble"] is None, "it was only being written"

@@ -151,8 +151,82 @@ def test_what_was_not_compared_is_said() -> None:
     assert "not compared: gone" in decide({"changed": {"absent": "gone"}}).also[0]
 
 
-def test_a_log_that_was_written_over_is_said() -> None:
-    assert "could not be read" in decide({"log": {"trouble": "not mapped"}}).also[0]
+def test_a_log_that_was_written_over_is_harm_and_is_said_whatever_the_verdict() -> None:
+    found = decide({"log": {"trouble": "not mapped"}})
+
+    assert "corrupt" == found.word
+    assert "could not be read to its end: not mapped" in found.why
+    assert not found.also
+    after = decide({"log": {"trouble": "not mapped"}}, "Oops: 0000 [#1] SMP")
+    assert "oops" == after.word
+    assert "could not be read" in after.also[0]
+
+
+B, D, W, L = 1 << 5, 1 << 7, 1 << 9, 1 << 14
+OURS = 1 << 12 | 1 << 13  # a module out of tree, and not signed
+
+
+def tainted(now: int, *, before: int | None = 0, lost: int = 5000, **more: Any) -> dict[str, Any]:
+    return {"log": {"lost": lost}, "tainted": {"before": before, "now": now, **more}}
+
+
+@pytest.mark.parametrize(
+    ("now", "word"),
+    [
+        (OURS, "loaded"),
+        (W | OURS, "warn"),
+        (D, "oops"),
+        (D | W, "oops"),
+        (L, "soft-lockup"),
+        (B, "bug"),
+    ],
+)
+def test_a_report_that_nobody_read_left_its_mark(now: int, word: str) -> None:
+    found = decide(tainted(now))
+
+    assert word == found.word
+    assert word == "loaded" or "5000 records of its log were overwritten unread" in found.why
+    assert "5000 records of the kernel's log were overwritten unread" in "".join(found.also)
+    assert "would have left no mark" in "".join(found.also)
+
+
+def test_a_mark_that_was_there_before_is_none_of_the_modules() -> None:
+    assert "loaded" == decide(tainted(W, before=W, lost=0)).word
+
+
+@pytest.mark.parametrize("before", [None, W, D | OURS])
+def test_without_marks_to_go_by_nobody_says_loaded_of_a_log_that_was_lost(
+    before: int | None,
+) -> None:
+    found = decide(tainted(before or 0, before=before))
+
+    assert "flood" == found.word
+    assert "cannot be known: 5000 records were overwritten unread" in found.why
+    assert "loaded" == decide(tainted(before or 0, before=before, lost=0)).word
+
+
+def test_a_report_that_was_read_is_told_and_its_mark_is_not() -> None:
+    found = decide(tainted(W, lost=0), "WARNING: CPU: 0 PID: 1 at a.c:1 f+0x1/0x2")
+
+    assert ("warn", ()) == (found.word, found.also)
+    assert found.why.startswith("WARNING: ")
+
+
+def test_a_flood_in_which_a_warning_went_under_says_so() -> None:
+    found = decide({"flood": True, **tainted(W)})
+
+    assert "flood" == found.word
+    assert any("marked itself W" in one for one in found.also)
+
+
+def test_a_lockup_without_a_line_is_weighed_like_one_that_has_one() -> None:
+    weighed = {"share": 0.1, "ran_s": 0.1, "believed": False}
+
+    found = decide(tainted(L, soft_lockup=weighed))
+
+    assert "loaded" == found.word
+    assert "not believed, the guest had 10% of a CPU" in found.also[0]
+    assert "soft-lockup" == decide(tainted(L, soft_lockup={**weighed, "believed": True})).word
 
 
 @pytest.mark.parametrize("seen", [{}, {"phases": []}, {"log": None}, {"changed": None}])
