@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import hashlib
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -326,5 +327,19 @@ def _running_argv(guest: Guest) -> list[str]:
 
 
 def describe_command() -> str:
-    """Return the command line of this process, for the manifest."""
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """Return the command line of this process as a shell takes it, for the manifest."""
+    return " ".join(map(_quoted, [Path(sys.argv[0]).name, *sys.argv[1:]]))
+
+
+def _quoted(word: str) -> str:
+    if word.isprintable():
+        return shlex.quote(word)
+    # A payload may be any bytes but zero, and the manifest is text.
+    return (
+        "$'"
+        + "".join(
+            chr(byte) if 32 <= byte < 127 and byte not in b"'\\" else f"\\x{byte:02x}"
+            for byte in os.fsencode(word)
+        )
+        + "'"
+    )
