@@ -274,11 +274,6 @@ class Btf:
             return bool(self._word(self._places[plain] + 12) >> 24 & 1)
         return bool(self._record(plain)[1] >> 31)
 
-    def is_bool(self, kind: int) -> bool:
-        plain = self._plain(kind)
-        where = self._places[plain] + 12
-        return self._kind(plain) is Kind.INT and bool(self._word(where) >> 24 & 4)
-
     def target(self, kind: int) -> int | None:
         """Return what a pointer points to, behind typedefs and qualifiers; None: no pointer."""
         plain = self._plain(kind)

@@ -39,7 +39,6 @@ BOOT_S = 60.0  # TCG boots the pair in about 6 s on two cores; a loaded CI host 
 OWN_BOOT_S = 300.0  # of a user's own: KASAN and lockdep, emulated, take several times as long
 SOCKET_PATH = 107  # bytes a UNIX socket's path can have
 RESTORE_S = 15.0
-DEFAULT = "default"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
