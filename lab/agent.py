@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from lab.deadline import Deadline
+from lab.deadline import Deadline, now
 from lab.errors import DeadlineExceeded, GuestError, GuestLost
 
 T = TypeVar("T")
@@ -61,13 +61,14 @@ class Agent:
         self._socket.settimeout(None)
         self._open = True
         threading.Thread(target=self._read, daemon=True).start()
+        start = now()
         # It may have said hello before we were there, so it is asked until it answers.
         while True:
             self._send("hello")
             with contextlib.suppress(DeadlineExceeded):
                 words = self._answer("hello", deadline.within(1.0))
                 return words[2] if len(words) > 2 else ""
-            deadline.check(f"the agent of {self.guest}")
+            deadline.check(f"the agent of {self.guest}", since=start)
 
     def close(self) -> None:
         """Hang up; the agent goes on."""
@@ -193,6 +194,7 @@ class Agent:
 
     def _wait(self, look: Callable[[], T | None], *, what: str, deadline: Deadline) -> T:
         """Return the first value of `look`, woken by every line and checking for death."""
+        start = now()
         with self._ready:
             while True:
                 if (value := look()) is not None:
@@ -200,7 +202,7 @@ class Agent:
                 if not self._open:
                     self.check()
                     raise GuestLost(self.guest, f"the agent hung up; waited for {what}")
-                deadline.check(f"{what} in {self.guest}")
+                deadline.check(f"{what} in {self.guest}", since=start)
                 self._ready.wait(min(0.05, max(deadline.remaining, 0.001)))
                 self.check()
 

@@ -11,12 +11,23 @@ from lab.errors import DeadlineExceeded
 T = TypeVar("T")
 
 
+RUN_HINT = "raise 'deadline:' in the playbook, or run it when the host is less busy"
+
+
 class Deadline:
     """A point in time by which something must have happened."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, *, of: str = "", hint: str | None = None) -> None:
+        """Set it; `of` is whose time it is where many things are waited for by it."""
         self.seconds = seconds
+        self.of = of
+        self.hint = hint
         self._start = time.monotonic()
+
+    @classmethod
+    def of_run(cls, seconds: float) -> Deadline:
+        """Return the deadline that a playbook gives to all a run does."""
+        return cls(seconds, of="the run's deadline", hint=RUN_HINT)
 
     @property
     def elapsed(self) -> float:
@@ -38,12 +49,25 @@ class Deadline:
 
     def within(self, seconds: float) -> Deadline:
         """Return a deadline at most `seconds` away and never later than this one."""
-        return Deadline(min(seconds, self.remaining))
+        return self if self.remaining <= seconds else Deadline(seconds)
 
-    def check(self, what: str) -> None:
-        """Raise `DeadlineExceeded` when the time is over."""
+    def check(self, what: str, *, since: float | None = None) -> None:
+        """Raise `DeadlineExceeded` when the time is over; `since` is when the wait began."""
         if self.expired:
-            raise DeadlineExceeded(f"waited {self.seconds:.1f} s for {what}")
+            raise self.exceeded(what, since=since)
+
+    def exceeded(self, what: str, *, since: float | None = None) -> DeadlineExceeded:
+        """Return the error: what was waited for, how long, and whose time that used up."""
+        waited = self.elapsed if since is None else min(now() - since, self.elapsed)
+        said = f"waited {waited:.1f} s for {what}"
+        if self.of:
+            said += f"; with that {self.of} of {self.seconds:.1f} s was used up"
+        return DeadlineExceeded(said, hint=self.hint)
+
+
+def now() -> float:
+    """Return the time that waits are measured by."""
+    return time.monotonic()
 
 
 def wait_until(
@@ -54,9 +78,10 @@ def wait_until(
     interval_s: float = 0.01,
 ) -> T:
     """Return the first truthy value of `condition`, asked every `interval_s` seconds."""
+    start = now()
     while True:
         value = condition()
         if value:
             return value
-        deadline.check(what)
+        deadline.check(what, since=start)
         time.sleep(min(interval_s, max(deadline.remaining, 0.0005)))

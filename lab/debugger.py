@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from lab.deadline import Deadline
+from lab.deadline import Deadline, now
 from lab.errors import DeadlineExceeded, GuestError, GuestLost, HostError, LabError
 from lab.guest import Guest
 
@@ -171,6 +171,7 @@ class Debugger:
             raise GuestLost(self.guest.name, f"the debugger's port went dead: {error}") from error
 
     def _receive(self, deadline: Deadline) -> bytes:
+        start = now()
         while True:
             body, rest = unframe(self._buffer)
             if body is not None:
@@ -182,9 +183,7 @@ class Debugger:
                 more = self._line.recv(65536)
             except TimeoutError as error:
                 self.guest.check()
-                raise DeadlineExceeded(
-                    f"waited {deadline.seconds:.1f} s for {self.guest.name} to stop"
-                ) from error
+                raise deadline.exceeded(f"{self.guest.name} to stop", since=start) from error
             except OSError as error:
                 raise GuestLost(self.guest.name, f"the debugger's port: {error}") from error
             if not more:

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 from qemu.qmp import ExecuteError, QMPClient, QMPError, Runstate
 
-from lab.deadline import Deadline, wait_until
-from lab.errors import DeadlineExceeded, GuestError, GuestLost
+from lab.deadline import Deadline, now, wait_until
+from lab.errors import GuestError, GuestLost
 
 T = TypeVar("T")
 LAST_WORDS_S = 0.1
@@ -148,11 +148,10 @@ class Monitor:
             self.fate = self.fate or "lost"
 
     def _wait(self, coroutine: Coroutine[Any, Any, T], deadline: Deadline) -> T:
+        start = now()
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result(timeout=max(deadline.remaining, 0.001))
         except FutureTimeout as error:
             future.cancel()
-            raise DeadlineExceeded(
-                f"{self.guest}: the monitor did not answer within {deadline.seconds:.1f} s"
-            ) from error
+            raise deadline.exceeded(f"{self.guest}'s monitor to answer", since=start) from error

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from invoke.exceptions import UnexpectedExit
 
 from lab import paths
-from lab.deadline import Deadline, wait_until
+from lab.deadline import Deadline, now, wait_until
 from lab.errors import CommandFailed, DeadlineExceeded, GuestLost, LabError
 
 if TYPE_CHECKING:
@@ -176,6 +176,7 @@ class Shell:
     @contextlib.contextmanager
     def _guarded(self, what: str, deadline: Deadline) -> Iterator[Connection]:
         """Yield a connection that is cut when the guest dies or time is over."""
+        start = now()
         done = threading.Event()
         cause: list[LabError] = []
 
@@ -183,7 +184,7 @@ class Shell:
             while not done.wait(TICK_S):
                 try:
                     self.check()
-                    deadline.check(f"'{what}' in {self.guest}")
+                    deadline.check(f"'{what}' in {self.guest}", since=start)
                 except LabError as error:
                     cause.append(error)
                     if self._socket is not None:
@@ -203,7 +204,7 @@ class Shell:
             if cause:
                 raise cause[0] from error
             self.check()
-            deadline.check(f"'{what}' in {self.guest}")
+            deadline.check(f"'{what}' in {self.guest}", since=start)
             if isinstance(error, FileNotFoundError | PermissionError):
                 raise CommandFailed(self.guest, what, 1, str(error)) from error
             raise GuestLost(

@@ -81,7 +81,7 @@ def _measure(
     *,
     journal: Journal,
 ) -> None:
-    deadline = Deadline(asked.deadline_s)
+    deadline = Deadline.of_run(asked.deadline_s)
     ready.pair.touch()
     ready.pair.attach(GUEST, deadline=deadline.within(10.0))
     guest = ready.pair.guests[GUEST]

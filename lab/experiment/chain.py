@@ -39,7 +39,7 @@ def take(
     command: str,
 ) -> None:
     """Hold fd 3 as each kind of socket, and look at it from inside and from outside."""
-    deadline = Deadline(asked.deadline_s)
+    deadline = Deadline.of_run(asked.deadline_s)
     manifest: dict[str, Any] = common_manifest(ready, asked, guests=guests(asked), command=command)
     run_dir.write_manifest(manifest)
     guest = ready.pair.guests["sender"]

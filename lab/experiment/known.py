@@ -40,7 +40,7 @@ def take(
     command: str,
 ) -> None:
     """Have the module move its messages while probes and access log watch."""
-    deadline = Deadline(asked.deadline_s)
+    deadline = Deadline.of_run(asked.deadline_s)
     work = asked.known
     seed = secrets.randbits(63)  # a parameter of type ulong
     count = work.copies + work.transfers

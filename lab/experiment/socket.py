@@ -84,7 +84,7 @@ def take(
         run=run_dir,
         stand=ready,
         journal=journal,
-        deadline=Deadline(asked.deadline_s),
+        deadline=Deadline.of_run(asked.deadline_s),
         nonce=secrets.token_bytes(16),
     )
     manifest = {

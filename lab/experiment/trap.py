@@ -40,7 +40,7 @@ def take(
     command: str,
 ) -> None:
     """Read text and stack before, while and after kprobes and a kretprobe are armed."""
-    deadline = Deadline(asked.deadline_s)
+    deadline = Deadline.of_run(asked.deadline_s)
     manifest = common_manifest(ready, asked, guests=guests(asked), command=command)
     run_dir.write_manifest(manifest)
     ready.pair.touch()

@@ -83,7 +83,7 @@ def test_remaining_ends_at_zero_and_check_raises(clock: Clock) -> None:
 
     assert 0.0 == deadline.remaining
     assert deadline.expired
-    with pytest.raises(DeadlineExceeded, match=r"waited 1\.0 s for it"):
+    with pytest.raises(DeadlineExceeded, match=r"waited 5\.0 s for it"):
         deadline.check("it")
 
 
@@ -92,3 +92,27 @@ def test_the_sleeps_do_not_pass_the_deadline(clock: Clock) -> None:
         wait_until(lambda: None, what="it", deadline=Deadline(0.025), interval_s=0.01)
 
     assert pytest.approx(0.025, abs=0.001) == sum(clock.slept)
+
+
+def test_what_was_waited_for_last_is_told_apart_from_the_time_that_all_had(clock: Clock) -> None:
+    run = Deadline.of_run(60.0)
+    clock.now += 57.5  # what came before
+
+    with pytest.raises(DeadlineExceeded) as caught:
+        wait_until(lambda: None, what="the receiver", deadline=run.within(10.0))
+
+    said = "waited 2.5 s for the receiver; with that the run's deadline of 60.0 s was used up"
+    assert said == str(caught.value)
+    assert caught.value.hint is not None
+    assert "deadline:" in caught.value.hint
+
+
+def test_a_wait_with_a_time_of_its_own_blames_no_other(clock: Clock) -> None:
+    run = Deadline.of_run(60.0)
+    clock.now += 20
+
+    with pytest.raises(DeadlineExceeded) as caught:
+        wait_until(lambda: None, what="the agent", deadline=run.within(10.0))
+
+    assert "waited 10.0 s for the agent" == str(caught.value)
+    assert caught.value.hint is None
