@@ -72,7 +72,9 @@ def _events(message: Message, archive: Archive, pids: dict[str, int]) -> Iterato
             | _args(archive, record, args)
             | (flow if len(movements) > 1 else {})
         )
-        yield _slice(archive, pids, record, name, TASK + record.pid) | _args(archive, record, {})
+        if not device:  # the task in whose time a device was seen to be done moved nothing
+            task = TASK + record.pid
+            yield _slice(archive, pids, record, name, task) | _args(archive, record, {})
     for seen in (*message.skb.sender, *message.skb.receiver):
         record = archive.record(seen.evidence)
         if record is not None and record.id not in told and _placed(archive, pids, record.id):

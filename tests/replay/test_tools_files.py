@@ -78,11 +78,17 @@ def _backwards(found: Any) -> None:
     found["traceEvents"].reverse()
 
 
+def _on_a_task(found: Any) -> None:
+    events = found["traceEvents"]
+    task = max(e["tid"] for e in events if e["ph"] == "X" and e["pid"] == 1)
+    next(e for e in events if e.get("args", {}).get("kind") == "dma-read")["tid"] = task
+
+
 def _no_events(found: Any) -> None:
     found["traceEvents"] = "none"
 
 
-@pytest.mark.parametrize("harm", [_no_name, _no_end, _no_time, _backwards, _no_events])
+@pytest.mark.parametrize("harm", [_no_name, _no_end, _no_time, _backwards, _on_a_task, _no_events])
 def test_a_broken_trace_is_told(tmp_path: Path, harm: Callable[[Any], None]) -> None:
     run = cooked.nic(tmp_path).serve()
     found = trace(ledger.build(run), run)

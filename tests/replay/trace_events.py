@@ -22,7 +22,23 @@ def faults(value: Any) -> list[str]:
             out.append(f"thread {event['pid']}/{event['tid']} has no name")
     if [event["ts"] for event in slices] != sorted(event["ts"] for event in slices):
         out.append("slices are not in the order of time")
-    return [*dict.fromkeys(out), *_flows(slices)]
+    return [*dict.fromkeys(out), *_flows(slices), *_strays(slices)]
+
+
+def _strays(slices: list[dict[str, Any]]) -> list[str]:
+    """Expect on a device's track what the device did, and that on no other."""
+    track: dict[int, int] = {}  # machine -> its device
+    accesses: dict[tuple[int, str], int] = {}  # machine and record -> track
+    for event in slices:
+        if str(event["args"].get("kind")).startswith("dma"):
+            track.setdefault(event["pid"], event["tid"])
+            accesses[event["pid"], event["args"]["evidence"]] = event["tid"]
+    out = []
+    for event in slices:
+        of_device = (event["pid"], event["args"]["evidence"]) in accesses
+        if of_device != (event["tid"] == track.get(event["pid"])):
+            out.append(f"{event['name']} is on track {event['pid']}/{event['tid']}")
+    return out
 
 
 def _event(event: Any) -> list[str]:
