@@ -79,5 +79,5 @@ def analyse(run_dir: rundir.RunDir, expect: spec.Expect, *, journal: Journal) ->
         result=arrival.FILE,
         value=Later(found.as_json),
         trouble=(*found.trouble, *proven.trouble),
-        hint=f"invoke lab.lines {run_dir.name}",
+        hint=f"invoke lab.lines {rundir.called(run_dir)}",
     )

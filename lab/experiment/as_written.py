@@ -155,6 +155,6 @@ def analyse(run_dir: rundir.RunDir, expect: spec.Expect, *, journal: Journal) ->
         result=explained.RESULT,
         value=value,
         trouble=trouble,
-        hint=f"invoke lab.lines {run_dir.name}",
+        hint=f"invoke lab.lines {rundir.called(run_dir)}",
         told=told,
     )

@@ -215,7 +215,7 @@ def analyse(run_dir: rundir.RunDir, expect: spec.Expect, *, journal: Journal) ->
         result="ledger.json",
         value=Later(value),
         trouble=found.trouble,
-        hint=f"invoke lab.lines {run_dir.name}",
+        hint=f"invoke lab.lines {rundir.called(run_dir)}",
         told=found.told,
     )
 

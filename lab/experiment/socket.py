@@ -120,7 +120,7 @@ def analyse(run_dir: rundir.RunDir, expect: spec.Expect, *, journal: Journal) ->
         result="socket.json",
         value=found.to_json(),
         trouble=tuple(trouble),
-        hint=f"invoke lab.lines {run_dir.name}",
+        hint=f"invoke lab.lines {rundir.called(run_dir)}",
         told=tuple(evidence.told(found)),
     )
 

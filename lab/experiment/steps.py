@@ -142,6 +142,6 @@ def analyse(run_dir: rundir.RunDir, expect: spec.Expect, *, journal: Journal) ->
         result=steps.FILE,
         value=json.loads(found.to_json()),
         trouble=(*found.trouble, *proven.trouble),
-        hint=f"invoke lab.steps {run_dir.name} --all",
+        hint=f"invoke lab.steps {rundir.called(run_dir)} --all",
         told=told,
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ __all__ = [
     "TscSample",
     "UserBuffer",
     "Workload",
+    "called",
     "create",
     "resolve",
     "to_json",
@@ -65,6 +67,7 @@ __all__ = [
 ]
 
 LAST = "last"
+WORKLOAD = "workload.json"  # of a guest
 
 
 def to_json(value: object) -> str:
@@ -111,7 +114,7 @@ class GuestDir:
         return self.path / "symbols"
 
     def workloads(self) -> tuple[Workload, ...]:
-        path = self.file("workload.json")
+        path = self.file(WORKLOAD)
         return reading.read_workloads(read_json(path), path)
 
     def census(self) -> Census:
@@ -230,6 +233,12 @@ def point_last(path: Path) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(path.name)
     temporary.replace(path.parent / LAST)
+
+
+def called(run: RunDir) -> str:
+    """Return what a task is told to mean this run: its name, or where it lies."""
+    at_home = run.path.parent.resolve() == paths.runs().resolve()
+    return run.name if at_home else shlex.quote(str(run.path))
 
 
 def resolve(text: str | Path = LAST, base: Path | None = None) -> RunDir:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,22 @@ def test_two_runs_of_one_second_get_two_folders(tmp_path: Path) -> None:
     assert "-nic-copies-01234567" in first.name
     assert (tmp_path / "last").resolve() == second.path.resolve()
     assert {"sender", "receiver"} == {entry.name for entry in second.path.iterdir()}
+
+
+def test_a_run_is_called_by_what_resolves_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAB_RUNS", str(tmp_path / "runs"))
+    base = tmp_path / "runs"
+    here = rundir.create(base, "nic", "a", guests=())
+    there = rundir.create(tmp_path / "else where", "nic", "b", guests=())
+    for run in (here, there):
+        run.write_manifest({"schema": 1})
+
+    assert here.name == rundir.called(here)
+    for run in (here, there):
+        (word,) = shlex.split(rundir.called(run))
+        assert run.path.resolve() == rundir.resolve(word, base).path
 
 
 def test_last_a_name_and_a_path_all_resolve(tmp_path: Path) -> None:
