@@ -202,4 +202,5 @@ def label(place: Place) -> str:
     }
     if place.kind is PlaceKind.WIRE:
         return f"the wire ({place.evidence[0]})" if place.evidence else "the wire"
-    return f"{place.guest} {names[place.kind]} 0x{place.virtual:x}"
+    where = f"0x{place.virtual:x}" if place.virtual else "at an address not known"
+    return f"{place.guest} {names[place.kind]} {where}"

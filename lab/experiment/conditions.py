@@ -18,7 +18,8 @@ FEATURES = {
 }
 # `read` is the shell's own: a program started costs a guest under TCG 40 ms.
 ASKED = (
-    f"ethtool -k {NETDEV}; ethtool -i {NETDEV};"
+    "read release < /proc/sys/kernel/osrelease; echo kernel: $release;"
+    f" ethtool -k {NETDEV}; ethtool -i {NETDEV};"
     f" read mtu < /sys/class/net/{NETDEV}/mtu; echo mtu: $mtu;"
     f" test ! -e {COPYBREAK} || {{ read least < {COPYBREAK}; echo copybreak: $least; }}"
 )

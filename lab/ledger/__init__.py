@@ -32,8 +32,9 @@ from lab.ledger.entries import (
     Unexplained,
 )
 from lab.ledger.expected import Expectation, asked, check, expectations
+from lab.ledger.stated import manifest_faults
 from lab.record import Section
-from lab.rundir import RunDir, Workload
+from lab.rundir import WORKLOAD, RunDir, Workload
 from lab.rundir.faults import file_faults
 
 __all__ = [
@@ -224,20 +225,37 @@ def _silent(guest: GuestInputs, witness: str) -> bool:
 
 def _faults(inputs: Inputs, flow: Flow, received: Sequence[int]) -> Iterator[Incomplete]:
     # A message that got lost is a gap of its own, which says where it was last.
+    blind = list(_blind(inputs))
+    yield from blind
+    for guest, why in manifest_faults(inputs):
+        yield _fault(guest, why)
     yield from _file_faults(inputs)
     yield from _workload_faults(inputs, received)
     yield from _trace_faults(inputs)
     for gap in flow.gaps:
+        # What nobody could look for was not missed by a hook, or lost by the link.
+        why = f"not to be told: {blind[0].why.partition(':')[0]}" if blind else gap.why
         yield Incomplete(
-            guest=gap.guest, message=gap.message, between=gap.between, bytes=gap.bytes, why=gap.why
+            guest=gap.guest, message=gap.message, between=gap.between, bytes=gap.bytes, why=why
         )
+
+
+def _blind(inputs: Inputs) -> Iterator[Incomplete]:
+    """Yield what says where a program's buffer is, and is not there: nothing else can be told."""
+    for role in (SENDER, RECEIVER):
+        if inputs.with_role(role) is None:
+            guest = next((one for one in inputs.guests if one.name == role), inputs.guests[0])
+            lacks = f"has no {role}" if guest.folder.has(WORKLOAD) else "is missing"
+            why = f"{guest.name}/{WORKLOAD} {lacks}: where the {role}'s buffer was is not known"
+            yield _fault(guest.name, why)
 
 
 def _file_faults(inputs: Inputs) -> Iterator[Incomplete]:
     """Expect every file to be there as the run wrote it, and every witness to have its own."""
     folders = {guest.name: guest.folder.path for guest in inputs.guests}
     for guest, why in file_faults(inputs.manifest.values, folders):
-        yield _fault(guest, why)
+        if not why.startswith(f"{guest}/{WORKLOAD} is gone"):  # that is the first fault of all
+            yield _fault(guest, why)
     for witness, told in inputs.manifest.witnesses:
         lacking = [guest.name for guest in inputs.guests if _silent(guest, witness)]
         if told == "present" and lacking:
@@ -253,7 +271,6 @@ def _workload_faults(inputs: Inputs, received: Sequence[int]) -> Iterator[Incomp
         guest = inputs.with_role(role)
         work = None if guest is None else guest.role(role)
         if guest is None or work is None:
-            yield _fault(role, f"no workload.json tells of a {role}")
             continue
         order = received if role == RECEIVER else range(inputs.identity.count)
         expected = len(order)

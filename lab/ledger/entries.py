@@ -7,6 +7,7 @@ are made in a third of the time.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from json.encoder import encode_basestring
@@ -14,6 +15,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from lab.correlate.types import Sighting
+from lab.rundir import WORKLOAD
 
 SCHEMA = 1
 
@@ -22,6 +24,7 @@ ADDRESSES = frozenset({"virtual", "physical", "skb", "head", "data"})
 PLAIN = frozenset({str, int, bool, float, type(None)})
 LINES_FROM = 4  # levels down: ledger, messages, message, places; each place is one line
 NOT_SHOWN = {"Sighting": ("side", "message")}  # said by where it stands
+LACKING = re.compile(rf"(\S+/{re.escape(WORKLOAD)}) (?:is missing|has no \w+):")
 _ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
@@ -185,6 +188,15 @@ class Ledger:
     def proven(self) -> bool:
         """Complete, and no two witnesses disagree: anything else is exit code 6."""
         return self.complete and not self.disagreements
+
+    @property
+    def lacks(self) -> str:
+        """Return the file without which it cannot be told where messages lay, "" where it is there.
+
+        What is not in a ledger that lacks it was not looked for.
+        """
+        found = (LACKING.match(entry.why) for entry in self.incomplete)
+        return next((one[1] for one in found if one), "")
 
     @property
     def searched(self) -> bool:

@@ -19,7 +19,7 @@ from lab.report.perfetto import trace
 from lab.report.sheet import sheet
 from lab.report.stations import copy_numbers
 from lab.report.tables import content, some
-from lab.report.verdict import largest, sentences
+from lab.report.verdict import largest, sentences, unseen
 from lab.report.words import function_name
 from lab.rundir import Manifest, RunDir
 
@@ -42,6 +42,9 @@ __all__ = [
 
 SHOWN_MESSAGES = 1  # in full; the others as one line of totals
 SHOWN_ROWS = 14  # of one table
+NOT_MOVED = "Nothing was seen to move."
+NO_SKB = "No skb that holds the message was seen."
+NO_FRAME = "No frame carries the message."
 
 PLACES = {
     "user": "user",
@@ -78,11 +81,11 @@ def told(ledger: Ledger, run: RunDir) -> list[Block]:
     out: list[Block] = [*_verdict(ledger), *_conditions(ledger, manifest), *_trouble(ledger)]
     out += _expected(ledger, manifest)
     for message in ledger.messages[:SHOWN_MESSAGES]:
-        out += ["", *_copies(message)]
-        out += ["", *_addresses(message, _messages(manifest), searched=ledger.searched)]
-        out += ["", *_skbs(message)]
+        out += ["", *(_copies(message) or [unseen(ledger, NOT_MOVED)])]
+        out += ["", *_addresses(ledger, message, _messages(manifest))]
+        out += ["", *(_skbs(message) or [unseen(ledger, NO_SKB)])]
         if message.over == "link":
-            out += ["", *_frame(message, run)]
+            out += ["", *(_frame(message, run) or [unseen(ledger, NO_FRAME)])]
         out += _touches(ledger, message)
     if len(ledger.messages) > SHOWN_MESSAGES:
         out += ["", *_others(ledger)]
@@ -125,10 +128,13 @@ def _trouble(ledger: Ledger) -> list[Block]:
     for one in ledger.disagreements[:SHOWN_ROWS]:
         out += paragraph(f"! {one.guest}: {one.text} ({', '.join(one.evidence)})")
     out += _more(len(ledger.disagreements), "disagreement")
+    unexplained = "that no movement put there"
+    if ledger.lacks:
+        unexplained = f"whose way cannot be told without {ledger.lacks}"
     for hit in ledger.unexplained[:SHOWN_ROWS]:
         out += paragraph(
             f"? {hit.guest}: {hit.size} bytes of message {hit.message} at physical "
-            f"0x{hit.physical:x}{_page_of(hit)} that no movement put there ({hit.evidence})"
+            f"0x{hit.physical:x}{_page_of(hit)} {unexplained} ({hit.evidence})"
         )
     out += _more(len(ledger.unexplained), "unexplained run")
     return out
@@ -164,7 +170,7 @@ def _more(count: int, what: str) -> list[Block]:
 
 def _copies(message: Message) -> list[Block]:
     if not message.movements:
-        return ["Nothing was seen to move."]
+        return []
     rows = []
     numbers = copy_numbers(message)
     for movement, number in list(zip(message.movements, numbers, strict=True))[:SHOWN_ROWS]:
@@ -211,14 +217,16 @@ def _virtual(place: Place) -> str:
     return f"0x{place.virtual:x}" if place.virtual else "not known"
 
 
-def _unverified(place: Place, *, searched: bool) -> str:
+def _unverified(ledger: Ledger, place: Place) -> str:
     """Say why no content is shown: nobody looked, or the memory was used again by then."""
-    if not searched:
+    if not ledger.searched:
         return "not searched"
+    if not place.physical:
+        return "not looked for"
     return "not found" if place.place == "user" else "used again since"
 
 
-def _addresses(message: Message, messages: Messages, *, searched: bool) -> list[Block]:
+def _addresses(ledger: Ledger, message: Message, messages: Messages) -> list[Block]:
     rows = []
     data = messages.bytes(message.id)
     for number, place in enumerate(message.places[:SHOWN_ROWS]):
@@ -233,7 +241,7 @@ def _addresses(message: Message, messages: Messages, *, searched: bool) -> list[
                 "no address" if wire else physical,
                 content(data[place.offset : place.offset + min(place.size, 16)])
                 if place.content_verified
-                else _unverified(place, searched=searched),
+                else _unverified(ledger, place),
                 _verified(place),
             )
         )
@@ -276,7 +284,7 @@ def _skbs(message: Message) -> list[Block]:
         for seen in all_seen
     ]
     if not rows:
-        return ["No skb that holds the message was seen."]
+        return []
     head = ("SIDE", "AT", "SKB", "SKB->HEAD", "SKB->DATA", "LEN", "RECORD")
     return [*table(head, rows[:SHOWN_ROWS]), *_more(len(rows), "sighting")]
 
@@ -291,7 +299,7 @@ def _touches(ledger: Ledger, message: Message) -> list[Block]:
 def _frame(message: Message, run: RunDir) -> list[Block]:
     wire = next((place for place in message.places if place.place == "wire"), None)
     if wire is None:
-        return ["No frame carries the message."]
+        return []
     guest, _, number = wire.evidence[0].partition("/wire.pcap#")
     frame = capture.read(run.guest(guest).wire)[int(number)]
     rows = [(part, str(size), text) for part, size, text in capture.describe(frame)]

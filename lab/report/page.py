@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jinja2
@@ -119,6 +120,7 @@ def page(ledger: Ledger, run: RunDir) -> str:
         word=verdict.word(ledger),
         sentences=verdict.sentences(ledger),
         ledger=ledger,
+        unseen=partial(verdict.unseen, ledger),
         manifest=manifest,
         shown=shown,
         ways_left_out=len(groups) - len(shown),
@@ -233,7 +235,9 @@ def _spots(message: Message, data: bytes, *, searched: bool) -> Iterator[Spot]:
         gate = last.rpartition("#")[2].partition("/")[0]
         verified = f"RAM, gate '{gate}'" if "census" in last else "frame"
         if not place.content_verified:
-            verified = "no: used again since" if searched else "no: not searched"
+            verified = "no: not searched"
+            if searched:
+                verified = "no: used again since" if place.physical else "no: not looked for"
         yield Spot(
             name=PLACES.get(place.place, place.place),
             guest=place.guest,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lab.ledger import Ledger, Message, Movement, Place
 from lab.report.stations import copy_numbers
 from lab.report.tables import some, times
+from lab.report.verdict import unseen
 from lab.report.words import PLACES, function_name
 from lab.rundir import Manifest
 
@@ -31,7 +32,7 @@ def answers(ledger: Ledger, message: Message, manifest: Manifest, frame: str) ->
     reads = [movement for movement in message.movements if movement.kind == "dma-read"]
     writes = [movement for movement in message.movements if movement.kind == "dma-write"]
     copies = [movement for movement in message.movements if movement.kind == "copy"]
-    return [
+    found = [
         _how_many(message),
         Answer(
             question="Who made each copy?",
@@ -54,6 +55,13 @@ def answers(ledger: Ledger, message: Message, manifest: Manifest, frame: str) ->
         _lost(ledger),
         _conditions(manifest),
         _why(ledger, message),
+    ]
+    if not ledger.lacks:
+        return found
+    about = {_lost(ledger).question, _conditions(manifest).question, _why(ledger, message).question}
+    return [
+        one if one.question in about else replace(one, answer=unseen(ledger, ""), evidence=())
+        for one in found
     ]
 
 

@@ -50,6 +50,11 @@ def largest(ledger: Ledger) -> Message:
     return max(ledger.messages, key=lambda message: message.totals.guest_cpu_copies)
 
 
+def unseen(ledger: Ledger, said: str) -> str:
+    """Return what is said of something that was not seen, where anybody could have looked."""
+    return f"Not to be told without {ledger.lacks}." if ledger.lacks else said
+
+
 def skb_words(message: Message) -> str:
     """Say whether both sides had the same skb."""
     match message.skb.same_object, message.skb.same_head:
@@ -67,6 +72,8 @@ def skb_words(message: Message) -> str:
 
 
 def _first_reason(ledger: Ledger) -> str:
+    if ledger.lacks:
+        return ledger.incomplete[0].why
     # Lost records explain every gap; a gap explains what the programs then say.
     lost = (entry for entry in ledger.incomplete if "lost records" in entry.why)
     gaps = (entry for entry in ledger.incomplete if entry.between)

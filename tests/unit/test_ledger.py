@@ -17,6 +17,7 @@ from lab.errors import TraceCorrupt
 from lab.ledger import Ledger
 from lab.message import digest
 from lab.report import verdict
+from lab.rundir import RunDir
 from lab.spec import Expect
 from tests.unit import cooked
 from tests.unit.cooked import Cook
@@ -275,7 +276,86 @@ def test_no_workload_at_all_is_incomplete_and_no_crash(tmp_path: Path) -> None:
     found = build(cook)
 
     assert not found.complete
-    assert "no workload.json tells of a sender" in why(found)
+    assert found.incomplete[0].why.startswith("sender/workload.json is missing:")
+    assert "receiver/workload.json is missing:" in why(found)
+
+
+@pytest.mark.parametrize("role", ["sender", "receiver"])
+@pytest.mark.parametrize("cook_of", [cooked.nic, cooked.loopback, cooked.tcp])
+def test_without_a_workload_nothing_else_is_said_to_be_missing(
+    tmp_path: Path, role: str, cook_of: Callable[[Path], Cook]
+) -> None:
+    cook = cook_of(tmp_path)
+    run = cook.serve()
+    holder = next(guest for guest in run.guests() if role in {w.role for w in guest.workloads()})
+    path = holder.file("workload.json")
+    kept = [one for one in json.loads(path.read_bytes()) if one["role"] != role]
+    path.write_text(json.dumps(kept))
+    if not kept:
+        path.unlink()
+
+    found = ledger.build(run)
+
+    lacks = f"{holder.name}/workload.json"
+    said = f"has no {role}" if kept else "is missing"
+    first, *others = [one.why for one in found.incomplete]
+    assert f"{lacks} {said}: where the {role}'s buffer was is not known" == first
+    assert lacks == found.lacks
+    # Neither that a hook saw nothing, nor that a frame did not arrive: nobody could look.
+    assert others
+    assert all(one == f"not to be told: {lacks} {said}" for one in others), others
+    assert not any("0x0" in end for one in found.incomplete for end in one.between)
+
+
+def test_a_workload_that_was_changed_is_not_one_that_is_missing(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    run = cook.serve()
+    cooked.edit(run, "manifest.json", lambda found: found.update(files=digests(run)))
+    path = run.guest("sender").file("workload.json")
+    path.write_text(path.read_text() + " ")
+
+    found = ledger.build(run)
+
+    assert "sender/workload.json was changed since the run" in why(found)
+    assert "" == found.lacks
+
+
+def digests(run: RunDir) -> dict[str, str]:
+    """Return the manifest's list of files, as a run would have written it."""
+    return {
+        f"{guest.name}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
+        for guest in run.guests()
+        for path in guest.path.iterdir()
+    }
+
+
+@pytest.mark.parametrize(
+    ("stated", "said"),
+    [
+        ({"protocol": "tcp"}, "the manifest says protocol tcp, the sender (sender/workload.json)"),
+        ({"protocol": "tcp"}, "the manifest says protocol tcp, sender/wire.pcap#1 udp"),
+        ({"family": "ipv6"}, "the manifest says family ipv6, sender/wire.pcap#1 ipv4"),
+        ({"size": 17}, "the manifest says size 17, the receiver (receiver/workload.json) 16"),
+        ({"count": 2}, "the manifest says count 2, the sender (sender/workload.json) 1"),
+        (
+            {"kernel": "6.1.0"},
+            "the manifest says kernel 6.1.0, the guest (sender/ethtool.txt) 6",
+        ),
+    ],
+)
+def test_a_manifest_that_says_other_than_the_records_is_a_fault(
+    tmp_path: Path, stated: dict[str, Any], said: str
+) -> None:
+    cook = cooked.nic(tmp_path)
+    run = cook.serve()
+    run.guest("sender").file("ethtool.txt").write_text("kernel: 6.12.117+deb12-amd64\nmtu: 1500\n")
+    assert ledger.build(run).complete
+
+    cooked.edit(run, "manifest.json", lambda found: found.update(stated))
+    found = ledger.build(run)
+
+    assert not found.complete
+    assert said in why(found)
 
 
 def test_only_the_manifest_is_incomplete_and_no_crash(tmp_path: Path) -> None:

@@ -109,6 +109,26 @@ def test_a_run_in_which_nothing_moved_says_so(tmp_path: Path) -> None:
     assert "Nothing was seen to move." in render(cook.serve()).splitlines()
 
 
+def test_a_report_without_a_workload_says_what_is_missing_and_nothing_false(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    cook.skip_files |= {"sender/workload.json"}
+    run = cook.serve()
+
+    text = render(run)
+    page = report.page(ledger.build(run), run)
+
+    first = (
+        "INCOMPLETE: sender/workload.json is missing: where the sender's buffer was is not known"
+    )
+    assert " ".join(text.split()).startswith(first)
+    assert "Not to be told without sender/workload.json." in text
+    for said in (" 0x0 ", "not found", "Nothing was seen", "No skb", "No frame", "no movement put"):
+        assert said not in text
+        assert said not in page
+    assert "No copy was seen" not in page
+    assert "nobody explains</b>" not in page
+
+
 def test_a_disagreement_comes_first(tmp_path: Path) -> None:
     cook = cooked.nic(tmp_path)
     cook.sender.queues["tx"]["gates"]["sent"]["descriptors"][0][1] = "0x7000000"
