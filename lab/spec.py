@@ -239,7 +239,7 @@ class Playbook:
     calls: Calls = field(default_factory=Calls)
     expect: Expect = field(default_factory=Expect)
     sweep: Sweep = field(default_factory=Sweep)
-    deadline_s: float = 60.0
+    deadline_s: float = 180.0  # a dead guest is told at once; this is for what hangs
     source: bytes = b""  # the exact bytes of the file
     path: str = ""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -131,16 +132,19 @@ class AccessLog:
     def arm(self, *, deadline: Deadline) -> None:
         """Begin to log, now."""
         if self.control is not None:
-            self.control.arm(deadline=deadline, check=self.guest.check, poke=self._poke)
+            self.control.arm(deadline=deadline, check=self.guest.check, poke=self._poke(deadline))
 
     def disarm(self, *, deadline: Deadline) -> None:
         """End to log; what was logged is whole afterwards."""
         if self.control is not None:
-            self.control.disarm(deadline=deadline, check=self.guest.check, poke=self._poke)
+            self.control.disarm(
+                deadline=deadline, check=self.guest.check, poke=self._poke(deadline)
+            )
 
-    def _poke(self) -> None:
-        # The plugin looks at its orders when a vCPU idles or resumes: make it.
-        self.guest.require_agent().ping(deadline=Deadline(5.0))
+    def _poke(self, deadline: Deadline) -> Callable[[], object]:
+        # The plugin looks at its orders when a vCPU idles or resumes: make it.  On a busy host
+        # that takes as long as it takes; a dead guest is told by the agent, who checks for it.
+        return lambda: self.guest.require_agent().ping(deadline=deadline)
 
     def keep(
         self, messages: Messages, *, held: Rings | None, buffers: list[tuple[int, int]]

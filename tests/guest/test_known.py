@@ -19,7 +19,7 @@ question: Is a copy caught of which the module says nothing?
 experiment: known
 probes: {kind: kmod}
 known: {copies: 5, size: 211, hidden: yes}
-deadline: 60s
+deadline: 180s
 expect: {complete: yes}
 """
 

@@ -161,3 +161,26 @@ def test_another_link_type_is_refused(tmp_path: Path) -> None:
 def test_a_frame_no_link_carries_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TraceCorrupt, match="at most"):
         _read(tmp_path, cooked.pcap([bytes(capture.MAX_FRAME + 1)]))
+
+
+def test_what_a_device_cut_wrongly_has_no_headers_of_tcp() -> None:
+    # The second piece of a packet that QEMU 7.2's e1000e was to cut: its length is 0, and where
+    # TCP's header would be the message goes on.
+    packet = bytearray(cooked.ipv6(PAYLOAD * 2, number=7))
+    packet[4:6], packet[6] = bytes(2), 6
+    frame = _frame(cooked.ethernet(bytes(packet), kind=0x86DD))
+
+    headers = frame.headers
+    assert headers is not None
+    assert (None, 54) == (headers.source_port, headers.payload_at)
+    assert PAYLOAD * 2 == frame.payload
+
+
+def test_a_packet_too_large_for_its_length_keeps_its_headers() -> None:
+    segment = struct.pack(">HHIIBBHHH", 1, 2, 3, 0, 5 << 4, 0, 0, 0, 0) + bytes(65600)
+    packet = bytearray(cooked.ipv6(b"", number=7))
+    packet[4:6], packet[6] = bytes(2), 6
+    headers = _frame(cooked.ethernet(bytes(packet) + segment, kind=0x86DD)).headers
+
+    assert headers is not None
+    assert (1, 3, 74) == (headers.source_port, headers.sequence, headers.payload_at)

@@ -61,7 +61,7 @@ def load_text(folder: Path, text: str) -> Playbook:
 def test_nic_asks_what_the_readme_shows() -> None:
     nic = playbook.load("nic")
 
-    assert ("nic", "6.12", 60.0) == (nic.name, nic.kernel, nic.deadline_s)
+    assert ("nic", "6.12", 180.0) == (nic.name, nic.kernel, nic.deadline_s)
     assert Workload(over="link", protocol="udp", size=16, count=1) == nic.workload
     assert (
         Expect(
