@@ -17,7 +17,7 @@ from typing import Any
 from lab import record
 from lab.errors import TraceCorrupt
 from lab.ledger import Ledger, Message
-from lab.record import Record
+from lab.record import Context, Record
 from lab.report.blocks import plain, table
 from lab.report.evidence import context
 from lab.rundir import RunDir, to_json
@@ -168,15 +168,17 @@ def _way(
     softirq = [n for n in chosen if records[n].hook == UDP]
     queued = [n for n in chosen if records[n].hook == ENQUEUE]
     if softirq and queued:
-        chosen |= set(_each(records, range(softirq[0], queued[0]), LOOKUP)[-1:])
+        looked = range(softirq[0], queued[0])
+        chosen |= set(_each(records, looked, LOOKUP, cpu=records[softirq[0]].cpu)[-1:])
     if queued:
-        sk = records[queued[0]].sk
+        sk, cpu = records[queued[0]].sk, records[queued[0]].cpu
         after = range(queued[0], last)
-        readable = [n for n in _each(records, after, READABLE) if records[n].sk == sk][:1]
+        readable = [n for n in _each(records, after, READABLE, cpu=cpu) if records[n].sk == sk][:1]
         chosen |= set(readable)
         # Behind it only what the same CPU does before it takes in the next packet.
-        for number in _each(records, range(readable[0], last), WAKE) if readable else ():
-            between = _each(records, range(readable[0], number), ENQUEUE)
+        woken = range(readable[0], last) if readable else range(0)
+        for number in _each(records, woken, WAKE, cpu=cpu):
+            between = _each(records, range(readable[0], number), ENQUEUE, cpu=cpu)
             if not between and records[number].size == pid:
                 chosen.add(number)
                 break
@@ -185,25 +187,33 @@ def _way(
 
 
 def _before(records: list[Record], first: int) -> Iterator[int]:
-    # What led to the driver: the poll, who asked for it, and the interrupt before that.
-    back = range(first - 1, -1, -1)
-    poll = next((n for n in back if records[n].hook == POLL), None)
+    # What led to the driver: the poll, who asked for it, and the interrupt before that; all of
+    # them on the driver's CPU, where another's interrupt or another device's poll may lie between.
+    driver = records[first]
+    back = [n for n in range(first - 1, -1, -1) if records[n].cpu == driver.cpu]
+    poll = next(
+        (n for n in back if records[n].hook == POLL and _same(records[n].dev, driver.dev)), None
+    )
     if poll is None:
         return
     yield poll
     napi = records[poll].aux
-    asked = next(
-        (n for n in range(poll, -1, -1) if (records[n].hook, records[n].aux) == (SCHEDULE, napi)),
-        None,
-    )
-    if asked is None:
-        return
-    yield asked
-    yield from _each(records, range(asked - 1, -1, -1), INTERRUPT)[:1]
+    asked = [n for n in back if n < poll and (records[n].hook, records[n].aux) == (SCHEDULE, napi)]
+    yield from asked[:1]
+    # A poll that found no end asks for the next itself; the interrupt is that of the first.
+    for number in asked:
+        if Context.IRQ_OFF in records[number].context:
+            yield number
+            yield from _each(records, range(number - 1, -1, -1), INTERRUPT, cpu=driver.cpu)[:1]
+            return
 
 
-def _each(records: list[Record], numbers: range, hook: str) -> list[int]:
-    return [number for number in numbers if records[number].hook == hook]
+def _same(one: str, other: str) -> bool:
+    return not one or not other or one == other
+
+
+def _each(records: list[Record], numbers: range, hook: str, *, cpu: int) -> list[int]:
+    return [n for n in numbers if records[n].hook == hook and records[n].cpu == cpu]
 
 
 def _arrival(number: int, way: list[Record], symbols: Symbols) -> Arrival:

@@ -15,6 +15,7 @@ from lab import calls, ledger
 from lab.calls import Call
 from lab.errors import EvidenceError
 from lab.ledger import Ledger, Message
+from lab.report.tables import span
 from lab.rundir import GuestDir, RunDir
 
 XMIT = "__dev_queue_xmit"
@@ -297,10 +298,10 @@ def _sentence(account: Ledger, message: Message) -> Answer:
     by = ", ".join(dict.fromkeys(move.function for move in copies))
     return Answer(
         id="E08",
-        value=f"send() had guest CPUs copy these {message.size} bytes {totals.guest_cpu_copies}"
-        f" times ({by}) and devices move them {totals.device_reads + totals.device_writes} times,"
-        " where RDMA lets the NIC read the sender's buffer and write the receiver's: no copy by a"
-        " CPU.",
+        value=f"send() had guest CPUs copy these {message.size} bytes"
+        f" {span(*totals.spread('guest_cpu_copies'))} times ({by}) and devices move them"
+        f" {totals.device_reads + totals.device_writes} times, where"
+        " RDMA lets the NIC read the sender's buffer and write the receiver's: no copy by a CPU.",
         note="the counts are this run's; that RDMA makes none is the worksheet's, nothing here ran"
         " RDMA" + ("" if account.complete else "; the ledger is incomplete"),
         evidence=tuple(dict.fromkeys(one for move in copies for one in move.evidence[:1])),

@@ -485,16 +485,22 @@ def _totals(
             guest_cpu_copies=max(entry.copies for entry in delivered),
             least_guest_cpu_copies=min(entry.copies for entry in delivered),
             device_reads=max(entry.reads for entry in delivered),
+            least_device_reads=min(entry.reads for entry in delivered),
             device_writes=max(entry.writes for entry in delivered),
+            least_device_writes=min(entry.writes for entry in delivered),
             handovers=max(entry.handovers for entry in delivered),
+            least_handovers=min(entry.handovers for entry in delivered),
         )
     copies, reads, writes, handovers = most
     return Totals(
         guest_cpu_copies=copies,
         least_guest_cpu_copies=copies,
         device_reads=reads,
+        least_device_reads=reads,
         device_writes=writes,
+        least_device_writes=writes,
         handovers=handovers,
+        least_handovers=handovers,
     )
 
 

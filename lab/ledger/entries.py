@@ -83,17 +83,29 @@ class Skb(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """How often the payload was moved on its way, however many calls that took.
+    """How often each byte was moved on its way, however many calls that took.
 
     Where some of its bytes took another way than others, the counts are the larger ones
-    and `least_guest_cpu_copies` is the smallest.
+    and `least_…` the smallest.
     """
 
     guest_cpu_copies: int
     least_guest_cpu_copies: int
     device_reads: int
+    least_device_reads: int
     device_writes: int
+    least_device_writes: int
     handovers: int
+    least_handovers: int
+
+    @property
+    def even(self) -> bool:
+        """Tell whether all bytes were copied as often."""
+        return self.guest_cpu_copies == self.least_guest_cpu_copies
+
+    def spread(self, name: str) -> tuple[int, int]:
+        """Return how often some byte and how often another was moved, the least and the most."""
+        return getattr(self, f"least_{name}"), getattr(self, name)
 
 
 class Message(NamedTuple):

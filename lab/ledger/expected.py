@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lab import spec
-from lab.ledger.entries import Ledger
+from lab.ledger.entries import Ledger, Totals
 from lab.rundir import Manifest
 
 FILE = "expect.json"  # of a run of whose ledger something was expected
@@ -78,11 +78,17 @@ def _compared(
         lengths = [seen.len for seen in message.skb.sender if seen.at == "__dev_queue_xmit"]
         totals, skb = message.totals, message.skb
         found = (
-            totals.guest_cpu_copies, totals.device_reads, totals.device_writes, totals.handovers,
+            *(_of_each_byte(totals, name) for name in OF_MESSAGES[:4]),
             skb.same_object, skb.same_head, lengths[0] if lengths else "no record",
         )  # fmt: skip
         for name, value in zip(OF_MESSAGES, found, strict=True):
             yield name.replace("_", "-"), of, wanted[name], value
+
+
+def _of_each_byte(totals: Totals, name: str) -> int | str:
+    # What is expected is expected of each byte of a message.
+    least, most = totals.spread(name)
+    return most if least == most else f"{least} to {most}"
 
 
 def _word(value: object) -> str:

@@ -18,7 +18,7 @@ from lab.report.pcapng import wire
 from lab.report.perfetto import trace
 from lab.report.sheet import sheet
 from lab.report.stations import copy_numbers
-from lab.report.tables import content, some
+from lab.report.tables import content, some, spread
 from lab.report.verdict import largest, sentences, unseen
 from lab.report.words import function_name
 from lab.rundir import Manifest, RunDir
@@ -334,10 +334,10 @@ def _counts(message: Message) -> str:
     totals = message.totals
     return ", ".join(
         (
-            some(totals.guest_cpu_copies, "guest CPU copy", "guest CPU copies"),
-            some(totals.device_reads, "device read"),
-            some(totals.device_writes, "device write"),
-            some(totals.handovers, "handover"),
+            spread(totals.spread("guest_cpu_copies"), "guest CPU copy", "guest CPU copies"),
+            spread(totals.spread("device_reads"), "device read"),
+            spread(totals.spread("device_writes"), "device write"),
+            spread(totals.spread("handovers"), "handover"),
         )
     )
 

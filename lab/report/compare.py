@@ -14,7 +14,7 @@ from lab.report.drawing import Drawing, Words, draw
 from lab.report.evidence import Archive
 from lab.report.page import environment
 from lab.report.stations import way
-from lab.report.tables import paragraph, some, table
+from lab.report.tables import paragraph, some, span, table
 from lab.report.words import KINDS, PLACES, function_name
 from lab.rundir import RunDir
 
@@ -138,7 +138,7 @@ def _totals(ledgers: tuple[Ledger, Ledger], one: Message, two: Message) -> Itera
         ("device writes", "device_writes"),
         ("handovers", "handovers"),
     ):
-        values = [str(getattr(message.totals, field)) for message in (one, two)]
+        values = [span(*message.totals.spread(field)) for message in (one, two)]
         yield Row(name=name, first=values[0], second=values[1])
     yield Row(name="skb", first=verdict.skb_words(one), second=verdict.skb_words(two))
     lost = [some(sum(ledger.lost.values()), "record") for ledger in ledgers]

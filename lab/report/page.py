@@ -27,7 +27,7 @@ from lab.report.maps import MemoryMap, maps
 from lab.report.moments import Timeline, timeline
 from lab.report.rings import Ring, rings
 from lab.report.stations import copy_numbers
-from lab.report.tables import content, some
+from lab.report.tables import content, some, span
 from lab.report.words import KINDS, PLACES, function_name
 from lab.rundir import Manifest, RunDir
 
@@ -294,6 +294,9 @@ def _told(message: Message, frame: Frame) -> str:
 # --- All messages, rings and conditions -----------------------------------------------------
 
 
+COUNTS = ("guest_cpu_copies", "device_reads", "device_writes", "handovers")
+
+
 def _row(message: Message) -> tuple[str, ...]:
     totals = message.totals
     start = message.places[0] if message.places else None
@@ -301,10 +304,7 @@ def _row(message: Message) -> tuple[str, ...]:
     return (
         str(message.id),
         "complete" if message.complete else "incomplete",
-        str(totals.guest_cpu_copies),
-        str(totals.device_reads),
-        str(totals.device_writes),
-        str(totals.handovers),
+        *(span(*totals.spread(name)) for name in COUNTS),
         _address(start.virtual) if start else "–",
         _address(end.virtual) if end else "–",
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from lab.ledger import Ledger, Message, Movement, Place
 from lab.report.stations import copy_numbers
-from lab.report.tables import some, times
+from lab.report.tables import some, spread, times
 from lab.report.verdict import unseen
 from lab.report.words import PLACES, function_name
 from lab.rundir import Manifest
@@ -67,15 +67,15 @@ def answers(ledger: Ledger, message: Message, manifest: Manifest, frame: str) ->
 
 def _how_many(message: Message) -> Answer:
     totals = message.totals
-    least = totals.least_guest_cpu_copies
-    spread = "" if least == totals.guest_cpu_copies else f" (some of its bytes {times(least)})"
     proven = "" if message.complete else " that are proven; more went unseen"
-    copied = some(totals.guest_cpu_copies, "copy", "copies")
+    copied = spread(totals.spread("guest_cpu_copies"), "copy", "copies")
+    each = "" if totals.even else " of each byte"
     return Answer(
         question="How many times were the bytes copied?",
-        answer=f"{copied} by guest CPUs{spread}{proven}; "
-        f"{some(totals.device_reads, 'device read')}, {some(totals.device_writes, 'device write')}"
-        f", {some(totals.handovers, 'handover')}.",
+        answer=f"{copied}{each} by guest CPUs{proven}; "
+        f"{spread(totals.spread('device_reads'), 'device read')}, "
+        f"{spread(totals.spread('device_writes'), 'device write')}, "
+        f"{spread(totals.spread('handovers'), 'handover')}.",
     )
 
 

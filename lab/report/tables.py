@@ -48,9 +48,28 @@ def times(count: int) -> str:
     return {0: "never", 1: "once", 2: "twice"}.get(count, f"{count} times")
 
 
+def often(least: int, most: int) -> str:
+    """Return how often, where not all of them as often: the least and the most."""
+    if least == most:
+        return times(most)
+    word = "or" if most == least + 1 else "to"
+    return f"{least} {word} {most} times" if most > 2 else f"{times(least)} {word} {times(most)}"
+
+
 def some(count: int, one: str, more: str | None = None) -> str:
     """Return a count with its noun."""
     return f"{count} {one if count == 1 else more or one + 's'}"
+
+
+def span(least: int, most: int) -> str:
+    """Return a count, or the least and the most of several: "2-3"."""
+    return str(most) if least == most else f"{least}-{most}"
+
+
+def spread(counts: tuple[int, int], one: str, more: str | None = None) -> str:
+    """Return the least and the most of several counts with their noun: "2-3 copies"."""
+    least, most = counts
+    return some(most, one, more) if least == most else f"{span(least, most)} {more or one + 's'}"
 
 
 def content(data: bytes) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from lab.ledger import Ledger, Message
-from lab.report.tables import some, times
+from lab.report.tables import often, some, spread
 from lab.report.words import function_name
 
 
@@ -24,25 +24,42 @@ def sentences(ledger: Ledger) -> list[str]:
         first = ledger.disagreements[0]
         return [f"DISAGREEMENT: {first.guest}: {first.text}"]
     most = largest(ledger)
-    totals = most.totals
     what = some(most.size, "byte")
     if len(ledger.messages) > 1:
         what = f"{len(ledger.messages)} messages of {some(most.size, 'byte')} each"
     devices = "no device touched them"
-    if totals.device_reads or totals.device_writes:
-        reads, writes = times(totals.device_reads), times(totals.device_writes)
-        devices = f"read {reads} and written {writes} by devices"
-    if totals.handovers:
-        devices += f", {some(totals.handovers, 'handover')}"
-    counts = Counter(message.totals.guest_cpu_copies for message in ledger.messages)
-    copied = f"copied {times(totals.guest_cpu_copies)} by guest CPUs"
-    if len(counts) > 1:
-        ways = [f"{many} copied {times(often)}" for often, many in sorted(counts.items())]
-        copied = f"({' and '.join(ways[::-1])}) by guest CPUs"
+    reads, writes = _spread(ledger, "device_reads"), _spread(ledger, "device_writes")
+    if any(reads + writes):
+        devices = f"read {often(*reads)} and written {often(*writes)} by devices"
+    handovers = _spread(ledger, "handovers")
+    if any(handovers):
+        devices += f", {spread(handovers, 'handover')}"
     return [
-        f"COMPLETE: {what} {copied}, {devices}; {skb_words(most)}.",
+        f"COMPLETE: {what}{_copied(ledger)} by guest CPUs, {devices}; {skb_words(most)}.",
         f"Copied by {', '.join(_copiers(most))}.",
     ]
+
+
+def _spread(ledger: Ledger, name: str) -> tuple[int, int]:
+    """Return how often one byte was moved and another, of all messages."""
+    found = [message.totals.spread(name) for message in ledger.messages]
+    return min(least for least, _ in found), max(most for _, most in found)
+
+
+def _copied(ledger: Ledger) -> str:
+    counts = Counter(message.totals.spread("guest_cpu_copies") for message in ledger.messages)
+    ways = {
+        way: ("" if way[0] == way[1] else "each byte ") + f"copied {often(*way)}"
+        for way in sorted(counts, reverse=True)
+    }
+    if len(ways) == 1:
+        (text,) = ways.values()
+        return f", {text}" if text.startswith("each") else f" {text}"
+    told = (
+        f"{counts[way]} {'with ' if text.startswith('each') else ''}{text}"
+        for way, text in ways.items()
+    )
+    return f" ({' and '.join(told)})"
 
 
 def largest(ledger: Ledger) -> Message:

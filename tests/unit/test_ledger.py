@@ -113,8 +113,11 @@ def test_json_keeps_the_contract(tmp_path: Path) -> None:
         "guest_cpu_copies": 3,
         "least_guest_cpu_copies": 3,
         "device_reads": 1,
+        "least_device_reads": 1,
         "device_writes": 1,
+        "least_device_writes": 1,
         "handovers": 0,
+        "least_handovers": 0,
     } == message["totals"]
     place = message["places"][1]
     assert ("skb-linear", "0xff1100000100003c", "0x100003c") == (
@@ -433,6 +436,13 @@ def test_where_bytes_differ_the_smallest_count_stands_too(tmp_path: Path) -> Non
 
     totals = message.totals
     assert (4, 3) == (totals.guest_cpu_copies, totals.least_guest_cpu_copies)
+
+
+def test_a_count_that_is_expected_is_expected_of_each_byte(tmp_path: Path) -> None:
+    found = build(cooked.tcp(tmp_path, size=1449))
+
+    assert ["guest-cpu-copies 4, found 3 to 4"] == ledger.check(found, Expect(guest_cpu_copies=4))
+    assert [] == ledger.check(found, Expect(device_reads=1))
 
 
 @pytest.mark.parametrize("size", [1, 7])

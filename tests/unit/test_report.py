@@ -44,6 +44,39 @@ def test_loopback_in_one_sentence(tmp_path: Path) -> None:
     )
 
 
+def test_where_not_every_byte_is_copied_as_often_the_sentence_says_so(tmp_path: Path) -> None:
+    run = cooked.tcp(tmp_path, size=1449).serve()
+    text = render(run)
+
+    assert (
+        "COMPLETE: 1449 bytes, each byte copied 3 or 4 times by guest CPUs, read once and written"
+        " once by devices; different skbs." == " ".join(text.split("Copied by")[0].split())
+    )
+    assert "Totals: 3-4 guest CPU copies, 1 device read, 1 device write, 0 handovers;" in text
+
+
+def test_messages_that_were_read_unlike_are_told_by_the_least_and_the_most(tmp_path: Path) -> None:
+    found = ledger.build(cooked.nic(tmp_path, count=2).serve())
+    totals = found.messages[0].totals._replace(device_reads=2, least_guest_cpu_copies=2)
+    uneven = dataclasses.replace(
+        found, messages=(found.messages[0]._replace(totals=totals), found.messages[1])
+    )
+
+    assert verdict.sentences(uneven)[0].startswith(
+        "COMPLETE: 2 messages of 16 bytes each (1 copied 3 times and 1 with each byte copied 2 or "
+        "3 times) by guest CPUs, read once or twice and written once by devices;"
+    )
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "words"),
+    [(2, 2, "twice"), (1, 2, "once or twice"), (2, 3, "2 or 3 times"), (2, 4, "2 to 4 times"),
+     (0, 2, "never to twice"), (0, 0, "never")],
+)  # fmt: skip
+def test_how_often_is_said_in_words(least: int, most: int, words: str) -> None:
+    assert words == tables.often(least, most)
+
+
 def test_the_tables_of_the_worksheet_are_there(tmp_path: Path) -> None:
     text = render(cooked.nic(tmp_path, payload=b"HELLO_SEND_TRACE").serve())
 
@@ -171,7 +204,7 @@ def test_many_messages_end_in_one_line(tmp_path: Path) -> None:
 def test_messages_that_were_not_copied_alike_are_counted_apart(tmp_path: Path) -> None:
     found = ledger.build(cooked.nic(tmp_path, count=3).serve())
     rare = found.messages[1]
-    fewer = rare._replace(totals=rare.totals._replace(guest_cpu_copies=2))
+    fewer = rare._replace(totals=rare.totals._replace(guest_cpu_copies=2, least_guest_cpu_copies=2))
     some = dataclasses.replace(found, messages=(found.messages[0], fewer, found.messages[2]))
 
     (first, _) = verdict.sentences(some)
