@@ -15,7 +15,6 @@ from lab import calls, ledger
 from lab.calls import Call
 from lab.errors import EvidenceError
 from lab.ledger import Ledger, Message
-from lab.report.tables import span
 from lab.rundir import GuestDir, RunDir
 
 XMIT = "__dev_queue_xmit"
@@ -296,10 +295,12 @@ def _sentence(account: Ledger, message: Message) -> Answer:
     totals = message.totals
     copies = [move for move in message.movements if move.kind == "copy"]
     by = ", ".join(dict.fromkeys(move.function for move in copies))
+    least, most = totals.spread("guest_cpu_copies")
+    often = str(most) if least == most else f"{least} to {most}"
     return Answer(
         id="E08",
         value=f"send() had guest CPUs copy these {message.size} bytes"
-        f" {span(*totals.spread('guest_cpu_copies'))} times ({by}) and devices move them"
+        f" {often} times ({by}) and devices move them"
         f" {totals.device_reads + totals.device_writes} times, where"
         " RDMA lets the NIC read the sender's buffer and write the receiver's: no copy by a CPU.",
         note="the counts are this run's; that RDMA makes none is the worksheet's, nothing here ran"

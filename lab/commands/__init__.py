@@ -85,6 +85,7 @@ def told(*, json: bool = False, verbose: bool = False) -> Iterator[Console]:
         json=json, journal=Journal(verbose=verbose, history=History(paths.cache() / "steps.json"))
     )
     try:
+        _refuse_empty(sys.argv[1:])
         yield console
     except LabError as error:
         raise _told(error, console) from error
@@ -104,6 +105,21 @@ def told(*, json: bool = False, verbose: bool = False) -> Iterator[Console]:
     except Exception as error:
         traceback.print_exc()
         raise Exit(BUG_TEXT, code=BUG) from error
+
+
+def _refuse_empty(words: Sequence[str]) -> None:
+    """Raise for an option that is given nothing: to Invoke that is the same as not given.
+
+    `--lab "$UNSET"` would be the default lab, and `--payload ''` one of the lab's own making.
+    """
+    for number, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if word.startswith("--") and equals and not value:
+            raise PlaybookError(f"{option}: expected a value, found nothing", hint="leave it out")
+        if not word:
+            before = words[number - 1] if number else ""
+            name = before if before.startswith("-") else f"word {number + 1} of the command"
+            raise PlaybookError(f"{name}: expected a value, found nothing", hint="leave it out")
 
 
 def _told(error: LabError, console: Console) -> Exit:

@@ -305,26 +305,26 @@ def _load_foreign(
 ) -> dict[str, list[foreign.Foreign]]:
     """Load the user's own probes in every guest; a relative path is the playbook's neighbour."""
     folder = Path(taken.asked.path).parent
-    paths = [folder / name for name in taken.asked.probes.foreign]
-    if not paths:
+    files = {name: folder / name for name in taken.asked.probes.foreign}
+    if not files:
         return {}
-    missing = [str(path) for path in paths if not path.is_file()]
+    missing = [str(path) for path in files.values() if not path.is_file()]
     if missing:
         raise PlaybookError(f"there is no {', '.join(missing)}", hint="probes: foreign")
     with taken.journal.step("load foreign probes"):
         loaded = _both(
             taken,
             lambda guest: foreign.load(
-                guest, paths, journal=taken.journal, deadline=taken.deadline
+                guest, files, journal=taken.journal, deadline=taken.deadline
             ),
         )
     manifest["probes"]["foreign"] = {
-        name: {one.path.name: one.absent or "present" for one in probes}
+        name: {one.name: one.absent or "present" for one in probes}
         for name, probes in loaded.items()
         if probes is not None
     }
     manifest["digests"]["foreign"] = {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths
+        name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()
     }
     return {name: probes for name, probes in loaded.items() if probes is not None}
 

@@ -79,7 +79,7 @@ module_init(hello_init); module_exit(hello_exit); MODULE_LICENSE("GPL");
 PLAYBOOK = """
 playbook: strangers
 question: What do probes of the user's own say?
-probes: {kind: kmod, foreign: [stranger.bpf.o, hello.ko, stranger.bt]}
+probes: {kind: kmod, foreign: [stranger.bpf.o, hello.ko, other/hello.ko, stranger.bt]}
 workload: {over: loopback}
 """
 
@@ -93,10 +93,13 @@ def test_what_foreign_probes_say_is_kept_with_the_run(invoke: Invoke, tmp_path: 
     source = tmp_path / "module"
     source.mkdir()
     (source / "hello.c").write_text(MODULE, encoding="utf-8")
-    (source / "Makefile").write_text("obj-m := hello.o\n", encoding="utf-8")
+    (source / "again.c").write_text(MODULE.replace("a str", "another str"), encoding="utf-8")
+    (source / "Makefile").write_text("obj-m := hello.o again.o\n", encoding="utf-8")
     kernel = image.ensure("6.12", journal=Journal())
     built = build.build_modules(kernel, journal=Journal(), source=source, cache=tmp_path / "cache")
     shutil.copyfile(built["hello"], tmp_path / "hello.ko")
+    (tmp_path / "other").mkdir()
+    shutil.copyfile(built["again"], tmp_path / "other" / "hello.ko")
     (tmp_path / "stranger.bt").write_text("BEGIN { exit() }\n", encoding="utf-8")
     (tmp_path / "strangers.yaml").write_text(PLAYBOOK, encoding="utf-8")
 
@@ -108,7 +111,13 @@ def test_what_foreign_probes_say_is_kept_with_the_run(invoke: Invoke, tmp_path: 
     assert "a stranger saw udp_sendmsg" in program
     assert "# calls" in program
     assert '"value": 1' in program
-    assert "a stranger was loaded" in (folder / "foreign-hello.ko.txt").read_text(encoding="utf-8")
+    said = [
+        (folder / f"foreign-{name}.txt").read_text(encoding="utf-8")
+        for name in ("hello.ko", "other,hello.ko")
+    ]
+    assert "a stranger was loaded" in said[0]
+    assert "another stranger was loaded" in said[1]
+    assert "a stranger was loaded" not in said[1]
     told = manifest(done.value["run"])["probes"]["foreign"]["sender"]
-    assert {"present"} == {told["stranger.bpf.o"], told["hello.ko"]}
+    assert {"present"} == {told["stranger.bpf.o"], told["hello.ko"], told["other/hello.ko"]}
     assert told["stranger.bt"].startswith("absent: there is no bpftrace")

@@ -9,14 +9,16 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from lab import access, paths
+from lab import access, paths, witness
 from lab.access import Control, Flag, State, encode_log, switch
 from lab.deadline import Deadline, wait_until
 from lab.errors import DeadlineExceeded, GuestLost, HostError, TraceCorrupt
+from lab.guest import Guest
 from lab.message import Messages
 
 WITNESS = paths.data() / "witness"
@@ -871,3 +873,49 @@ def test_more_room_is_asked_for_by_a_factor(monkeypatch: pytest.MonkeyPatch) -> 
     assert 8 == switch._room()
     monkeypatch.delenv("LAB_ACCESS_ROOM")
     assert 1 == switch._room()
+
+
+# --- The switch, as a run turns it ------------------------------------------------------------
+
+
+class Agent:
+    """A guest's agent that answers when its vCPU has had its turn, or finds the guest dead."""
+
+    def __init__(self, qemu: FakeQemu, *, dead: bool = False) -> None:
+        self.qemu = qemu
+        self.dead = dead
+        self.given: list[float] = []
+
+    def ping(self, *, deadline: Deadline) -> None:
+        self.given.append(deadline.seconds)
+        if self.dead:
+            raise GuestLost("sender", "QEMU was killed by signal 9")
+        self.qemu.idle()
+
+
+def watched(agent: Agent) -> witness.AccessLog:
+    guest = SimpleNamespace(
+        access_log=agent.qemu.path, check=lambda: None, require_agent=lambda: agent
+    )
+    return witness.AccessLog(cast("Guest", guest))
+
+
+def test_a_slow_guest_has_until_the_run_s_deadline_to_be_armed(qemu: FakeQemu) -> None:
+    agent = Agent(qemu)
+    deadline = Deadline(180)
+    log = watched(agent)
+    log.arm(deadline=deadline)
+    log.disarm(deadline=deadline)
+    log.close()
+
+    assert {180} == set(agent.given)
+
+
+def test_arming_a_dead_guest_ends_at_once(qemu: FakeQemu) -> None:
+    log = watched(Agent(qemu, dead=True))
+    deadline = Deadline(180)
+
+    with pytest.raises(GuestLost, match="signal 9"):
+        log.arm(deadline=deadline)
+    assert deadline.elapsed < 5
+    log.close()

@@ -6,8 +6,10 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from invoke.exceptions import Exit
 
 from lab import errors
+from lab.commands import told
 from lab.errors import (
     CommandFailed,
     DeadlineExceeded,
@@ -96,3 +98,29 @@ def test_hinted_fills_what_is_missing_and_keeps_what_is_there() -> None:
 def test_hinted_leaves_errors_of_others_alone() -> None:
     with pytest.raises(ValueError, match="not ours"), hinted(hint="outer"):
         raise ValueError("not ours")
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["lab.run-nic", "--payload", ""], "--payload"),
+        (["lab.run-nic", "--payload="], "--payload"),
+        (["lab.down", "--lab", ""], "--lab"),
+        (["lab.exec", "sender", ""], "word 3 of the command"),
+    ],
+)
+def test_an_option_given_nothing_is_a_fault_of_the_command(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], named: str
+) -> None:
+    monkeypatch.setattr("sys.argv", ["invoke", *words])
+
+    with pytest.raises(Exit, match=f"{named}: expected a value, found nothing") as caught, told():
+        pytest.fail("it was started")
+    assert 2 == caught.value.code
+
+
+def test_a_command_that_leaves_options_out_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["invoke", "lab.run-nic", "--payload=a=", "--size", "16"])
+
+    with told():
+        pass
