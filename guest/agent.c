@@ -45,6 +45,7 @@
 #define GET_SIZE	(24 * 1024)		/* bytes of a file that `get` shows */
 #define TELL_SIZE	4096			/* PIPE_BUF: written whole or not at all */
 #define NAME_SIZE	32
+#define TEXT_SIZE	(LINE_SIZE - NAME_SIZE - 8)	/* of a program's, encoded, in one line */
 #define NONCE_SIZE	129
 #define WORDS		512			/* words of one command */
 #define CHILDREN	16			/* started by the host */
@@ -65,6 +66,7 @@ enum kind { FREE, STARTED, SCRUB, KEY, SSH };
 struct lines {
 	char *bytes;
 	size_t used;
+	size_t encoded;		/* bytes that they take, encoded */
 	bool cut;		/* inside a line that was too long */
 };
 
@@ -139,6 +141,11 @@ static void add(const char *text)
 }
 
 /* Returns how many of the bytes found room, encoded. */
+static bool is_plain(unsigned char byte)
+{
+	return byte > 0x20 && byte < 0x7f && byte != '%';
+}
+
 static size_t add_encoded(const char *bytes, size_t size)
 {
 	static const char digits[] = "0123456789ABCDEF";
@@ -149,7 +156,7 @@ static size_t add_encoded(const char *bytes, size_t size)
 
 		if (LINE_SIZE - 1 - line_used < 3)
 			break;
-		if (byte > 0x20 && byte < 0x7f && byte != '%') {
+		if (is_plain(byte)) {
 			line[line_used++] = byte;
 		} else {
 			line[line_used++] = '%';
@@ -508,37 +515,32 @@ failed:
 	return false;
 }
 
-static void say_line(struct child *child, const char *stream, const char *text, size_t size)
+/* Says what is there: a line, or a part of one that more may follow. */
+static void say_lines(struct child *child, struct lines *lines, const char *stream, bool whole)
 {
-	begin("%s %s ", stream, child->name);
-	if (add_encoded(text, size) < size) {
-		end();
-		fault(stream, EMSGSIZE, "%s: a line was cut", child->name);
-		return;
-	}
+	begin("%s%s %s ", stream, whole ? "" : "+", child->name);
+	add_encoded(lines->bytes, lines->used);
 	end();
+	lines->used = lines->encoded = 0;
 }
 
-/* Takes apart what was read; a line that finds no room is said cut, with an error. */
+/* Takes apart what was read; a line that finds no room in one of ours is said in parts. */
 static void take(struct child *child, struct lines *lines, const char *stream,
 		 const char *bytes, size_t size)
 {
 	size_t i;
 
 	for (i = 0; i < size; i++) {
+		size_t more = is_plain(bytes[i]) ? 1 : 3;
+
 		if (bytes[i] == '\n') {
-			if (!lines->cut)
-				say_line(child, stream, lines->bytes, lines->used);
-			lines->used = 0;
-			lines->cut = false;
-		} else if (lines->cut) {
+			say_lines(child, lines, stream, true);
 			continue;
-		} else if (lines->used == LINE_SIZE) {
-			say_line(child, stream, lines->bytes, lines->used);
-			lines->cut = true;
-		} else {
-			lines->bytes[lines->used++] = bytes[i];
 		}
+		if (lines->encoded + more > TEXT_SIZE)
+			say_lines(child, lines, stream, false);
+		lines->bytes[lines->used++] = bytes[i];
+		lines->encoded += more;
 	}
 }
 
@@ -601,11 +603,11 @@ static void child_ended(struct child *child, int status)
 
 	switch (child->kind) {
 	case STARTED:
-		/* Whatever it still had to say, ended by a newline or not. */
-		if (child->out_lines.used && !child->out_lines.cut)
-			say_line(child, "out", child->out_lines.bytes, child->out_lines.used);
-		if (child->err_lines.used && !child->err_lines.cut)
-			say_line(child, "err", child->err_lines.bytes, child->err_lines.used);
+		/* Whatever it still had to say and did not end by a newline. */
+		if (child->out_lines.used)
+			say_lines(child, &child->out_lines, "out", false);
+		if (child->err_lines.used)
+			say_lines(child, &child->err_lines, "err", false);
 		begin("exit %s %d", child->name, code);
 		end();
 		break;

@@ -48,6 +48,8 @@ class Agent:
         self._said: dict[str, list[str]] = {}
         self._room: dict[str, int] = {}  # characters that a program may still say
         self._exits: dict[str, int] = {}
+        self._parts: dict[tuple[str, str], list[str]] = {}  # of a line that is not whole yet
+        self._unended: set[tuple[str, str]] = set()  # programs and streams: no newline at the end
         self._open = False
         self._pings = 0
         self._pids: dict[str, int] = {}
@@ -104,9 +106,7 @@ class Agent:
 
     def start(self, name: str, *argv: str, deadline: Deadline) -> int:
         """Start a program under `name` and return its pid in the guest."""
-        with self._ready:
-            for held in (self._said, self._exits, self._room):
-                held.pop(name, None)
+        self._forget(name)
         line = " ".join(["start", name, *(quote(word) for word in argv)])
         return self._number(self.ask(line, expect=f"ok start {name}", deadline=deadline), 3)
 
@@ -118,10 +118,17 @@ class Agent:
 
     def begin(self, name: str, *argv: str) -> None:
         """Send `start` and wait for nothing: the guest may be dead before it can answer."""
+        self._forget(name)
+        self._send(" ".join(["start", name, *(quote(word) for word in argv)]))
+
+    def _forget(self, name: str) -> None:
+        """Forget what the program before of this name said and did."""
         with self._ready:
             for held in (self._said, self._exits, self._pids, self._room):
                 held.pop(name, None)
-        self._send(" ".join(["start", name, *(quote(word) for word in argv)]))
+            for stream in ("out", "err"):
+                self._parts.pop((name, stream), None)
+                self._unended.discard((name, stream))
 
     def pid(self, name: str) -> int | None:
         """Return the pid of program `name` in the guest, None when the agent never said."""
@@ -138,6 +145,16 @@ class Agent:
         with self._ready:
             lines = self._said.get(name, [])
             return "\n".join(line[4:] for line in lines if line.startswith(stream))
+
+    def printed(self, name: str, stream: str) -> str:
+        """Return what program `name`, which has ended, wrote to "out" or "err", to the byte.
+
+        Bytes that are not UTF-8 are U+FFFD.
+        """
+        with self._ready:
+            lines = [line[4:] for line in self._said.get(name, []) if line.startswith(stream)]
+            ended = bool(lines) and (name, stream) not in self._unended
+            return "\n".join(lines) + "\n" * ended
 
     def tell(self, name: str, text: str, *, deadline: Deadline) -> None:
         """Write a line to the stdin of program `name`."""
@@ -235,23 +252,37 @@ class Agent:
             self._open = False
             self._ready.notify_all()
 
-    def _hear(self, name: str, line: str) -> None:
-        """Keep a line of a program's, up to a limit that a flood of lines would reach."""
+    def _hear(self, name: str, stream: str, text: str, *, whole: bool) -> None:
+        """Keep a line of a program's, or a part, up to a limit that a flood of them would reach."""
         room = self._room.get(name, MOST_SAID)
+        self._room[name] = room - len(text) - 4
+        parts = self._parts.setdefault((name, stream), [])
         if room > 0:
+            parts.append(text)
+        if whole:
+            self._end_line(name, stream)
+        if 0 < room <= len(text) + 4:
             said = self._said.setdefault(name, [])
-            said.append(line)
-            if room <= len(line):
-                said.append(f"err [what {name} said beyond {MOST_SAID} characters was not kept]")
-        self._room[name] = room - len(line)
+            said.append(f"err [what {name} said beyond {MOST_SAID} characters was not kept]")
+
+    def _end_line(self, name: str, stream: str) -> None:
+        """Put the parts of a line together: a character may begin in one and end in the next."""
+        if parts := self._parts.pop((name, stream), []):
+            text = urllib.parse.unquote("".join(parts))
+            self._said.setdefault(name, []).append(f"{stream} {text}")
 
     def _take(self, line: str) -> None:
         kind, _, rest = line.partition(" ")
         name, _, text = rest.partition(" ")
-        if kind in ("out", "err"):
-            self._hear(name, f"{kind} {urllib.parse.unquote(text)}")
+        if kind in ("out", "err", "out+", "err+"):
+            self._hear(name, kind[:3], text, whole=len(kind) == 3)
         elif kind == "exit":
-            self._exits[name] = int(text)
+            code = int(text)
+            for stream in ("out", "err"):
+                if (name, stream) in self._parts:
+                    self._unended.add((name, stream))
+                    self._end_line(name, stream)
+            self._exits[name] = code
         elif kind == "heartbeat":
             self.beats += 1
             self.beat_at = time.monotonic()

@@ -31,6 +31,7 @@ MARKERS = (
 BENCH = pytest.StashKey["Bench"]()
 KEPT_FOR = pytest.StashKey[str]()  # the test whose guests are kept as it left them
 WORDS = pytest.StashKey[list[str]]()  # for people, at the end
+LAST_NEWS = pytest.StashKey[list[tuple[str, object]]]()  # of a bench that is closed
 
 
 # -- options -------------------------------------------------------------------------------
@@ -101,8 +102,12 @@ def lab_bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     finally:
         if bench.keep and bench.lab is not None:
             _keep_word(config, bench.lab.ways_in())
+        crashed = _crash_of(bench.lab)  # of the last test, as it was taken down
+        config.stash[LAST_NEWS] = [] if bench.lab is None else bench.lab.take_news()
         del config.stash[BENCH]
         bench.close()
+        if crashed is not None:
+            raise crashed
 
 
 def guest_fixture(guest: str = "receiver", *, scope: Scope = "function") -> Callable[..., Any]:
@@ -224,12 +229,23 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     """Fail the test in which a guest came to harm, whatever else became of it."""
     __tracebackhide__ = True
-    if (lab := _lab_of(item)) is not None:
+    if (lab := _lent_lab(item)) is not None:
         _name(lab, item)
     with _crash_before_all(item):
         outcome = yield
-    if (crashed := _crash_of(item)) is not None:
+    if (crashed := _crash_of(_lent_lab(item))) is not None:
         pytest.fail(f"the test passed, but {crashed}", pytrace=False)
+    return outcome
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Notice what fixtures did to a guest as they were taken down, those of wider scope too."""
+    __tracebackhide__ = True
+    with _crash_before_all(item):
+        outcome = yield
+    if (crashed := _crash_of(_lab_of(item))) is not None:
+        raise crashed
     return outcome
 
 
@@ -244,21 +260,26 @@ def _crash_before_all(item: pytest.Item) -> Iterator[None]:
     except (Exception, pytest.skip.Exception, pytest.fail.Exception) as error:
         from lab.errors import GuestCrashed
 
-        crashed = _crash_of(item)
+        crashed = _crash_of(_lab_of(item))
         if crashed is None or isinstance(error, GuestCrashed):
             raise
         raise crashed from error
 
 
 def _lab_of(item: pytest.Item) -> Lab | None:
+    """Return the lab if there is one."""
+    bench = item.config.stash.get(BENCH, None)
+    return None if bench is None else bench.lab
+
+
+def _lent_lab(item: pytest.Item) -> Lab | None:
     """Return the lab if a guest of it is in somebody's hands."""
     bench = item.config.stash.get(BENCH, None)
     return bench.lab if bench is not None and bench.lending else None
 
 
-def _crash_of(item: pytest.Item) -> Exception | None:
+def _crash_of(lab: Lab | None) -> Exception | None:
     """Return the first crash of a guest that no expect_crash accepted; it is told once."""
-    lab = _lab_of(item)
     if lab is None:
         return None
     from lab.errors import LabError
@@ -280,6 +301,10 @@ def pytest_runtest_makereport(
     lab = _lab_of(item)
     if lab is not None:
         item.user_properties.extend(lab.take_news())
+    if LAST_NEWS in item.config.stash:
+        news = item.config.stash[LAST_NEWS]
+        item.user_properties.extend(news)
+        del item.config.stash[LAST_NEWS]
     error = call.excinfo.value if call.excinfo is not None else None
     ours = error is not None and hasattr(error, "lines") and hasattr(error, "exit_code")
     if call.excinfo is not None and ours:

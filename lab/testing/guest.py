@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from lab import attempt, crash, kernel, postmortem, rundir
 from lab import guest as machines
+from lab.agent import Agent
 from lab.deadline import Deadline
 from lab.errors import (
     CommandFailed,
@@ -98,6 +99,7 @@ class Guest:
         self._loaded: dict[str, crash.Module] = {}
         self._held = contextlib.ExitStack()
         self._session: crash.Session | None = None
+        self._well_at: tuple[int, int] | None = None  # of its log; None: something was done since
 
     def __repr__(self) -> str:
         return f"<guest {self.name} of lab '{self.lab.pair.name}'>"
@@ -149,21 +151,23 @@ class Guest:
         name = module if isinstance(module, str) else module.name
         self._do("unload", "rmmod", name, seconds=deadline_s)
         if (code := self._exit("unload")) != 0:
-            raise CommandFailed(self.name, f"rmmod {name}", code, self._said("unload", ""))
+            raise CommandFailed(self.name, f"rmmod {name}", code, self._agent.said("unload"))
 
     def run(self, command: str, *, check: bool = True, deadline_s: float = RUN_S) -> Output:
         """Run `command` in the guest's shell, as root, and return what it printed.
 
         It reaches the guest over a virtio-serial port, not over the network under test.  Output
-        is lines of text: bytes that are not UTF-8 become U+FFFD.  A program left in the
+        is what was printed, to the last newline or its absence, as `subprocess` gives it; bytes
+        that are not UTF-8 become U+FFFD, and after 16 million characters stderr says that no
+        more was kept.  A program left in the
         background must not keep the shell's stdout open.  Raises `CommandFailed` for an exit
         status other than 0 (not with `check=False`), `GuestCrashed`, `DeadlineExceeded`.
         """
         __tracebackhide__ = True
         self._do("run", "sh", "-c", command, seconds=deadline_s)
         output = Output(
-            stdout=self._said("run", "out"),
-            stderr=self._said("run", "err"),
+            stdout=self._agent.printed("run", "out"),
+            stderr=self._agent.printed("run", "err"),
             exit_code=self._exit("run"),
         )
         if check and output.exit_code != 0:
@@ -247,7 +251,8 @@ class Guest:
         Asked at the end of a test, so that a crash fails the test that caused it, whether
         the test was told of it and went on or not.  One crash is raised once.
         """
-        if self._session is not None and not self.spent and not self._well(self._session):
+        session = self._session
+        if session is not None and not self.spent and not self._well(session):
             self._collected()
         if (found := self._unexpected) is not None:
             self._unexpected = None
@@ -255,17 +260,23 @@ class Guest:
 
     def _well(self, session: crash.Session) -> bool:
         """Return whether the guest answers and nothing in it complains."""
-        watcher, agent = session.watcher, self.machine.require_agent()
+        watcher, agent, seen = session.watcher, self._agent, session.seen
+        if self._well_at is not None:
+            watcher.look()
+            if not seen.fatal and self._well_at == (seen.records, seen.lost):
+                return True
         before = agent.beats
         came = watcher.until(
             lambda: agent.beats > before, deadline=Deadline(ANSWER_S), what="a heartbeat"
         )
-        return came and self._judged().word == "loaded"
+        well = came and self._judged().word == "loaded"
+        self._well_at = (seen.records, seen.lost) if well else None
+        return well
 
     def forget(self) -> None:
         """Be a guest in which nothing was done: its memory is the snapshot's."""
         self._held.close()
-        self._session = None
+        self._session = self._well_at = None
         self._loaded.clear()
         self.used, self.spent, self._unexpected = False, "", None
 
@@ -275,6 +286,7 @@ class Guest:
         __tracebackhide__ = True
         if self.spent:
             raise GuestLost(self.name, f"it crashed in {self.spent} and was not put back since")
+        self._well_at = None
         if self._session is None:
             self.lab.use(self)
             watched = crash.watched(
@@ -314,14 +326,14 @@ class Guest:
             what=f"'{phase}' to end",
         )
 
+    @property
+    def _agent(self) -> Agent:
+        return self.machine.require_agent()
+
     def _exit(self, phase: str) -> int:
-        code = self.machine.require_agent().ended(phase)
+        code = self._agent.ended(phase)
         assert code is not None, "it has ended"
         return code
-
-    def _said(self, phase: str, stream: str) -> str:
-        text = self.machine.require_agent().said(phase, stream)
-        return f"{text}\n" if text else ""
 
     def _judged(self) -> Verdict:
         session = self._require_session()

@@ -46,9 +46,54 @@ def test_a_command_without_end(guest):
         guest.run("sleep 60", deadline_s=0.5)
     assert guest.run("printf '%s\\\\n' a; false", check=False).stdout == "a\\n"
 
+@pytest.mark.parametrize(
+    ("command", "stdout", "stderr"),
+    [
+        ("echo hi", "hi\\n", ""),
+        ("printf hi", "hi", ""),
+        ("true", "", ""),
+        ("printf '\\\\n\\\\n'; printf no >&2", "\\n\\n", "no"),
+        ("printf '\\\\303\\\\244\\\\377'", "\\xe4\\ufffd", ""),
+        ("head -c 200000 /dev/zero | tr '\\\\0' a", "a" * 200000, ""),
+    ],
+)
+def test_what_was_printed(guest, command, stdout, stderr):
+    done = guest.run(command)
+    assert (done.stdout, done.stderr) == (stdout, stderr)
+
 @pytest.mark.lab_accelerator("kvm" if "tcg" == __import__("os").environ["ACCEL"] else "tcg")
 def test_elsewhere(guest):
     assert False
+
+@pytest.fixture
+def loaded(guest):
+    module = guest.load("late.c")
+    yield
+    guest.unload(module)
+
+def test_unloading_warns(loaded):
+    pass
+
+def test_after_that(guest):
+    guest.run("true")
+
+def test_unloading_warns_at_the_very_end(loaded):
+    pass
+"""
+LATE = """
+#include <linux/module.h>
+static int __init late_init(void)
+{
+	return 0;
+}
+static void __exit late_exit(void)
+{
+	WARN(1, "late: as asked");
+}
+module_init(late_init);
+module_exit(late_exit);
+MODULE_DESCRIPTION("warns as it goes");
+MODULE_LICENSE("GPL");
 """
 WIDE = """
 import pytest
@@ -133,20 +178,25 @@ def test_the_example_passes_from_the_wheel_with_two_workers(tried: Tried, tmp_pa
 
 def test_a_crash_fails_the_test_that_caused_it_and_no_other(tried: Tried, tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(CRASHES)
+    (tmp_path / "late.c").write_text(LATE)
     accel = os.environ.get("LAB_ACCEL", "tcg")
     done = tried("test_it.py", "-rs", "--junitxml=junit.xml", ACCEL=accel, LAB_ACCEL=accel)
     assert 1 == done.returncode, done.stdout
-    results = {
-        str(case.get("name")): [(one.tag, one.get("message") or "") for one in case]
-        for case in ET.parse(tmp_path / "junit.xml").iter("testcase")
-    }
-    failed = {name for name, found in results.items() if "failure" in dict(found)}
+    cases = list(ET.parse(tmp_path / "junit.xml").iter("testcase"))
+    failed = {case.get("name") for case in cases if case.find("failure") is not None}
     assert failed == {
         "test_the_guest_dies_and_the_test_does_not_look",
         "test_the_guest_dies_under_a_command",
         "test_another_crash_than_expected",
         "test_no_crash_came",
     }
+    late = {case.get("name"): case for case in cases if case.find("error") is not None}
+    assert {"test_unloading_warns", "test_unloading_warns_at_the_very_end"} == set(late)
+    for case in late.values():
+        found = {one.get("name"): one.get("value") for one in case.iter("property")}
+        assert "warn" == found["lab-crash-receiver"]
+        assert str(found["lab-crash-at"]).startswith("late.c:9")
+    assert "receiver: WARN in phase 'unload': late.c:9" in done.stdout
     assert "the test passed, but receiver: PANIC in phase" in done.stdout
     assert "sysrq triggered crash" in done.stdout
     assert "expected verdict soft-lockup, found panic" in done.stdout

@@ -175,3 +175,41 @@ def test_what_is_told_of_a_program_s_words_is_short_and_plain(
         agent.wait_said("x", "ready", deadline=Deadline(5))
     assert len(str(wrong.value)) < 700
     assert "\0" not in str(wrong.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "out", "err"),
+    [
+        ("", "", ""),
+        ("out x hi\n", "hi\n", ""),
+        ("out+ x hi\n", "hi", ""),
+        ("out x \n", "\n", ""),
+        ("out x \nout x \n", "\n\n", ""),
+        ("out x a\nout+ x b\nerr x c\n", "a\nb", "c\n"),
+        ("out+ x a\nerr+ x e\nout+ x b\nout x \n", "ab\n", "e"),
+        ("out+ x %C3\nout+ x %A4\n", "\N{LATIN SMALL LETTER A WITH DIAERESIS}", ""),
+        ("out x %FF%0A\n", "\N{REPLACEMENT CHARACTER}\n\n", ""),
+    ],
+)
+def test_what_a_program_printed_is_told_to_the_byte(
+    connect: Callable[..., tuple[Agent, FakeGuest]], said: str, out: str, err: str
+) -> None:
+    agent, fake = connect()
+    fake.say(f"{said}exit x 0\n")
+    agent.wait_exit("x", deadline=Deadline(5))
+
+    assert (out, err) == (agent.printed("x", "out"), agent.printed("x", "err"))
+    agent._forget("x")
+    assert ("", "") == (agent.printed("x", "out"), agent.printed("x", "err"))
+
+
+def test_a_line_without_end_is_bounded(
+    connect: Callable[..., tuple[Agent, FakeGuest]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lab.agent.MOST_SAID", 1000)
+    agent, fake = connect()
+    fake.say(f"out+ x {'a' * 90}\n" * 500 + "exit x 0\n")
+    agent.wait_exit("x", deadline=Deadline(5))
+
+    assert 900 < len(agent.printed("x", "out")) < 1300
+    assert "was not kept" in agent.printed("x", "err")

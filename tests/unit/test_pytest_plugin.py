@@ -82,9 +82,24 @@ def guest(request):
     lab = Thing(test="", take_news=lambda: [])
     lent = Guest(Thing(name="receiver"), lab)
     lab.guests = {"receiver": lent}
-    request.config.stash[pytest_plugin.BENCH] = Thing(lending=True, lab=lab)
+    bench = request.config.stash[pytest_plugin.BENCH] = Thing(lending=True, lab=lab)
     yield lent
-    del request.config.stash[pytest_plugin.BENCH]
+    bench.lending = False
+
+@pytest.fixture
+def warns_late(guest):
+    yield
+    guest.warn()
+
+@pytest.fixture
+def warns_and_fails_late(guest):
+    yield
+    guest.warn()
+    assert False, "mine"
+
+class Late:
+    def teardown_method(self):  # the guest was given back already
+        self.guest.warn()
 
 @pytest.fixture
 def skips(guest):
@@ -187,6 +202,28 @@ def test_a_fixture_that_skips_hides_no_crash(tmp_path: Path) -> None:
     assert 1 == done.returncode, done.stdout
     assert "1 error" in done.stdout
     assert "receiver: WARN" in done.stdout
+
+
+LATE = """
+from conftest import Late
+def test_fixture(warns_late): pass
+def test_next(guest): pass
+def test_fails_too(warns_and_fails_late): pass
+class TestLate(Late):
+    def test_method(self, guest): self.guest = guest
+"""
+
+
+def test_what_a_fixture_does_as_it_is_taken_down_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text(STAND_IN)
+    done = run(tmp_path, LATE, "-rE", COLUMNS="200")
+    assert 1 == done.returncode, done.stdout
+    assert "4 passed, 3 errors in" in done.stdout
+    told = [line for line in done.stdout.splitlines() if line.startswith("ERROR ")]
+    assert all("receiver: WARN" in line for line in told), told
+    assert ["test_fixture", "test_fails_too", "test_method"] == [
+        line.split(" ")[1].rpartition("::")[2] for line in told
+    ]
 
 
 @pytest.mark.parametrize(
