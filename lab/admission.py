@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ GUEST_BYTES = ((MEMORY_MIB + OWN_MIB) << 20) + access.SIZE
 NEED = len(PAIR) * GUEST_BYTES  # of one lab, when all its memory is touched
 PATIENCE_S = 900.0
 LOOK_S = 0.25
+MOST = 1e9  # of any such number: MiB, seconds
 HINT = "invoke lab.ps, lab.down; LAB_MEMORY=MIB is what labs may take, LAB_RAM=FOLDER where"
 
 
@@ -48,6 +50,7 @@ def enter(folder: Path, base: Path, *, journal: Journal) -> None:
     `NoSpace` where nobody is to be waited for, or after `LAB_QUEUE_S` seconds (900).
     """
     deadline = Deadline(_number("LAB_QUEUE_S", PATIENCE_S))
+    _budget()
     told = False
 
     def entered() -> bool:
@@ -88,7 +91,7 @@ def lacking(others: list[Promise]) -> str:
                 f"{where} has {_mib(free)} MiB free, of which {_mib(still)} are promised;"
                 f" a lab needs {_mib(NEED)}"
             )
-    budget = int(_number("LAB_MEMORY", 0)) << 20
+    budget = _budget()
     taken = sum(one.need for one in others)
     if budget and budget - taken < NEED:
         return (
@@ -181,14 +184,19 @@ def _field(path: Path, name: str) -> int:
     return 0
 
 
+def _budget() -> int:
+    """Return the bytes that all labs of this user may take together; 0: no limit of theirs."""
+    return int(_number("LAB_MEMORY", 0) * (1 << 20))
+
+
 def _number(name: str, usual: float) -> float:
     text = os.environ.get(name, "")
     try:
         value = float(text) if text else usual
     except ValueError:
-        value = -1.0
-    if value < 0:
-        raise HostError(f"{name} is '{text}'", hint=f"{name}=NUMBER")
+        value = math.nan
+    if not 0 <= value <= MOST:  # nan is neither
+        raise HostError(f"{name} is '{text[:40]}'", hint=f"{name}=NUMBER, 0 to {MOST:g}")
     return value
 
 

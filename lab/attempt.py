@@ -84,6 +84,7 @@ def bench(
 
     `extra` are words for the kernel's command line; with any it is always one of our own.
     """
+    rundir.usable(paths.runs())
     built = image.ensure(kernel, journal=journal, locked=locked, offline=offline)
     image.require(built, "lab.try")
     setup = topology.Setup(image=built, accelerator=accelerator.choose(built, journal=journal))

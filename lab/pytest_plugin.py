@@ -87,10 +87,11 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 @pytest.fixture(scope="session")
 def lab_bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     """Yield what other fixtures lend from: the one pair of guests of this process."""
-    from lab import topology
+    from lab import paths, rundir, topology
     from lab.journal import Journal
     from lab.testing import Bench
 
+    rundir.usable(paths.runs())  # a crash has its post-mortem there
     topology.collect_garbage()  # what a killed session left
     config = request.config
     bench = Bench(

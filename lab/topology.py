@@ -108,7 +108,10 @@ def backend_absent(backend: Backend) -> str:
 
 def access_log_absent(accelerator: Accelerator) -> str:
     """Return why no access log can be taken here, "" where one can."""
-    if os.environ.get("LAB_ACCESS_LOG") == "off":
+    asked = os.environ.get("LAB_ACCESS_LOG", "")
+    if asked not in ("", "on", "off"):
+        raise HostError(f"LAB_ACCESS_LOG is '{asked[:40]}'", hint="LAB_ACCESS_LOG=on|off")
+    if asked == "off":
         return "LAB_ACCESS_LOG=off"
     if accelerator.name != "tcg":
         return f"under {accelerator.name} no emulator sees the accesses"

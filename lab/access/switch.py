@@ -31,8 +31,10 @@ MOST_ROOM = 16
 
 def _room() -> int:
     asked = os.environ.get("LAB_ACCESS_ROOM", "1")
-    if not asked.isdecimal() or not 1 <= int(asked) <= MOST_ROOM:
-        raise HostError(f"LAB_ACCESS_ROOM is '{asked}'", hint=f"LAB_ACCESS_ROOM=1 to {MOST_ROOM}")
+    if not re.fullmatch(r"[0-9]{1,2}", asked) or not 1 <= int(asked) <= MOST_ROOM:
+        raise HostError(
+            f"LAB_ACCESS_ROOM is '{asked[:40]}'", hint=f"LAB_ACCESS_ROOM=1 to {MOST_ROOM}"
+        )
     return int(asked)
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab import paths
-from lab.errors import EvidenceError
+from lab.errors import EvidenceError, HostError
 from lab.rundir import reading
 from lab.rundir.artefacts import (
     Census,
@@ -64,6 +64,7 @@ __all__ = [
     "resolve",
     "to_json",
     "transport",
+    "usable",
 ]
 
 LAST = "last"
@@ -208,7 +209,7 @@ def create(
     Two runs that start in the same second get different folders.  A sweep and its runs
     leave `last` alone: it means a run.
     """
-    base.mkdir(parents=True, exist_ok=True)
+    usable(base)
     utc = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     plain = re.sub(r"[^a-z0-9-]+", "-", playbook_name.lower()).strip("-") or "run"
     stem = f"{utc}-{plain}-{digest[:8]}"
@@ -220,11 +221,31 @@ def create(
             break
         except FileExistsError:
             number += 1
+        except OSError as error:
+            raise _unusable(base, error.strerror) from error
     for guest in guests:
         (path / guest).mkdir()
     if last:
         point_last(path)
     return RunDir(path)
+
+
+def usable(base: Path) -> Path:
+    """Return `base` as a folder in which runs can be made; raise `HostError` where it cannot be.
+
+    Asked before anything is started whose findings would then have no place.
+    """
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unusable(base, error.strerror) from error
+    if not os.access(base, os.W_OK | os.X_OK):
+        raise _unusable(base, "not writable")
+    return base
+
+
+def _unusable(base: Path, why: str | None) -> HostError:
+    return HostError(f"{base} cannot be the folder of runs: {why}", hint="LAB_RUNS=/another/folder")
 
 
 def point_last(path: Path) -> None:

@@ -861,7 +861,7 @@ def test_a_fresh_log_takes_no_room(control: Control) -> None:
     assert 0o600 == facts.st_mode & 0o777
 
 
-@pytest.mark.parametrize("asked", ["0", "17", "x", "-1", ""])
+@pytest.mark.parametrize("asked", ["0", "17", "x", "-1", "", "nan", "9" * 5000])
 def test_the_room_of_the_log_is_a_small_number(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAB_ACCESS_ROOM", asked)
     with pytest.raises(HostError, match="LAB_ACCESS_ROOM is"):

@@ -126,11 +126,19 @@ def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
             admission.enter(*second, journal=quiet())
 
 
+@pytest.mark.parametrize("text", ["much", "nan", "inf", "-inf", "-1", "1e300", "1_0 MiB", "9" * 99])
 @pytest.mark.parametrize("name", ["LAB_MEMORY", "LAB_QUEUE_S"])
-def test_a_number_is_a_number(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setenv(name, "much")
-    with worked_on("a") as (folder, base), pytest.raises(HostError, match=f"{name} is 'much'"):
+def test_a_number_is_a_number(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
+    monkeypatch.setenv(name, text)
+    with worked_on("a") as (folder, base), pytest.raises(HostError, match=f"{name} is '") as wrong:
         admission.enter(folder, base, journal=quiet())
+    assert f"{name}=NUMBER, 0 to 1e+09" == wrong.value.hint
+
+
+def test_half_a_mebibyte_is_not_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAB_MEMORY", "0.5")
+    with worked_on("a") as one, pytest.raises(NoSpace, match="LAB_MEMORY allows 0 MiB"):
+        admission.enter(*one, journal=quiet())
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,15 @@ def test_without_qemu_a_test_is_skipped_by_name(tmp_path: Path) -> None:
     assert "needs lab: qemu-system-x86_64 is not installed" in done.stdout
 
 
+def test_runs_that_have_no_place_are_refused_before_a_guest_is_up(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = run(tmp_path, ASKS, LAB_RUNS=str(tmp_path / "file"))
+    assert 1 == done.returncode, done.stdout
+    assert "HostError" in done.stdout
+    assert "file cannot be the folder of runs: File exists" in done.stdout
+    assert "try: LAB_RUNS=/another/folder" in done.stdout
+
+
 def test_what_must_run_fails_instead(tmp_path: Path) -> None:
     done = run(tmp_path, ASKS, LAB_MUST_RUN="kvm,lab")
     assert 1 == done.returncode, done.stdout

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from lab import rundir
-from lab.errors import EvidenceError, TraceCorrupt
+from lab.errors import EvidenceError, HostError, TraceCorrupt
 from lab.rundir import RunDir
 from lab.rundir import fields as checked
 from tests.unit import cooked
@@ -25,6 +27,35 @@ def test_two_runs_of_one_second_get_two_folders(tmp_path: Path) -> None:
     assert "-nic-copies-01234567" in first.name
     assert (tmp_path / "last").resolve() == second.path.resolve()
     assert {"sender", "receiver"} == {entry.name for entry in second.path.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "loop", "n" * 300, "/proc/none"])
+def test_a_folder_that_can_hold_no_run_is_the_hosts_fault(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(HostError, match=r"cannot be the folder of runs: [A-Z]") as wrong:
+        rundir.create(tmp_path / name, "nic", "a")
+    assert "LAB_RUNS=/another/folder" == wrong.value.hint
+
+
+@pytest.mark.parametrize("call", ["access", "mkdir"])
+def test_a_folder_that_may_not_be_written_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """To root every folder is writable, so the answer is a stand-in's."""
+
+    def refuses(*_: object, **__: object) -> bool:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if call == "access":
+        monkeypatch.setattr(os, "access", lambda *_: False)
+    else:
+        rundir.usable(tmp_path)
+        monkeypatch.setattr(rundir, "usable", lambda base: base)
+        monkeypatch.setattr(Path, "mkdir", refuses)
+    with pytest.raises(HostError, match=r"not writable|No space left") as wrong:
+        rundir.create(tmp_path, "nic", "a")
+    assert wrong.value.hint is not None
 
 
 def test_a_run_is_called_by_what_resolves_to_it(

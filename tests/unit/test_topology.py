@@ -11,6 +11,7 @@ from threading import Timer
 import pytest
 
 from lab import admission, paths, process, topology
+from lab.accelerator import Accelerator
 from lab.errors import HostError, LabBusy, LabNotUp
 
 
@@ -118,3 +119,13 @@ def test_half_a_state_is_none() -> None:
     with topology.opened("half", create=True) as lab:
         (lab.base / "state.json").write_text('{"kernel": "6.12"')
         assert topology.Lab("half").state is None
+
+
+def test_the_access_log_is_on_or_off_and_nothing_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    tcg = Accelerator(name="tcg", why="test")
+    monkeypatch.setenv("LAB_ACCESS_LOG", "off")
+    assert "LAB_ACCESS_LOG=off" == topology.access_log_absent(tcg)
+    monkeypatch.setenv("LAB_ACCESS_LOG", "0")
+    with pytest.raises(HostError, match="LAB_ACCESS_LOG is '0'") as wrong:
+        topology.access_log_absent(tcg)
+    assert "LAB_ACCESS_LOG=on|off" == wrong.value.hint
