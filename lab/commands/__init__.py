@@ -54,8 +54,14 @@ class Console:
     journal: Journal
     printed: bool = False
 
-    def result(self, text: str, value: object) -> None:
-        """Print the result: `text` for people, `value` as JSON for programs."""
+    def result(self, text: str, value: object, blocks: Sequence[Block] = ()) -> None:
+        """Print the result: `text` for people, `value` as JSON for programs.
+
+        With `blocks` people get these at a terminal, at its width.
+        """
+        if blocks and not self.json:
+            self.told(text, blocks)
+            return
         self.printed = True
         print(jsonlib.dumps(value, indent=1, sort_keys=True) if self.json else text, flush=True)
 

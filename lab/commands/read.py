@@ -8,16 +8,17 @@ from lab.errors import PlaybookError
 
 
 def runs(console: Console) -> None:
-    from lab.report import listing
+    from lab.report import listing, plain
     from lab.rundir.prune import runs as known
 
     rows = [row for path in known(paths.runs()) if (row := listing.row(path)) is not None]
-    text = listing.render(rows) if rows else f"no run in {paths.runs()}"
-    console.result(text, [row.as_json() for row in rows])
+    told = listing.told(rows) if rows else [f"no run in {paths.runs()}"]
+    console.result("\n".join(plain(told)), [row.as_json() for row in rows], told)
 
 
 def compare(console: Console, first: str, second: str) -> None:
     from lab import ledger, rundir
+    from lab.report import Lines, plain
     from lab.report import compare as comparing
 
     sides = [rundir.resolve(name) for name in (first, second)]
@@ -27,7 +28,8 @@ def compare(console: Console, first: str, second: str) -> None:
     one, two = ((ledger.build(run), run) for run in sides)
     found = comparing.compare(one, two)
     page = two[1].write_text("compare.html", comparing.page(found, one, two))
-    console.result(f"{comparing.render(found)}{page}", {**found.as_json(), "page": str(page)})
+    told = [*comparing.told(found), Lines((str(page),))]
+    console.result("\n".join(plain(told)), {**found.as_json(), "page": str(page)}, told)
 
 
 def prune(console: Console, keep: str) -> None:
@@ -68,12 +70,12 @@ def lines(console: Console, run: str, grep: str, *, everything: bool) -> None:
 
 def rings(console: Console, run: str, *, whole: bool = False) -> None:
     from lab import ledger, rundir
-    from lab.report import ring_table
+    from lab.report import plain, ring_table
 
     found = rundir.resolve(run)
     tables = ring_table.tables(found, ledger.build(found))
-    text = "\n".join(ring_table.lines(tables, whole=whole)) or "no message went over a device"
-    console.result(text, [one.as_json() for one in tables])
+    told = ring_table.told(tables, whole=whole) or ["no message went over a device"]
+    console.result("\n".join(plain(told)), [one.as_json() for one in tables], told)
 
 
 def accesses(console: Console, run: str, place: str, *, whole: bool = False) -> None:

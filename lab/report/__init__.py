@@ -9,7 +9,7 @@ from lab import capture
 from lab.ledger import Ledger, Message, Movement, Place, Unexplained, asked, expectations
 from lab.message import Messages
 from lab.report import ring_table, touches
-from lab.report.blocks import Block, paragraph, plain, shown, table
+from lab.report.blocks import Block, Lines, paragraph, plain, shown, table
 from lab.report.crash import page as crash_page
 from lab.report.frames import holds, known_addresses
 from lab.report.log import cited, lines
@@ -24,6 +24,7 @@ from lab.report.words import function_name
 from lab.rundir import Manifest, RunDir
 
 __all__ = [
+    "Lines",
     "blocks",
     "cited",
     "crash_page",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich import box
+from rich.console import JustifyMethod
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from lab.blocks import Block, Heading, Lines, Paragraph, Table, paragraph, table
-from lab.report import tables
+from lab.report import columns, tables
 
 __all__ = [
     "Block",
@@ -23,7 +24,6 @@ __all__ = [
     "table",
 ]
 
-GAP, LEAST = 2, 9  # columns between columns of a table, and what each of them surely gets
 GOOD, BAD = "bold green", "bold red"
 COLOURS = {
     **dict.fromkeys(("COMPLETE", "PROVEN", "AGREED"), GOOD),
@@ -54,7 +54,8 @@ def shown(blocks: Iterable[Block], *, width: int = 80) -> Iterator[RichTable | T
     for block in blocks:
         match block:
             case Table():
-                yield _rich(block, width)
+                widths = columns.widths(block, width)
+                yield _rich(block, widths) if widths else _stacked(block, width)
             case Heading():
                 yield Text(block.text, style="bold").append(f"   {block.evidence}", style="dim")
             case Lines():
@@ -77,50 +78,33 @@ def _signed(text: Text) -> Text:
     return text
 
 
-def _whole(block: Table, width: int) -> frozenset[int]:
-    """Return the columns of single words, addresses and the like, that need not be broken."""
-    lines = [row for row in (block.head, *block.rows) if row]
-    columns = [[row[number] for row in lines] for number in range(len(lines[0]) if lines else 0)]
-    words = {
-        number: max(map(len, cells))
-        for number, cells in enumerate(columns)
-        if not any(" " in cell for cell in cells[bool(block.head) :])
-    }
-    whole: set[int] = set()
-    longest = [
-        max(len(word) for cell in cells for word in [*cell.split(), ""]) for cells in columns
-    ]
-    left = width - sum(GAP + min(LEAST, long) for long in longest)
-    for number, long in sorted(words.items(), key=lambda word: word[1]):
-        left -= max(0, long - LEAST)
-        if left < 0:
-            break
-        whole.add(number)
-    return frozenset(whole)
-
-
-def _rich(block: Table, width: int) -> RichTable:
+def _rich(block: Table, widths: Sequence[int]) -> RichTable:
     out = RichTable(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         padding=(0, 1, 0, 0),
         header_style="bold",
         show_header=bool(block.head),
-        expand=any(block.shares),
     )
-    whole = _whole(block, width)
-    for number in range(len(block.head) or max((len(row) for row in block.rows), default=0)):
+    for number, width in enumerate(widths):
         name = block.head[number] if block.head else ""
-        share = block.shares[number] if block.shares else 0
-        out.add_column(
-            Text(name),
-            justify="right" if name in block.right.split() else "left",
-            overflow="fold",
-            no_wrap=number in whole,
-            ratio=share or None,
-        )
+        justify: JustifyMethod = "right" if name in block.right.split() else "left"
+        out.add_column(Text(name), justify=justify, overflow="fold", width=width)
     for number, row in enumerate(block.rows):
         style = block.styles[number] if block.styles else ""
         # What a guest said is never markup.
         out.add_row(*(_signed(Text(cell, style=style)) for cell in row))
     return out
+
+
+def _stacked(block: Table, width: int) -> Text:
+    """Return a table as what it says of each row: its cells, with the names of their columns."""
+    out = Text()
+    for number, row in enumerate(block.rows):
+        style = block.styles[number] if block.styles else ""
+        for line in columns.packed(block.head, row, width):
+            for name, words in line:
+                out.append(name, style="dim").append(words, style=style)
+            out.append("\n")
+    out.right_crop(1)
+    return _signed(out)

@@ -9,12 +9,13 @@ from itertools import zip_longest
 
 from lab.ledger import Ledger, Message
 from lab.report import verdict
+from lab.report.blocks import Block, plain, table
 from lab.report.conditions import conditions
 from lab.report.drawing import Drawing, Words, draw
 from lab.report.evidence import Archive
 from lab.report.page import environment
 from lab.report.stations import way
-from lab.report.tables import paragraph, some, span, table
+from lab.report.tables import paragraph, some, span
 from lab.report.words import KINDS, PLACES, function_name
 from lab.rundir import RunDir
 
@@ -67,7 +68,12 @@ def compare(first: tuple[Ledger, RunDir], second: tuple[Ledger, RunDir]) -> Comp
 
 def render(found: Comparison) -> str:
     """Return the comparison as plain text."""
-    out = [f"A  {found.first}", f"B  {found.second}"]
+    return "\n".join(plain(told(found))) + "\n"
+
+
+def told(found: Comparison) -> list[Block]:
+    """Return the comparison, its tables to be shown at any width."""
+    out: list[Block] = [f"A  {found.first}", f"B  {found.second}"]
     for title, rows in (
         ("TOTALS", found.totals),
         ("MOVEMENTS", found.movements),
@@ -80,7 +86,7 @@ def render(found: Comparison) -> str:
             continue
         cells = [(row.name, row.first, row.second, "" if row.same else "*") for row in shown]
         out += ["", *table((title, "A", "B", "DIFFERS"), _fitted(cells))]
-    return "\n".join(out) + "\n"
+    return out
 
 
 def page(found: Comparison, first: tuple[Ledger, RunDir], second: tuple[Ledger, RunDir]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.ledger import expected
-from lab.report.tables import table
+from lab.report.blocks import Block, plain, table
 from lab.rundir import transport
 
 HEAD = 4096  # bytes of ledger.json in which `complete` stands
@@ -75,24 +75,18 @@ def row(path: Path) -> Row | None:
 
 
 def render(rows: Sequence[Row]) -> str:
+    """Return the runs as plain text."""
+    return "\n".join(plain(told(rows)))
+
+
+def told(rows: Sequence[Row]) -> list[Block]:
     """Return the runs as a table, oldest first."""
-    return "\n".join(
-        table(
-            ("WHEN (UTC)", "VERDICT", "PLAYBOOK", "MESSAGES", "MIB", "RUN"),
-            [
-                (
-                    one.when,
-                    one.verdict,
-                    one.playbook,
-                    one.message,
-                    f"{one.size / (1 << 20):.1f}",
-                    one.run,
-                )
-                for one in rows
-            ],
-            right="MIB",
-        )
-    )
+    head = ("WHEN (UTC)", "VERDICT", "PLAYBOOK", "MESSAGES", "MIB", "RUN")
+    cells = [
+        (one.when, one.verdict, one.playbook, one.message, f"{one.size / (1 << 20):.1f}", one.run)
+        for one in rows
+    ]
+    return table(head, cells, right="MIB")
 
 
 def _when(name: str) -> str:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lab.ledger import Ledger
-from lab.report.blocks import plain, table
+from lab.report.blocks import Block, plain, table
 from lab.report.rings import in_order
 from lab.rundir import Descriptor, Queue, RingGate, RunDir
 from lab.rundir.artefacts import INDEXES
@@ -227,8 +227,13 @@ def summary(ledger: Ledger) -> str:
 
 
 def lines(found: Sequence[Table], *, whole: bool = False) -> list[str]:
-    """Return the tables as text; `whole`: every descriptor, not only those of a movement."""
-    out: list[str] = []
+    """Return the tables as text."""
+    return list(plain(told(found, whole=whole)))
+
+
+def told(found: Sequence[Table], *, whole: bool = False) -> list[Block]:
+    """Return the tables; `whole`: every descriptor, not only those of a movement."""
+    out: list[Block] = []
     for one in found:
         touched = [entry for entry in one.entries if entry.touched]
         others = [entry for entry in one.entries if not entry.touched]
@@ -254,7 +259,7 @@ def lines(found: Sequence[Table], *, whole: bool = False) -> list[str]:
             for entry in shown
         ]
         if rows:
-            out += plain(table(HEAD, rows))
+            out += table(HEAD, rows)
         left = len(one.entries) - len(shown)
         out += [f"… and {left} more that nothing happened to"] if left > 0 else []
         out.append("")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from lab import blocks, ledger, report
-from lab.report import tables, verdict
+from lab.report import listing, ring_table, tables, verdict
 from lab.rundir import RunDir
 from tests.unit import cooked
 from tests.unit.cooked import Cook
@@ -274,20 +274,57 @@ def test_the_ledger_cites_its_messages_records_and_no_others(tmp_path: Path) -> 
 
 
 def at_a_terminal(run: RunDir, width: int) -> str:
+    return at_width(report.told(ledger.build(run), run), width)
+
+
+def at_width(told: Sequence[blocks.Block], width: int) -> str:
     out = io.StringIO()
     terminal = Console(file=out, width=width, force_terminal=True, highlight=False)
-    for one in report.shown(report.told(ledger.build(run), run)):
+    for one in report.shown(told, width=width):
         terminal.print(one)
-    return out.getvalue()
+    return re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
 
 
-@pytest.mark.parametrize("width", [80, 140, 200])
-def test_at_a_terminal_it_takes_the_width_there_is(tmp_path: Path, width: int) -> None:
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", at_a_terminal(cooked.nic(tmp_path).serve(), width))
+def words(told: Iterable[blocks.Block]) -> Iterator[str]:
+    """Yield the words of all tables."""
+    for one in told:
+        if isinstance(one, blocks.Table):
+            yield from (word for row in one.rows for cell in row for word in cell.split())
 
-    assert max(map(len, plain.splitlines())) <= width
-    assert "csum_and_copy_from_iter_full" in plain or width == 80
-    assert "COMPLETE: 16 bytes copied 3 times" in plain
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 200])
+def test_at_a_terminal_it_takes_the_width_there_is_and_breaks_no_word(
+    tmp_path: Path, width: int
+) -> None:
+    run = cooked.nic(tmp_path).serve()
+    told = report.told(ledger.build(run), run)
+
+    shown = at_width(told, width)
+
+    assert max(map(len, shown.splitlines())) <= width
+    assert "COMPLETE: 16 bytes copied 3 times" in shown
+    assert [word for word in words(told) if word not in shown] == []
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_rings_and_the_runs_break_no_word_at_a_terminal(tmp_path: Path, width: int) -> None:
+    run = cooked.nic(tmp_path / "20261126T080713Z-nic-735990b4").serve()
+    found = listing.row(run.path)
+    assert found is not None
+    row = dataclasses.replace(found, run=f"runs/{run.name}")
+    account = ledger.build(run)
+    for told in (ring_table.told(ring_table.tables(run, account)), listing.told([row])):
+        shown = at_width(told, width)
+
+        assert max(map(len, shown.splitlines())) <= width
+        assert [word for word in words(told) if word not in shown] == []
+
+
+def test_a_row_that_is_set_by_itself_says_what_its_cells_are() -> None:
+    table = blocks.table(("COPY", "SOURCE", "EMPTY", "LEN"), [("#1", "0x" + "f" * 16, "", "16")])
+
+    assert "COPY #1   SOURCE 0xffffffffffffffff\n  LEN 16\n" == at_width(table, 36)
+    assert at_width(table, 60).splitlines()[1].split() == ["COPY", "SOURCE", "EMPTY", "LEN"]
 
 
 def test_a_terminal_shows_what_a_guest_said_as_it_is(tmp_path: Path) -> None:
