@@ -99,7 +99,7 @@ def bench_trace(
 def test(console: Console, *, long: bool, quick: bool, select: str) -> None:
     """Run style, types, C and the rings of tests; every part runs, the first failure counts."""
     python = sys.executable
-    pytest = [python, "-m", "pytest", *(["-k", select] if select else [])]
+    pytest = [python, "-m", "pytest", "--durations=25", *(["-k", select] if select else [])]
     parts: list[tuple[str, list[str]]] = [
         ("style", [python, "-m", "ruff", "check", "lab", "tests", "tasks.py"]),
         ("types", [python, "-m", "mypy", "--strict", "lab", "tests", "tasks.py"]),
