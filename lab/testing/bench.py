@@ -117,7 +117,11 @@ class Bench:
                 guest.forget()
             pair.bring_down()
             self.lab = None
-        pair.bring_up(setup, journal=self.journal)
+        try:
+            pair.bring_up(setup, journal=self.journal)
+        except BaseException:
+            self._held.close()  # who asks next finds no lab in use, and may be luckier
+            raise
         self.lab, self._of = Lab(pair, setup, journal=self.journal), wanted
         return self.lab
 
