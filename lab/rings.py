@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lab import iommu
+from lab.access.tables import DESCRIPTOR, E1000E, buffer_of
 from lab.errors import LabError
 from lab.iommu import Iommu
 from lab.memory import GuestMemory
 from lab.qmp import Monitor
 
 INDEXES = 1 << 16  # the indexes of a virtqueue wrap here; those of e1000e are counted on to it
-DESCRIPTOR = struct.Struct("<QIHH")  # virtio 1.2, 2.7.5: addr, len, flags, next
 DEVICE_WRITES = 2  # virtio 1.2, 2.7.5: VIRTQ_DESC_F_WRITE
 USED = struct.Struct("<II")  # virtio 1.2, 2.7.8: id, len
 QUEUES = {"rx": 0, "tx": 1}  # virtio 1.2, 5.1.2: receiveq1, transmitq1
@@ -33,10 +33,6 @@ SPLIT = 1 << 10  # RCTL.DTYP: header and data of a packet in up to four buffers,
 SPLIT_CONTROL = 0x2170  # PSRCTL: the sizes of the four
 SPLIT_GIVEN = struct.Struct("<4Q")
 SPLIT_RECEIVED = struct.Struct("<QIHH4HQ")  # -, status, length 0, VLAN, -, lengths 1 to 3, -
-GIVEN = struct.Struct("<QII")  # buffer, length and command, status
-EXTENDED = 1 << 29
-TYPE = 0xF << 20  # of an extended descriptor; 0: it sets a context and has no buffer
-LENGTHS = {True: 0xFFFFF, False: 0xFFFF}  # by whether it is extended
 
 
 @dataclass(slots=True)
@@ -63,6 +59,11 @@ class Rings:
             return [(address, address + length) for address, length in given]
         runs = [(int(a, 16), int(b, 16), size) for a, b, size in first.get("behind", ())]
         return [piece for address, length in given for piece in _pieces(address, length, runs)]
+
+    def tables(self) -> list[tuple[int, int]]:
+        """Return where the descriptors of what is sent lie, if they have physical addresses."""
+        virtqueue = ("tx", "avail") in self.lie and self.iommu is None
+        return self.lie["tx", "desc"] if virtqueue else []
 
     def pages(self) -> list[tuple[int, int]]:
         """Return the physical ranges of the rings themselves."""
@@ -201,8 +202,8 @@ def _e1000e(
     written: list[Lengths]
     each = 1  # buffers of a descriptor
     if name == "tx":
-        given = [_sent(*entry) for entry in GIVEN.iter_unpack(table)]
-        status = [entry[2] for entry in GIVEN.iter_unpack(table)]
+        given = [_sent(*entry) for entry in E1000E.iter_unpack(table)]
+        status = [entry[2] for entry in E1000E.iter_unpack(table)]
         written = [(one[1],) for one in given]
     else:
         (control,) = _words(monitor, registers + RECEIVE_CONTROL, 1)
@@ -280,10 +281,8 @@ def _split(table: bytes, sizes: int) -> tuple[list[Given], list[Lengths]]:
 
 
 def _sent(address: int, command: int, _: int) -> Given:
-    extended = bool(command & EXTENDED)
-    if extended and not command & TYPE:
-        return NO_BUFFER
-    return address, command & LENGTHS[extended], 0
+    length = buffer_of(command)
+    return NO_BUFFER if length is None else (address, length, 0)
 
 
 def _registers(monitor: Monitor, path: str) -> int:

@@ -159,6 +159,7 @@ class AccessLog:
             needle=messages.needle(),
             ranges=[] if held is None else held.pages(),
             sources=[*buffers, *posted],
+            tables=[] if held is None else held.tables(),
         )
         self.control.release()
         return kept

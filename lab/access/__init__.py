@@ -27,6 +27,7 @@ from lab.access.layout import (
 )
 from lab.access.log import Access, AccessLog, read
 from lab.access.switch import SIZE, Control, plugin_api, plugin_argument
+from lab.access.tables import Given, Piece, given, given_e1000e
 
 __all__ = [
     "HEADER_FIELDS",
@@ -45,11 +46,15 @@ __all__ = [
     "AccessLog",
     "Control",
     "Flag",
+    "Given",
     "Header",
+    "Piece",
     "Ranges",
     "State",
     "encode_header",
     "encode_log",
+    "given",
+    "given_e1000e",
     "keep",
     "parse_header",
     "plugin_api",

@@ -26,6 +26,7 @@ from lab.access.layout import (
     parse_header,
     sections,
 )
+from lab.access.tables import indirect
 from lab.errors import TraceCorrupt
 
 LIMIT = 1 << 20  # bytes of a filtered log, and LIMIT_PER_BYTE for each byte of messages
@@ -35,8 +36,8 @@ FEW = 4  # bytes; who reads a message byte by byte makes sums of it, and no copy
 STEPS = 8  # copies one after the other that a piece of a few bytes is followed through
 _STORE = int(Flag.STORE)  # as a number: an enum's own & takes most of the time of a large log
 # Of many records only these fields are looked at: unpacking the others takes most of the time.
-_SCANNED = ("virt", "phys", "content", "call", "size", "flags")
-_VIRT, _PHYS, _CONTENT, _CALL, _SIZE, _FLAGS = range(6)
+_SCANNED = ("virt", "phys", "first", "content", "call", "size", "flags")
+_VIRT, _PHYS, _FIRST, _CONTENT, _CALL, _SIZE, _FLAGS = range(7)
 _SCAN = struct.Struct(
     "<"
     + "".join(
@@ -53,12 +54,14 @@ def keep(
     needle: bytes | None = None,
     ranges: Ranges = (),
     sources: Ranges = (),
+    tables: Ranges = (),
     limit: int | None = None,
 ) -> bytes:
     """Return the log of a run directory: of `raw`, what concerns the messages `texts`.
 
     Kept are, as long as there is room, in this order: runs that hold at least eight bytes of
-    a message in a row; all that touched `ranges` or `sources`; what was carried on from those
+    a message in a row; all that touched `ranges`, or a table that a descriptor in `tables`
+    pointed at, or `sources`; what was carried on from those
     by address; all that touched, at any time, the memory where messages were seen, or that
     go on where such a run ended; what those who loaded from `sources` stored.  So for each
     place a message was loaded from, every store to that place is in the log.
@@ -72,7 +75,7 @@ def keep(
     rows = list(_SCAN.iter_unpack(table))
     content = bytes(view)
     from_ = _Places(sources).touched_by(rows)
-    listed = _Places(ranges).touched_by(rows)
+    listed = _Places([*ranges, *_indirect(rows, content, tables)]).touched_by(rows)
     found = [] if texts and len(texts[0]) < LEAST else _holding(rows, content, texts, needle)
     stores = _stores_by_call(rows)
     followed = _followed(rows, content, stores, {*from_, *found}, texts, places=found)
@@ -119,6 +122,18 @@ class _Places:
         starts, ends = self._pages[start >> 12]
         before = bisect_left(starts, end) - 1  # the last that begins before this one's end
         return before >= 0 and start < ends[before]
+
+
+def _indirect(rows: list[Row], content: bytes, tables: Ranges) -> set[tuple[int, int]]:
+    """Return where the tables lay that descriptors in `tables` pointed at."""
+    stores = [n for n in _Places(tables).touched_by(rows) if rows[n][_FLAGS] & _STORE]
+    return indirect(
+        (
+            (row[_PHYS], content[row[_CONTENT] : row[_CONTENT] + row[_SIZE]])
+            for row in (rows[number] for number in sorted(stores, key=lambda n: rows[n][_FIRST]))
+        ),
+        tables,
+    )
 
 
 def _holding(

@@ -13,7 +13,7 @@ from lab.correlate import audit
 from lab.correlate.board import Board
 from lab.correlate.copies import BETWEEN_SKBS, PAGE_TO_SKB, Copies
 from lab.correlate.devices import Wire, arrivals
-from lab.correlate.hooks import DMA_MAP, DMA_UNMAP, OUTBUF, RECEIVE_BUF
+from lab.correlate.hooks import DESCRIBED, DMA_MAP, DMA_UNMAP, OUTBUF, RECEIVE_BUF
 from lab.correlate.inputs import GuestInputs, Inputs, load
 from lab.correlate.memory_map import GuestMap
 from lab.correlate.receive import Receive
@@ -98,7 +98,7 @@ def _walk_sender(guest: GuestInputs, board: Board, wire: Wire) -> None:
     wire.load(guest.frames)
     transmit = Transmit(memory, board, skbs, wire)
     for record in memory.records:
-        if record.hook in (OUTBUF, DMA_MAP):
+        if record.hook in (OUTBUF, DMA_MAP, DESCRIBED):
             transmit.take(record)
         elif record.hook in BETWEEN_SKBS:
             copies.take_between_skbs(record)

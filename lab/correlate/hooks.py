@@ -10,6 +10,8 @@ DRIVER_XMIT = frozenset(XMIT_OF.values())
 # A driver gives memory to its device: by a virtqueue, or by the DMA API.
 OUTBUF = "virtqueue_add_outbuf"
 DMA_MAP = "dma_map_page_attrs"
+# No hook: what the access log saw a CPU store in a descriptor.
+DESCRIBED = "(descriptor)"
 # A driver is told, or finds, that its device has filled a buffer.
 RECEIVE_BUF = "virtio_net:receive_buf"
 DMA_UNMAP = "dma_unmap_page_attrs"
@@ -21,6 +23,7 @@ SEND_SIDE = DRIVER_XMIT | {
     "loopback_xmit",
     OUTBUF,
     DMA_MAP,
+    DESCRIBED,
 }
 RECEIVE_SIDE = frozenset(
     {

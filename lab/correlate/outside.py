@@ -18,6 +18,7 @@ from lab.access import AccessLog
 from lab.accesses import Accesses, CopySeen, Hold
 from lab.accesses.types import Extents
 from lab.correlate.devices import arrivals, buffer_parts, header_in_front
+from lab.correlate.hooks import DESCRIBED
 from lab.correlate.identity import Identity
 from lab.correlate.inputs import ACCESS_LOG, SENDER, GuestInputs, Inputs, Mapping
 from lab.correlate.rings import RingWitness
@@ -51,6 +52,7 @@ class OutsideGuest(GuestInputs):
     identity: Identity
     probes: frozenset[str]  # the modules that watched, as functions of theirs are named
     entered: tuple[Mapping, ...]  # in the IOMMU's tables
+    handed: tuple[Record, ...]  # to the device, in the form of the hook that would say so
 
     @cached_property
     def records(self) -> tuple[Record, ...]:
@@ -65,9 +67,8 @@ class OutsideGuest(GuestInputs):
             act = (copy.evidence, copy.source, copy.target)
             if act not in acts or _shown_to(copy) > _shown_to(acts[act]):
                 acts[act] = copy
-        return tuple(
-            _record(self, copy) for copy in acts.values() if copy.function not in self.probes
-        )
+        copies = (_record(self, copy) for copy in acts.values() if copy.function not in self.probes)
+        return tuple(sorted([*copies, *self.handed], key=lambda record: record.seq))
 
     @property
     def mappings(self) -> tuple[Mapping, ...]:
@@ -151,7 +152,34 @@ def _outside(
         identity=identity,
         probes=frozenset(f"[{section.name}]" for section in sections),
         entered=tuple(_entered(guest, log)),
+        handed=tuple(_handed(guest, log)),
     )
+
+
+def _handed(guest: GuestInputs, log: AccessLog) -> Iterator[Record]:
+    """Yield what CPUs were seen to give a device that reads its descriptors in RAM."""
+    for queue in guest.rings.kind("tx") if guest.rings is not None else ():
+        if queue.translated or not queue.at:
+            continue
+        for one in (
+            access.given(log, table=queue.at, offered=queue.offered, size=queue.size)
+            if queue.offered
+            else access.given_e1000e(log, table=queue.at, size=queue.size)
+        ):
+            # The queue lies in the direct map, as what it points at does.
+            direct_map = one.stored.virtual - one.stored.physical
+            for number, piece in enumerate(one.pieces):
+                yield _blank(
+                    guest.name,
+                    piece.stored.number,
+                    tsc=one.stored.tsc,
+                    seq=one.stored.last,
+                    hook=DESCRIBED,
+                    src=direct_map + piece.physical,
+                    src_phys=piece.physical,
+                    size=piece.size,
+                    frags=number,
+                )
 
 
 def _entered(guest: GuestInputs, log: AccessLog) -> Iterator[Mapping]:
@@ -270,16 +298,55 @@ def _record(guest: OutsideGuest, copy: CopySeen) -> Record:
     flags = Flag.SRC_USER if copy.from_user else 0
     flags |= Flag.DST_USER if copy.to_user else 0
     pid = _owner(guest, pages) if flags else 0
-    return Record(
-        source=f"{guest.name}/access.bin",
-        number=int(copy.evidence[0].rpartition("#")[2]),
-        module=WITNESS,
+    return _blank(
+        guest.name,
+        int(copy.evidence[0].rpartition("#")[2]),
         tsc=copy.tsc,
         seq=copy.first,
+        hook=name_of(copy),
+        pid=pid,
+        src=0 if copy.from_user else copy.source_virtual,
+        dst=0 if copy.to_user else copy.target_virtual,
+        src_phys=0 if copy.from_user else copy.source[0][0],
+        dst_phys=0 if copy.to_user else copy.target[0][0],
+        size=copy.size,
+        user=user if flags else 0,
+        aux=copy.instructions[0],
+        flags=flags,
+        shown=copy.bytes[: _shown_to(copy)],
+    )
+
+
+def _blank(
+    guest: str,
+    number: int,
+    *,
+    tsc: int,
+    seq: int,
+    hook: str,
+    size: int,
+    src: int = 0,
+    dst: int = 0,
+    src_phys: int = 0,
+    dst_phys: int = 0,
+    pid: int = 0,
+    user: int = 0,
+    aux: int = 0,
+    flags: int = 0,
+    frags: int = 0,
+    shown: bytes = b"",
+) -> Record:
+    """Return a record of the log with what the log knows, and nothing else."""
+    return Record(
+        source=f"{guest}/access.bin",
+        number=number,
+        module=WITNESS,
+        tsc=tsc,
+        seq=seq,
         cpu=0,
         pid=pid,
         tgid=pid,
-        hook=name_of(copy),
+        hook=hook,
         kind=At.CALLSITE,
         context=Context(0),
         comm="",
@@ -288,22 +355,22 @@ def _record(guest: OutsideGuest, copy: CopySeen) -> Record:
         data=0,
         skb_len=0,
         skb_data_len=0,
-        src=0 if copy.from_user else copy.source_virtual,
-        dst=0 if copy.to_user else copy.target_virtual,
-        src_phys=0 if copy.from_user else copy.source[0][0],
-        dst_phys=0 if copy.to_user else copy.target[0][0],
-        size=copy.size,
+        src=src,
+        dst=dst,
+        src_phys=src_phys,
+        dst_phys=dst_phys,
+        size=size,
         ret=0,
-        user=user if flags else 0,
+        user=user,
         sk=0,
         caller=0,
         dev="",
-        aux=copy.instructions[0],
+        aux=aux,
         shinfo=0,
         flags=flags,
         iter_type=0,
-        frags=0,
-        bytes=copy.bytes[: _shown_to(copy)],
+        frags=frags,
+        bytes=shown,
     )
 
 

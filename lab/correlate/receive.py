@@ -44,11 +44,46 @@ class Receive:
             return
         filled = self.rings.filled()
         for arrival in self.arrivals:
-            for number, found in enumerate(filled):
-                header = header_in_front(found.used or 0, arrival.frame)
-                if header is not None and self._by_ring(arrival, found, header):
-                    del filled[: number + 1]  # buffers are filled in the order of the frames
+            for number in range(len(filled)):
+                count = self._whole(arrival, filled[number:])
+                if count:
+                    del filled[: number + count]  # buffers are filled in the order of the frames
                     break
+
+    def _whole(self, arrival: Arrival, filled: list[Found]) -> int:
+        """Place a frame in the first of some buffers and those behind it; return how many.
+
+        A packet that nobody cut goes over as many as it needs: each but the last is full.
+        """
+        size = 0
+        for count, found in enumerate(filled, 1):
+            size += found.used or 0
+            header = header_in_front(size, arrival.frame)
+            if header is not None and self._by_rings(arrival, filled[:count], header):
+                return count
+            if size > len(arrival.frame.data) + max(DEVICE_HEADERS):
+                break
+        return 0
+
+    def _by_rings(self, arrival: Arrival, filled: list[Found], header: int) -> bool:
+        """Place what buffers hold of a frame; tell whether all of them were seen to hold it."""
+        skip, pieces = 0, []
+        for number, found in enumerate(filled):
+            front = header if number == 0 else 0
+            pieces.append((found, front, skip))
+            skip += (found.used or 0) - front
+        if not all(self._seen(arrival, *piece) for piece in pieces):
+            return False
+        for found, front, skip in pieces:
+            self._by_ring(arrival, found, front, skip=skip)
+        return True
+
+    def _seen(self, arrival: Arrival, found: Found, header: int, skip: int) -> bool:
+        start = found.physical
+        return start is not None and all(
+            self._content_seen(start + part.at, part)
+            for part in buffer_parts(arrival, header, skip, found.used or 0)
+        )
 
     def take(self, record: Record) -> None:
         """Follow a buffer the driver was told is filled."""
@@ -176,11 +211,7 @@ class Receive:
         size = found.used or 0
         parts = buffer_parts(arrival, header, skip, size)
         start = found.physical
-        if (
-            start is None
-            or not parts
-            or not all(self._content_seen(start + part.at, part) for part in parts)
-        ):
+        if start is None or not parts or not self._seen(arrival, found, header, skip):
             return False
         arrival.taken = True
         self._write(

@@ -8,7 +8,7 @@ from lab.capture import Frame
 from lab.correlate.board import Board
 from lab.correlate.devices import DEVICE_HEADERS, Carried, Wire, stranded
 from lab.correlate.holdings import PHYSICAL, Extent, Held
-from lab.correlate.hooks import DMA_MAP, DRIVER_XMIT, OUTBUF, given_by, uses_dma_api
+from lab.correlate.hooks import DESCRIBED, DMA_MAP, DRIVER_XMIT, OUTBUF, given_by, uses_dma_api
 from lab.correlate.inputs import blame
 from lab.correlate.memory_map import GuestMap
 from lab.correlate.rings import Found, RingWitness, device_address, named
@@ -42,6 +42,10 @@ def chains(records: tuple[Record, ...], *, mapped: bool = False) -> dict[int, Ch
     for record in records:
         if record.hook in DRIVER_XMIT:
             given, now = record, Chain()
+        elif record.hook == DESCRIBED:
+            if record.frags == 0:
+                now = Chain()
+            _append(out, now, record)
         elif record.hook == OUTBUF:
             given = None
             if record.frags == 0:
@@ -83,7 +87,7 @@ class Transmit:
 
     def take(self, record: Record) -> None:
         """Follow a chain when its last segment was handed over."""
-        chain = self._chains.get(record.number)
+        chain = self._chains.pop(record.number, None)
         if chain is None:
             return
         parts = self._parts(chain)
@@ -125,7 +129,7 @@ class Transmit:
             header,
             size=chain.size,
             tsc=chain.records[-1].tsc,
-            evidence=[entry.id for entry in (*chain.records, *chain.asked)]
+            evidence=list(dict.fromkeys(entry.id for entry in (*chain.records, *chain.asked)))
             + [one.evidence for one in found],
             confirmed={self.guest.witness, "wire"} | ({"rings"} if found else set()),
         )

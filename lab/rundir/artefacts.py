@@ -232,6 +232,7 @@ class Queue:
     gates: tuple[RingGate, ...]
     translated: bool = False  # the device is behind an IOMMU
     at: int = 0  # where the device has its descriptor table
+    offered: int = 0  # and its available ring; 0: it has none, or nothing says where
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -221,6 +221,7 @@ def _queue(fields: Fields) -> Queue:
         gates=tuple(_ring_gate(gates.inner(name), name) for name in gates.values),
         translated=fields.has("device"),
         at=fields.address("desc") if fields.has("desc") else 0,
+        offered=fields.address("avail") if fields.has("avail") else 0,
     )
 
 

@@ -70,6 +70,27 @@ def test_a_packet_of_several_descriptors_needs_no_probe(up: Invoke, tmp_path: Pa
     assert 0 == done.code, done.out + done.err
 
 
+@needs_taps
+def test_packets_that_the_device_cuts_and_fragments_need_no_probe(
+    up: Invoke, tmp_path: Path
+) -> None:
+    """The ring shows the last of what was given; the log has the store of each descriptor."""
+    path = tmp_path / "bare.yaml"
+    path.write_text(
+        "playbook: bare\nquestion: Is it?\nlink: {backend: tap}\nprobes: {kind: none}\n"
+        "workload: {over: link}\nexpect: {complete: yes}\n"
+        "sweep: {protocol: [udp, tcp], size: [9000]}\n"
+    )
+    done = up("lab.sweep", str(path), "--json")
+    assert 0 == done.code, done.out + done.err
+    facts = {cell["protocol"]: cell["facts"] for cell in done.value["cells"]}
+    assert {(2, 1, 1)} == {
+        (each["least_copies"], each["reads"], each["writes"]) for each in facts.values()
+    }
+    assert 7 == facts["udp"]["frames"]
+    assert 7 > facts["tcp"]["frames"]
+
+
 def test_a_driver_with_an_xdp_program_copies_into_pages_with_room(up: Invoke) -> None:
     done = up("lab.run", "xdp")
     assert 0 == done.code, done.out + done.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -381,3 +382,110 @@ def test_a_copy_of_several_messages_at_once_is_one_act(tmp_path: Path) -> None:
     (sender,) = [one for one in log.guests if one.name == "sender"]
     (act,) = [one for one in sender.records if one.size == len(data)]
     assert act.bytes == data
+
+
+# --- What a device was given, where the rings do not show it any more --------------------------
+
+RING, OFFERED = 0x1000, 0x2000  # of a cooked queue
+
+
+def _given(
+    logs: dict[str, list[Row]], pieces: list[tuple[int, int]], *, index: int, table: int = 0
+) -> None:
+    """Log that the sender's driver gave its device a packet, in descriptor 0 of the ring."""
+
+    def store(physical: int, data: bytes) -> None:
+        logs["sender"].append(
+            {"bytes": data, "phys": physical, "virt": cooked.DIRECT_MAP + physical, "store": True,
+             "ip": TEXT, "call": 500 + index, "tsc": 5000 + index}
+        )  # fmt: skip
+
+    for number, (address, length) in enumerate(pieces):
+        more = int(number + 1 < len(pieces))
+        store(
+            (table or RING) + 16 * number, struct.pack("<QIHH", address, length, more, number + 1)
+        )
+    if table:
+        store(RING, struct.pack("<QIHH", table, 16 * len(pieces), 4, 1))
+    store(OFFERED + 4 + 2 * (index % 256), bytes(2))
+    store(OFFERED + 2, struct.pack("<H", index + 1))
+
+
+def _sent_pieces(cook: Cook) -> list[tuple[int, int]]:
+    gates = cook.sender.queues["tx"]["gates"]["sent"]
+    return [(int(row[1], 16), row[2]) for row in gates["descriptors"] if row[2]]
+
+
+@pytest.mark.parametrize("table", [0, 0x7000], ids=["in the ring", "in a table"])
+def test_without_probes_what_was_stored_in_a_descriptor_says_what_was_read(
+    tmp_path: Path, table: int
+) -> None:
+    cook = cooked.nic(tmp_path)
+    _cut(cook)
+    pieces = _sent_pieces(cook)
+    for row in cook.sender.queues["tx"]["gates"]["sent"]["descriptors"]:
+        row[1:4] = ["0x0", 0, 0]
+    run = cook.serve()
+    logs = logged(run)
+    _without_probes(run)
+    write(run, logs)
+    assert "and the rings show none" in ledger.build(run).incomplete[0].why
+
+    _given(logs, pieces, index=7, table=table)
+    write(run, logs)
+    found = ledger.build(run)
+
+    assert found.complete, found.incomplete
+    (read,) = [m for m in found.messages[0].movements if m.kind == "dma-read"]
+    assert any(one.startswith("sender/access.bin#") for one in read.evidence)
+
+
+def test_without_probes_a_descriptor_that_is_used_again_was_read_each_time(
+    tmp_path: Path,
+) -> None:
+    cook = cooked.nic(tmp_path, count=3)
+    pieces = _sent_pieces(cook)
+    rows = cook.sender.queues["tx"]["gates"]["sent"]["descriptors"]
+    rows[0][1:3] = [f"{pieces[-1][0]:#x}", pieces[-1][1]]  # it shows the last of them
+    for row in rows[1:]:
+        row[1:4] = ["0x0", 0, 0]
+    run = cook.serve()
+    logs = logged(run)
+    _without_probes(run)
+    for number, piece in enumerate(pieces):
+        _given(logs, [piece], index=7 + number)
+    write(run, logs)
+    found = ledger.build(run)
+
+    assert 3 == len(pieces)
+    assert found.complete, found.incomplete
+    reads = [m for one in found.messages for m in one.movements if m.kind == "dma-read"]
+    assert 3 == len(reads)
+
+
+def _over_two_buffers(cook: Cook, first: int) -> None:
+    """Make of the receive buffer that was filled one that holds `first` bytes, and the next."""
+    gates = cook.receiver.queues["rx"]["gates"]
+    start, used = int(gates["armed"]["descriptors"][0][1], 16), gates["received"]["used"]
+    (_, length) = used[0]
+    used[:1] = [[0, first], [1, length - first]]
+    gates["received"]["used_idx"] += 1
+    for gate in gates.values():
+        gate["descriptors"][0][2] = first
+        gate["descriptors"][1][1:3] = [f"{start + first:#x}", 1536]
+
+
+@pytest.mark.parametrize("first", [58, 64, 69])
+def test_without_probes_a_frame_may_go_over_several_buffers(tmp_path: Path, first: int) -> None:
+    """Of mergeable buffers each but the last is full, and the first begins with the header."""
+    cook = cooked.nic(tmp_path, size=1000)
+    _over_two_buffers(cook, 12 + 42 + first)
+    run = cook.serve()
+    write(run, logged(run))
+    _without_probes(run)
+    found = ledger.build(run)
+
+    assert found.complete, found.incomplete
+    writes = [m for m in found.messages[0].movements if m.kind == "dma-write"]
+    assert [first, 1000 - first] == [one.payload_size for one in writes]
+    assert 1 == found.messages[0].totals.device_writes
