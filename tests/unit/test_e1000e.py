@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lab import correlate, rings
+from lab.access import tables
 from lab.correlate import Flow, Kind, PlaceKind
 from lab.errors import LabError
 from tests.unit import cooked
@@ -191,8 +192,8 @@ def test_what_the_device_wrote_back_is_used(machine: Machine) -> None:
     held = rings.find(machine, name="lab0")  # type: ignore[arg-type]
     machine.gate(held, "armed")
     machine.write("rx", 0, rings.RECEIVED.pack(0, 3, 60, 0))
-    machine.write("tx", 0, rings.E1000E.pack(0, 1 << 29, 0))  # a context: no buffer
-    machine.write("tx", 1, rings.E1000E.pack(0x7000, 1 << 29 | 1 << 20 | 58, 1))
+    machine.write("tx", 0, tables.E1000E.pack(0, 1 << 29, 0))  # a context: no buffer
+    machine.write("tx", 1, tables.E1000E.pack(0x7000, 1 << 29 | 1 << 20 | 58, 1))
     machine.head |= {"rx": 1, "tx": 2}
     machine.tail |= {"tx": 2}
     machine.gate(held, "received")
