@@ -24,6 +24,7 @@
      |    +-- ProbeRejected     the guest's kernel refused the module
      +-- EvidenceError     6   the measurement cannot be trusted
      |    +-- TraceCorrupt
+     |    +-- BadAddress        of guest memory; also a ValueError
      |    +-- LedgerIncomplete  raised last, when all files are written
      +-- DeadlineExceeded  7   also a TimeoutError
 
@@ -182,6 +183,10 @@ class EvidenceError(LabError):
     """The measurement cannot be trusted."""
 
     exit_code = 6
+
+
+class BadAddress(EvidenceError, ValueError):
+    """An address that the guest has no memory at: what led there was changing, or is a lie."""
 
 
 class TraceCorrupt(EvidenceError):

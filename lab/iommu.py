@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lab.errors import LabError
+from lab.errors import EvidenceError, LabError
 from lab.memory import GuestMemory
 from lab.qmp import Monitor
 
@@ -58,6 +58,12 @@ class Iommu:
 
     def behind(self, memory: GuestMemory, ranges: Iterable[tuple[int, int]]) -> list[Run]:
         """Return what is behind ranges of device addresses, (address, size), where anything is."""
+        # What descriptors say is the guest's word: 256 of them may ask for a thousand GiB.
+        asked = sum(size for _, size in ranges)
+        if asked > memory.size:
+            raise EvidenceError(
+                f"the descriptors name {asked:#x} bytes: the guest has {memory.size:#x}"
+            )
         pages = {
             page
             for address, size in ranges

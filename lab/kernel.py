@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from lab.btf import Btf
-from lab.errors import EvidenceError, LabError
+from lab.errors import BadAddress, EvidenceError, LabError
 from lab.memory import GuestMemory
 
 MARK = b"OSRELEASE="
@@ -91,7 +91,7 @@ class Kernel:
     # -- memory ------------------------------------------------------------------
 
     def physical(self, address: int) -> int:
-        """Return the physical address of a kernel address; ValueError where none is mapped."""
+        """Return the physical address of a kernel address; `BadAddress` where none is mapped."""
         if KERNEL_MAP <= address < KERNEL_MAP + self.number("KERNEL_IMAGE_SIZE", 1 << 30):
             return address - KERNEL_MAP + self._base
         page = address & ~(PAGE - 1)
@@ -105,7 +105,7 @@ class Kernel:
             shift = 12 + 9 * level
             entry = self._word_at(table + 8 * (address >> shift & 511))
             if not entry & PRESENT:
-                raise ValueError(f"{address:#x} is not mapped")
+                raise BadAddress(f"{address:#x} is not mapped")
             if level and entry & LARGE:
                 size = 1 << shift
                 return (entry & FRAME & ~(size - 1)) + (address & (size - 1))
@@ -116,7 +116,7 @@ class Kernel:
         return int(WORD.unpack(self.memory.read(physical, 8))[0])
 
     def read(self, address: int, size: int) -> bytes:
-        """Return `size` bytes at a kernel address; ValueError where it is not mapped."""
+        """Return `size` bytes at a kernel address; `BadAddress` where it is not mapped."""
         parts = []
         while size > 0:
             step = min(size, PAGE - address % PAGE)

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from lab.errors import BadAddress
+
 PIECE = 4 * 1024 * 1024
 
 
@@ -43,14 +45,14 @@ class GuestMemory:
         os.close(self._fd)
 
     def read(self, address: int, size: int) -> bytes:
-        """Return `size` bytes at physical `address`; ValueError outside RAM."""
+        """Return `size` bytes at physical `address`; `BadAddress` outside RAM."""
         if address < 0 or size < 0 or address + size > self.size:
-            raise ValueError(f"{address:#x}+{size:#x} is outside the guest's {self.size:#x} bytes")
+            raise BadAddress(f"{address:#x}+{size:#x} is outside the guest's {self.size:#x} bytes")
         data = os.pread(self._fd, size, address)
         while len(data) < size:
             more = os.pread(self._fd, size - len(data), address + len(data))
             if not more:
-                raise ValueError(f"{self.path} ends at {address + len(data):#x}")
+                raise BadAddress(f"{self.path} ends at {address + len(data):#x}")
             data += more
         return data
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,9 +76,10 @@ def load(
             log=guest.folder.console,
             hint="invoke lab.build, then invoke lab.reset",
         ) from error
-    addresses = done.stdout.split()
+    addresses = re.findall(r"^(?:0x)?[0-9a-f]{1,16}$", done.stdout, re.MULTILINE)
     if len(addresses) != len(modules):
-        raise ProbeRejected(f"{guest.name}: expected {len(modules)} rings, found {addresses}")
+        said = done.stdout[:200]
+        raise ProbeRejected(f"{guest.name}: expected {len(modules)} rings, found {said!r}")
     rings = {name: int(at, 16) for name, at in zip(modules, addresses, strict=True)}
     probe = Probe(guest=guest, nonce=nonce, rings=rings)
     for name in rings:

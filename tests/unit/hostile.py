@@ -7,18 +7,24 @@ error of ours; anything else is a bug.
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import socket
+import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from lab import access, capture, kernel, ledger, playbook, postmortem, record, report
+from lab import access, capture, kernel, ledger, playbook, postmortem, record, report, rings
 from lab.agent import Agent
 from lab.deadline import Deadline
 from lab.errors import LabError
+from lab.iommu import Iommu
 from lab.memory import GuestMemory
-from lab.rundir import RunDir
+from lab.report import listing, log
+from lab.rundir import RunDir, reading
 from tests.unit import cooked
 
 Reader = Callable[[bytes], object]
@@ -78,7 +84,12 @@ def readers(folder: Path) -> dict[str, Eater]:
     found["agent"] = Eater(SPOKEN, _agent)
     ram = folder / "ram"
     found["ram"] = Eater(INFO.ljust(8192, b"\0"), lambda data: _ram(ram, data))
-    return found
+    found["ring"] = Eater(_ring(), lambda data: _drain(ram, data))
+    found["descriptors"] = Eater(_descriptors(), lambda data: _queues(ram, data, None))
+    found["descriptors-iommu"] = Eater(
+        _descriptors(), lambda data: _queues(ram, data, Iommu(root=ROOT, bus=0, function=8))
+    )
+    return {**found, **_of_results(folder / "results")}
 
 
 def _of_run(folder: Path) -> dict[str, Eater]:
@@ -106,6 +117,33 @@ def _of_run(folder: Path) -> dict[str, Eater]:
         return Eater(likes, read)
 
     return {str(path.relative_to(run.path)): eater(path) for path in files}
+
+
+def _of_results(folder: Path) -> dict[str, Eater]:
+    """Return one eater for each file of results, which lists and claims read again."""
+    run = cooked.nic(folder / "20260101T000000Z-nic-01234567").serve()
+    run.write_text("ledger.json", ledger.build(run).to_json())
+    crash = RunDir(folder / "20260101T000001Z-try-x-01234567")
+    crash.path.mkdir()
+    crash.write_text("manifest.json", '{"playbook": "try-x", "kind": "try"}')
+    found = '{"fingerprint": "0123456789ab", "verdict": "oops", "at": "x.c:1", "module": "x"}'
+    crash.write_text("postmortem.json", found)
+
+    def eater(path: Path) -> Eater:
+        likes = path.read_bytes()
+
+        def read(data: bytes) -> object:
+            path.write_bytes(data)
+            try:
+                rows = [row for one in (run, crash) if (row := listing.row(one.path)) is not None]
+                return listing.render(rows), postmortem.group(folder), log.cited(run)
+            finally:
+                path.write_bytes(likes)
+
+        return Eater(likes, read)
+
+    files = (run.file("ledger.json"), crash.file("postmortem.json"), crash.file("manifest.json"))
+    return {f"results/{path.name}": eater(path) for path in files}
 
 
 def _of_crash(folder: Path) -> dict[str, Eater]:
@@ -141,6 +179,72 @@ def _ram(path: Path, data: bytes) -> None:
         found.physical(found.text_at)
         with contextlib.suppress(ValueError):  # so the watcher takes a log that was written over
             found.log().new(last=True)
+
+
+# A ring at the beginning of RAM, its two chunks behind it; and the queues of a link device.
+CHUNK = record.CHUNK_SIZE
+ROOT, CONTEXT, TABLES = 0x1000, 0x2000, (0x3000, 0x4000, 0x5000)
+QUEUE_SIZE, PARTS = 16, {"vring-desc": 0x6000, "vring-avail": 0x6800, "vring-used": 0x7000}
+
+
+def _ring() -> bytes:
+    events = [{"hook": "__dev_queue_xmit", "skb": 0x1000, "bytes": b"x"}] * 3
+    raw = bytearray(record.encode_section(events, capacity=2 * record.EVENTS_PER_CHUNK))
+    head, body = raw[: record.HEADER_SIZE], bytes(raw[record.HEADER_SIZE :])
+    places = record.HEADER_SIZE, record.HEADER_SIZE + CHUNK
+    struct.pack_into("<2Q", head, record.CHUNKS_AT, *places)
+    return bytes(head) + body
+
+
+def _drain(ram: Path, data: bytes) -> None:
+    """Read a ring as it lies in guest RAM, and then the trace that it makes."""
+    ram.write_bytes(data)
+    os.truncate(ram, record.HEADER_SIZE + 2 * CHUNK)
+    with GuestMemory(ram) as memory:
+        section = record.dump(memory.read(0, record.HEADER_SIZE), memory.read)
+    trace = ram.with_name("trace.bin")
+    trace.write_bytes(section)
+    list(record.read(trace, guest="sender").records)
+
+
+def _descriptors() -> bytes:
+    raw = bytearray(0x8000)
+
+    def put(at: int, *words: int) -> None:
+        struct.pack_into(f"<{len(words)}Q", raw, at, *words)
+
+    put(ROOT, CONTEXT | 1, 0)
+    put(CONTEXT + 16 * 8, TABLES[0] | 1, 1)
+    put(TABLES[0], TABLES[1] | 3)
+    put(TABLES[1], TABLES[2] | 3)
+    for page in range(8):
+        put(TABLES[2] + 8 * page, page << 12 | 3)
+    for number in range(QUEUE_SIZE):
+        struct.pack_into("<QIHH", raw, PARTS["vring-desc"] + 16 * number, 0x1000, 60, 2, 0)
+    struct.pack_into("<HHHH", raw, PARTS["vring-avail"], 0, 3, 0, 1)
+    struct.pack_into("<HHIIII", raw, PARTS["vring-used"], 0, 1, 0, 60, 1, 60)
+    return bytes(raw)
+
+
+class _Device:
+    """QEMU's monitor, as far as a queue is asked for."""
+
+    def execute(self, command: str, *_: object) -> object:
+        assert command == "x-query-virtio-queue-status"
+        return {"vring-num": QUEUE_SIZE, **PARTS}
+
+
+def _queues(ram: Path, data: bytes, behind: Iommu | None) -> object:
+    ram.write_bytes(data.ljust(0x8000, b"\0"))
+    monitor: Any = _Device()
+    found = rings.Rings(device="/machine/peripheral/lab0/virtio-backend", iommu=behind)
+    with GuestMemory(ram) as memory:
+        for gate in ("armed", "sent"):
+            rings.read(found, gate, monitor=monitor, memory=memory)
+    path = ram.with_name("rings.json")
+    path.write_text(json.dumps(found.to_json()), encoding="utf-8")
+    reading.read_rings(json.loads(path.read_text(encoding="utf-8")), path)
+    return found.posted()
 
 
 def _agent(data: bytes) -> None:

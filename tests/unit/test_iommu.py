@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lab import iommu, rings
-from lab.errors import LabError
+from lab.errors import EvidenceError, LabError
 from lab.iommu import Iommu
 from lab.memory import GuestMemory
 
@@ -74,6 +74,12 @@ def test_runs_are_as_long_as_both_addresses_go_on(ram: Ram, memory: GuestMemory)
     ram.map(DEVICE, 0x7_1000)
     found = IT.behind(memory, [(DEVICE - 0x3000, 8), (DEVICE - 0x1800, 0x1000), (DEVICE, 1)])
     assert [(DEVICE - 0x2000, 0x7_1000, 0x2000), (DEVICE, 0x7_1000, 0x1000)] == found
+
+
+def test_what_nobody_has_memory_for_is_not_looked_up(memory: GuestMemory) -> None:
+    """A guest's descriptors may name 4 GiB each: page by page that would take the host's memory."""
+    with pytest.raises(EvidenceError, match="descriptors name 0x10000000000 bytes"):
+        IT.behind(memory, [(0, 1 << 32)] * 256)
 
 
 def test_the_place_of_an_entry_is_known_before_it_maps_anything(memory: GuestMemory) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from lab import probe, spec
 from lab.deadline import Deadline
+from lab.errors import ProbeRejected
 
 
 class FakeShell:
@@ -81,3 +82,12 @@ def test_the_ring_grows_with_messages_and_with_their_frames(
     count: int, size: int, least: int
 ) -> None:
     assert least < probe.records_for(count, size) <= probe.RECORDS_AT_MOST
+
+
+@pytest.mark.parametrize("said", ["", "nonsense\n", "0x10zz\n", "0x" + "f" * 30 + "\n", "1\n2\n"])
+def test_an_address_that_is_none_is_no_ring(said: str) -> None:
+    shell = FakeShell()
+    shell.run = lambda *_, **__: SimpleNamespace(stdout=said)  # type: ignore[method-assign]
+
+    with pytest.raises(ProbeRejected, match="expected 1 rings, found"):
+        load(shell, set(), "send_trace")
