@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from markupsafe import Markup
+
 from lab.blocks import Table
 
 # What is set as code: addresses, records, names that only programs have, bytes.
@@ -24,6 +26,11 @@ def sentence(text: str) -> str:
     if quiet and quiet[0] not in NAMES:
         quiet[0] = quiet[0].capitalize()
     return " ".join([*quiet, *words[loud:]])
+
+
+def breaks(text: str) -> Markup:
+    """Return a text, escaped, that a narrow page breaks before a value and not within."""
+    return Markup("<wbr>").join(re.split(r"(?<=[(=])(?=\w)", text))
 
 
 def is_code(cell: str) -> bool:

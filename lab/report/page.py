@@ -97,6 +97,7 @@ def environment() -> jinja2.Environment:
     )
     made.filters["some"] = some
     made.filters["tone"] = cells.tone
+    made.filters["breaks"] = cells.breaks
     made.filters["quiet"] = cells.sentence
     made.filters["codes"] = cells.codes
     made.globals["kinds"] = KINDS

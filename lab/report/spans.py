@@ -8,7 +8,7 @@ from dataclasses import dataclass
 WIDE, NARROW = 1120, 362
 ROW, BAR = 30, 24
 LETTER = 7.3  # pixels of a letter of a label
-TICKS = 4
+TICKS, FEW_TICKS = 4, 2  # spaces between ticks, wide and narrow
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,9 +53,10 @@ def draw(spans: Sequence[Span], *, unit: str, wide: bool) -> Spans:
         told = f"{span.name}, {span.end - span.start} {unit}"
         label = next((t for t in (told, span.name) if len(t) * LETTER + 12 <= long), "")
         bars.append(Bar(x=x, y=span.depth * ROW, width=long, height=BAR, label=label, title=told))
+    spaces = TICKS if wide else FEW_TICKS
     ticks = tuple(
-        (width * number / TICKS, f"{round(last * number / TICKS / 1000)} µs")
-        for number in range(TICKS + 1)
+        (width * number / spaces, f"{round(last * number / spaces / 1000)} µs")
+        for number in range(spaces + 1)
     )
     height = (max(span.depth for span in spans) + 1) * ROW + 22
     return Spans(width=width, height=height, bars=tuple(bars), ticks=ticks)

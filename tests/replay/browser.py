@@ -53,6 +53,11 @@ onload = () => {{
     calls: things.flatMap(svg => [...svg.querySelectorAll("[data-call]")])
       .map(c => [c.dataset.call, c.querySelector("rect").getBoundingClientRect().width]),
     spilt: spilt,
+    cut: [...doc.querySelectorAll("table.fields")].filter(seen)
+      .filter(t => t.parentElement.scrollWidth > t.parentElement.clientWidth + 1)
+      .map(t => t.textContent.trim().slice(0, 40)),
+    labels: [...doc.querySelectorAll("table.fields td")].filter(seen)
+      .map(td => getComputedStyle(td, "::before").content == "none" ? "" : td.dataset.th || ""),
     background: getComputedStyle(doc.documentElement).backgroundColor,
     text: doc.body.innerText,
   }});
@@ -73,6 +78,8 @@ class Seen:
     gaps: list[int]
     pointers: list[list[str | bool]]  # of kernel objects, as drawn: name, and whether it holds
     calls: list[list[Any]]  # as bars: name, pixels
+    cut: list[str]  # tables wider than their frames
+    labels: list[str]  # what stands before the cells of tables
     spilt: list[str]  # words of drawings that cover others or leave the drawing
     background: str
     text: str

@@ -60,6 +60,19 @@ def test_it_draws_every_movement_of_the_ledger_once(tmp_path: Path, name: str, w
     assert seen.complaints == []
     assert seen.spilt == []
     assert seen.wider == 0
+    assert seen.cut == []
+    # On a narrow page a table has no head: each cell says of what it is.
+    assert all(seen.labels) if width == 390 else not any(seen.labels)
+
+
+def test_a_table_that_is_cut_is_seen_to_be(tmp_path: Path) -> None:
+    _, page = serve(tmp_path, cooked.nic)
+    page.write_text(
+        page.read_text().replace('class="fields"', 'class="fields" style="width:900px"')
+    )
+    seen = browser.look(page, tmp_path, width=390)
+
+    assert seen.cut
 
 
 def test_a_page_that_is_broken_is_seen_to_be(tmp_path: Path) -> None:
@@ -106,6 +119,7 @@ def test_a_socket_is_drawn_with_every_pointer_and_every_call(tmp_path: Path, wid
     assert seen.complaints == []
     assert seen.spilt == []
     assert seen.wider == 0
+    assert seen.cut == []
     assert browser.print_pdf(page, tmp_path).startswith(b"%PDF-")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lab import ledger, report
+from lab.report import cells
 from lab.rundir import RunDir
 from tests.unit import cooked, reader
 from tests.unit.cooked import Cook
@@ -158,3 +159,10 @@ def test_evidence_that_is_gone_does_not_break_the_page(tmp_path: Path) -> None:
     run.guest("sender").wire.unlink()
 
     assert "no such record" in report.page(built, run)
+
+
+def test_a_cell_breaks_before_a_value_and_is_escaped() -> None:
+    assert cells.breaks("f(net=ffffffff87eb6540, <b>)") == (
+        "f(<wbr>net=<wbr>ffffffff87eb6540, &lt;b&gt;)"
+    )
+    assert cells.breaks("") == ""
