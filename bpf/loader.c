@@ -16,6 +16,7 @@
  * with one line for each hook of this ring, in the order of its table.  WAYS are what may be
  * tried, best first (fexit,kretprobe,fentry,tp,kprobe,call), MODULE is "-" for the kernel, and OFFSETS
  * are those of the calls in the function, or "-"; numbers are hexadecimal, ERROR is decimal.
+ * FUNCTION@ADDRESS is one whose name is not enough: others of the kernel have it.
  *
  * It says "loaded 0xRING", waits for a line, attaches and says "attached COUNT"; waits for a
  * line, turns the hooks off and says "finished SEEN MISSED DROPPED SKIPPED"; and ends, with
@@ -61,7 +62,8 @@ struct way {
 };
 
 struct hook {
-	char function[48], module[32];
+	char function[64], module[32];
+	uint64_t address;	/* 0: it is found by its name */
 	struct way ways[2];	/* the second where the kernel may refuse the first */
 	int way_count, way;	/* `way` is the one that is attached */
 	uint64_t calls[MOST_CALLS];
@@ -191,12 +193,17 @@ static void take_hook(const char *line)
 	char *at;
 
 	if (hook_count == LAB_RING_HOOKS ||
-	    sscanf(line, "hook %31s %47s %x %d %47s %47s %31s %127s", id, name, &entry->flags,
+	    sscanf(line, "hook %31s %47s %x %d %47s %63s %31s %127s", id, name, &entry->flags,
 		   &entry->error, ways, hook->function, hook->module, offsets) != 8) {
 		errno = EINVAL;
 		die("plan: %s", line);
 	}
 	memcpy(entry->name, name, sizeof(entry->name));
+	at = strchr(hook->function, '@');
+	if (at) {
+		*at = 0;
+		hook->address = strtoull(at + 1, NULL, 16);
+	}
 	if (!strcmp(hook->module, "-"))
 		hook->module[0] = 0;
 	for (at = offsets; *at != '-' && hook->call_count < MOST_CALLS;) {
@@ -324,10 +331,11 @@ static int attach_kprobe(const struct hook *hook, const struct bpf_program *prog
 		strcat(name, ":");
 	strcat(name, hook->function);
 	for (int i = 0; i < (hook->call_count ?: 1); i++) {
-		LIBBPF_OPTS(bpf_kprobe_opts, opts, .offset = hook->calls[i],
+		/* Without a name the kernel takes what would be the offset for an address. */
+		LIBBPF_OPTS(bpf_kprobe_opts, opts, .offset = hook->address + hook->calls[i],
 			    .retprobe = at_return);
 
-		if (!bpf_program__attach_kprobe_opts(program, name, &opts))
+		if (!bpf_program__attach_kprobe_opts(program, hook->address ? NULL : name, &opts))
 			return -errno;
 	}
 	return 0;

@@ -37,6 +37,10 @@ static char *without = "";
 module_param(without, charp, 0400);
 MODULE_PARM_DESC(without, "comma-separated names of hooks to leave out");
 
+static char *places = "";
+module_param(places, charp, 0400);
+MODULE_PARM_DESC(places, "where functions of built-in drivers lie: driver:function=ADDRESS,…");
+
 static bool beside;
 module_param(beside, bool, 0400);
 MODULE_PARM_DESC(beside, "the other module is loaded in this guest: leave the hooks both have to it");
@@ -142,7 +146,7 @@ int lab_start(const struct lab_spec *specs, u32 count, const struct lab_spec *sh
 	mutex_lock(&lock);
 	error = lab_ring_make(records, key);
 	if (!error)
-		error = lab_probe_start(all, count + shared_count, without, comm);
+		error = lab_probe_start(all, count + shared_count, without, comm, places);
 	if (error)
 		lab_ring_free();
 	mutex_unlock(&lock);

@@ -260,12 +260,30 @@ static struct lab_point *new_point(const struct lab_spec *spec, u16 index)
 	return point;
 }
 
+static const char *known_places;	/* of functions that are not found by name */
+
+/* Where the host says that a function lies, NULL: it is found by its name. */
+static void *placed(const char *symbol)
+{
+	size_t length = strlen(symbol);
+	const char *at = known_places;
+	unsigned long long address;
+
+	for (; at && *at; at += strcspn(at, ","), at += *at == ',')
+		if (!strncmp(at, symbol, length) && at[length] == '=' &&
+		    sscanf(at + length + 1, "%llx", &address) == 1)
+			return (void *)(unsigned long)address;
+	return NULL;
+}
+
 /* Where a function lies, without its being touched: the probe is never armed. */
 static int locate(const char *symbol, u64 *start, u64 *size)
 {
 	static char text[KSYM_SYMBOL_LEN];
+	void *place = placed(symbol);
 	struct kprobe kp = {
-		.symbol_name = symbol,
+		.symbol_name = place ? NULL : symbol,
+		.addr = place,
 		.pre_handler = entered,
 		.flags = KPROBE_FLAG_DISABLED,
 	};
@@ -412,12 +430,14 @@ static void stop_tracer(void)
 static int attach(const struct lab_spec *spec, u16 index, void *address)
 {
 	struct lab_point *point = new_point(spec, index);
+	void *place = address ?: placed(spec->symbol);
 	int error;
 
 	if (!point)
 		return -ENOSPC;
 	if (spec->kind == LAB_RETURN) {
-		point->rp.kp.symbol_name = spec->symbol;
+		point->rp.kp.symbol_name = place ? NULL : spec->symbol;
+		point->rp.kp.addr = place;
 		point->rp.entry_handler = calling;
 		point->rp.handler = returned;
 		point->rp.data_size = sizeof(struct lab_args);
@@ -426,8 +446,8 @@ static int attach(const struct lab_spec *spec, u16 index, void *address)
 	} else if (spec->kind == LAB_ENTRY && !address && (!(error = trace(point)) || spec->replace)) {
 		;
 	} else {
-		point->kp.symbol_name = address ? NULL : spec->symbol;
-		point->kp.addr = address;
+		point->kp.symbol_name = place ? NULL : spec->symbol;
+		point->kp.addr = place;
 		point->kp.pre_handler = entered;
 		error = register_kprobe(&point->kp);
 	}
@@ -520,7 +540,7 @@ static u64 missed_so_far(const struct lab_point *point)
 }
 
 int lab_probe_start(const struct lab_spec *specs, u32 count, const char *without,
-		    const char *comm)
+		    const char *comm, const char *places)
 {
 	int error;
 	u32 i;
@@ -528,6 +548,7 @@ int lab_probe_start(const struct lab_spec *specs, u32 count, const char *without
 	if (count > LAB_RING_HOOKS)
 		return -E2BIG;
 	strscpy(only_comm, comm ?: "", sizeof(only_comm));
+	known_places = places;
 	/* Calls first, while the functions' text is still as it was compiled. */
 	for (i = 0; i < count; i++)
 		if (specs[i].kind == LAB_CALLSITE)

@@ -50,9 +50,12 @@ struct lab_spec {
 /*
  * Attaches what can be attached and writes the hook table.  A hook that is absent
  * is no failure here: its error stands in the table, and the host judges.
+ *
+ * `places` says where functions of drivers lie that are built into the kernel, as the host found
+ * them: "virtio_net:receive_buf=ffffffff81234560,…".
  */
 int lab_probe_start(const struct lab_spec *specs, u32 count, const char *without,
-		    const char *comm);
+		    const char *comm, const char *places);
 
 /* lab_skb.c: hooks that both modules have, see the `beside` parameter. */
 extern const struct lab_spec lab_skb_specs[];

@@ -7,12 +7,13 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import record, spec
+from lab import drivers, record, spec
 from lab.deadline import Deadline
 from lab.errors import CommandFailed, GuestError, ProbeRejected
 from lab.guest import Guest
 
 REMOTE = "/run"
+FUNCTIONS = sorted({hook.partition(">")[0] for hook in spec.HOOKS if ":" in hook})
 # What a ring can hold (kmod/lab_event.h: 128 chunks of 1024), what one frame causes in the
 # busier guest (12 were seen on loopback), and room for loading and the guest's own life.
 RECORDS_AT_MOST = 131072
@@ -45,10 +46,13 @@ def load(
     records: int,
     pushed: set[str],
     deadline: Deadline,
+    symbols: Path | None = None,
 ) -> Probe:
     """Load `modules` and return when each has said where its ring is.
 
     Those the guest does not have yet are pushed first, and are in `pushed` afterwards.
+    `symbols` is the guest's /proc/kallsyms: where a driver is built in, its functions are found
+    in it.
     """
     shell = guest.require_shell()
     parameters = f"nonce={nonce.hex()} records={records}"
@@ -56,6 +60,10 @@ def load(
         parameters += f" without={shlex.quote(','.join(asked.without))}"
     if asked.comm is not None:
         parameters += f" comm={shlex.quote(asked.comm)}"
+    places = {} if symbols is None else drivers.built_in(symbols.read_bytes(), FUNCTIONS)
+    if places:
+        listed = ",".join(f"{name}={place.address:x}" for name, place in places.items())
+        parameters += f" places={shlex.quote(listed)}"
     commands = []
     for number, (name, path) in enumerate(modules.items()):
         if name not in pushed:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from errno import ECANCELED, EINVAL, ENOENT
 
+from lab import drivers
 from lab.bpf.hooks import ALIASES, HOOKS, Hook
 from lab.record import HOOK_COPY, HOOK_LEFT_OUT
 
@@ -17,6 +18,7 @@ CALL_SIZE = 5
 LANDING = (b"\xf3\x0f\x1e\xfa", b"\x66\x0f\x1f\x00")
 NOP = b"\x0f\x1f\x44\x00\x00"  # what a function's fentry call is while nobody traces it
 TRACED = b"\xe8"
+TYPED = ("fentry", "fexit")  # attached by the name alone
 MOST_TEXT = 1 << 16  # a function of more is searched so far
 
 Read = Callable[[int, int], bytes]  # (virtual address, size)
@@ -42,6 +44,7 @@ class Planned:
     ways: tuple[str, ...] = ()
     module: str = ""
     offsets: tuple[int, ...] = ()  # of the calls in the function
+    address: int = 0  # where others have its name; 0: the name is enough
 
     @property
     def line(self) -> str:
@@ -49,9 +52,10 @@ class Planned:
         hook = self.hook
         flags = HOOK_COPY * hook.copies | HOOK_LEFT_OUT * self.left_out
         offsets = ",".join(f"{offset:x}" for offset in self.offsets)
+        at = f"@{self.address:x}" if self.address else ""
         return (
             f"hook {hook.id} {hook.name} {flags:x} {self.error} {','.join(self.ways) or '-'} "
-            f"{hook.function} {self.module or '-'} {offsets or '-'}"
+            f"{hook.function}{at} {self.module or '-'} {offsets or '-'}"
         )
 
 
@@ -84,6 +88,7 @@ def make(
     `ways` are those that may be taken, all by default.
     """
     symbols = find(kallsyms, _wanted())
+    places = drivers.built_in(kallsyms, [f"{hook.module}:{hook.function}" for hook in HOOKS])
     allowed = None if ways is None else frozenset(ways)
 
     def value(name: str) -> int:
@@ -94,7 +99,7 @@ def make(
         memory_map=value("vmemmap_base"),
         memory_end=value("max_pfn") << 12,
         hooks=tuple(
-            _plan(hook, symbols, read, without=without, allowed=allowed)
+            _plan(hook, symbols, read, places=places, without=without, allowed=allowed)
             for hook in HOOKS
             if hook.sides & sides
         ),
@@ -134,15 +139,24 @@ def _plan(
     symbols: dict[str, list[Symbol]],
     read: Read,
     *,
+    places: Mapping[str, drivers.Place],
     without: Sequence[str],
     allowed: frozenset[str] | None,
 ) -> Planned:
     if hook.name in without or hook.callee in without:
         return Planned(hook, error=-ECANCELED, left_out=True)
-    places = [one for one in symbols[hook.function] if hook.module in ("", one.module)]
-    if not places:
+    found = places.get(f"{hook.module}:{hook.function}")
+    alike = [
+        one
+        for one in symbols[hook.function]
+        if hook.module in ("", one.module)
+        or (found is not None and not one.module and one.address == found.address)
+    ]
+    if not alike:
         return Planned(hook, error=-ENOENT)
-    place = places[0]
+    place = alike[0]
+    # By a name that others have the kernel finds any of them, and its types are of one.
+    alone = found is None or found.unique
     text = _text(place, read)
     offsets: tuple[int, ...] = ()
     if hook.callee:
@@ -156,11 +170,19 @@ def _plan(
     ways = tuple(
         way
         for way in hook.ways
-        if (way == "tp" or traceable(text)) and (allowed is None or way in allowed)
+        if (way == "tp" or traceable(text))
+        and (allowed is None or way in allowed)
+        and (alone or way not in TYPED)
     )
     if not ways:
         return Planned(hook, error=-EINVAL)
-    return Planned(hook, ways=ways, module=place.module, offsets=offsets)
+    return Planned(
+        hook,
+        ways=ways,
+        module=place.module,
+        offsets=offsets,
+        address=0 if alone else place.address,
+    )
 
 
 def _text(place: Symbol, read: Read) -> bytes:

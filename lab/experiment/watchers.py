@@ -69,6 +69,7 @@ def load(
                 records=records,
                 pushed=pushed,
                 deadline=deadline,
+                symbols=symbols[guest.name],
             )
         if programs is not None:
             probe_bpf.attach(programs, deadline=deadline)
