@@ -148,9 +148,19 @@ def test_what_a_guest_said_stays_text_on_the_page_of_a_socket(tmp_path: Path) ->
     assert seen.complaints == []
 
 
+STEP = (
+    "#351", "DATA_STATE", "__netif_receive_skb_one_core+0x89", "__netif_receive_skb_one_core",
+    "· " * 20 + "udp4_lib_lookup2() net=0xffffffff9fcb6540 (net), skb=0xffff8e6a9f9af100",
+    "jumped to, to return to __netif_receive_skb_one_core+0x89",
+)  # fmt: skip
 SHEET = [
     Paragraph("DISAGREEMENT: <b>7</b> copies were seen"),
     Table(("WITNESS", "LEN", "WHAT IT WAS"), (("<i>probe</i>", "16", "  ffff888001000000"),)),
+    Table(
+        ("STEP", "TYPE", "FILE:LINE", "CALLER", "VALUES", "WORK"),
+        (STEP,),
+        shares=(0, 0, 3, 2, 7, 4),
+    ),
     Heading("THE MODULE'S WORD", "sender/moves.json"),
     Lines(("  [descriptor 3] --> <script>alert(1)</script>",)),
     *paragraph("✗ it does not hold"),
@@ -169,6 +179,7 @@ def test_blocks_make_a_page_that_escapes_them(tmp_path: Path, width: int) -> Non
         assert text in seen.text
     assert seen.complaints == []
     assert seen.wider == 0
+    assert seen.cut == []
 
 
 def test_it_is_dark_where_people_want_it_dark(tmp_path: Path) -> None:
