@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,8 +19,8 @@ from invoke.exceptions import Exit
 
 from lab import experiment, paths, playbook, rundir, snapshot, topology
 from lab.commands import told
-from lab.deadline import Deadline
-from lab.errors import DeadlineExceeded, GuestError, GuestLost
+from lab.deadline import Deadline, wait_until
+from lab.errors import DeadlineExceeded, GuestError, GuestLost, LabError
 from lab.experiment import message
 from lab.guest import Guest
 from lab.journal import Journal
@@ -75,6 +76,15 @@ def last_run(runs: Path) -> Path:
     return max((path for path in runs.iterdir() if path.name != "last"), key=os.path.getmtime)
 
 
+def error_of(work: Callable[[], object]) -> LabError | None:
+    """Return the error of ours that `work` ends with, None where it ends well."""
+    try:
+        work()
+    except LabError as error:
+        return error
+    return None
+
+
 @pytest.fixture(autouse=True)
 def _runs_here(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAB_RUNS", str(runs))
@@ -118,6 +128,38 @@ def test_qemu_killed_at_any_stage_is_a_guest_error_soon(runs: Path, stage: str, 
     nothing_left(OWN)
 
 
+OF_A_LAB = ("boot the pair", "save the snapshot", "restore the pair")
+
+
+@pytest.mark.parametrize("stage", stages("save the snapshot", every=OF_A_LAB))
+def test_qemu_killed_as_its_lab_comes_up_is_an_error_or_is_booted_around(stage: str) -> None:
+    setup, _ = experiment.setup_for(playbook.load("nic"), journal=Journal())
+    name, killed = f"{LAB}-struck", list[int]()
+
+    def strike() -> None:
+        wait_until(lambda: qemus(name), what="QEMU", deadline=Deadline(SOON_S))
+        killed.append(qemus(name)[0])
+        os.kill(killed[0], signal.SIGKILL)
+
+    def later() -> None:  # in this step it is started
+        threading.Thread(target=strike).start()
+
+    act = strike if stage == "save the snapshot" else later
+    with topology.opened(name, create=True) as pair:
+        if stage == "restore the pair":
+            pair.bring_up(setup, journal=AtStep(stage, act))  # what is not restored is booted
+            assert pair.up
+            assert killed[0] not in qemus(name)
+            pair.bring_down()
+        else:
+            with pytest.raises(GuestError):
+                pair.bring_up(setup, journal=AtStep(stage, act), fresh=True)
+            assert not pair.up
+    assert killed
+    nothing_left(name)
+    assert not list(snapshot.folder().glob(f"*.{os.getpid()}.part"))
+
+
 KILLED = """
 import os, signal, sys
 from lab import experiment, image, accelerator, playbook, topology
@@ -140,6 +182,7 @@ OF_THE_HARNESS = (
     "restore the pair",
     *STAGES,
     "ledger",
+    "report",
 )
 
 
@@ -199,6 +242,58 @@ def test_no_room_for_what_a_run_writes_is_the_host_s_fault(
     nothing_left(OWN)
 
 
+@contextlib.contextmanager
+def small_disk(size: str, *, mode: int = 0o711) -> Iterator[Path]:
+    """Yield a folder on a disk of its own, of so little room."""
+    # Not below tmp_path, through which QEMU's user may not pass.
+    folder = Path(tempfile.mkdtemp(prefix="skblab-small-"))
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode != 0:
+        folder.rmdir()
+        pytest.skip("needs root: to mount a small tmpfs")
+    folder.chmod(mode)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+        folder.rmdir()
+
+
+def fill(folder: Path) -> None:
+    """Leave no byte of a disk."""
+    with (folder / "filling").open("ab", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(1 << 20))
+    with (folder / "filling").open("ab", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(512))
+
+
+@pytest.mark.parametrize(
+    "stage", stages("read out traces", every=("read out traces", "ledger", "report"))
+)
+def test_a_disk_that_is_full_is_the_host_s_fault(
+    monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with small_disk("64m") as folder:
+        monkeypatch.setenv("LAB_RUNS", str(folder))
+        journal = AtStep(stage, lambda: fill(folder))
+        try:
+            with pytest.raises(Exit) as stop, told():
+                take(journal)
+        finally:
+            for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
+                signal.signal(number, handler)
+        assert journal.acted
+        assert 3 == stop.value.code, stop.value
+        assert "No space left on device" in str(stop.value)
+        assert "try: free space" in str(stop.value)
+        ledger = last_run(folder) / "ledger.json"
+        assert not ledger.exists() or ledger.read_text().endswith("}\n")  # whole, or not there
+    nothing_left(OWN)
+
+
 def test_no_room_for_a_snapshot_leaves_neither_lab_nor_half_of_one() -> None:
     setup, _ = experiment.setup_for(playbook.load("nic"), journal=Journal())
     name = f"{LAB}-full"
@@ -213,29 +308,54 @@ def test_no_room_for_a_snapshot_leaves_neither_lab_nor_half_of_one() -> None:
 
 def test_a_ram_folder_that_fills_up_is_a_lost_guest(invoke: Invoke) -> None:
     """QEMU dies by SIGBUS when its guest touches memory that no longer is there."""
-    # Not below tmp_path, through which QEMU's user may not pass.
-    folder, name = Path(tempfile.mkdtemp(prefix="skblab-small-")), f"{LAB}-sigbus"
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1700m", "none", str(folder)]
-    if subprocess.run(mount, check=False, capture_output=True).returncode != 0:
-        folder.rmdir()
-        pytest.skip("needs root: to mount a small tmpfs")
-    folder.chmod(0o711)
-    here = {"LAB_RAM": str(folder)}
-    try:
-        assert 0 == invoke("lab.up", lab=name, **here).code
-        used = os.statvfs(folder)
-        size = (used.f_blocks - used.f_bfree) * used.f_frsize + (24 << 20)
-        remount = ["mount", "-o", f"remount,size={size >> 10}k", str(folder)]
-        subprocess.run(remount, check=True)
-        fill = "dd if=/dev/zero of=/tmp/x bs=1M count=200"
-        done = invoke("lab.exec", "sender", fill, lab=name, **here)
-        assert 4 == done.code, done.err
-        assert "GuestLost: sender: QEMU died" in done.err
-        assert 0 == invoke("lab.down", lab=name, **here).code
-    finally:
-        invoke("lab.down", lab=name, **here)
-        subprocess.run(["umount", str(folder)], check=True)
-        folder.rmdir()
+    name = f"{LAB}-sigbus"
+    with small_disk("1700m") as folder:
+        here = {"LAB_RAM": str(folder)}
+        try:
+            assert 0 == invoke("lab.up", lab=name, **here).code
+            used = os.statvfs(folder)
+            size = (used.f_blocks - used.f_bfree) * used.f_frsize + (24 << 20)
+            remount = ["mount", "-o", f"remount,size={size >> 10}k", str(folder)]
+            subprocess.run(remount, check=True)
+            dd = "dd if=/dev/zero of=/tmp/x bs=1M count=200"
+            done = invoke("lab.exec", "sender", dd, lab=name, **here)
+            assert 4 == done.code, done.err
+            assert "GuestLost: sender: QEMU died" in done.err
+            assert 0 == invoke("lab.down", lab=name, **here).code
+        finally:
+            invoke("lab.down", lab=name, **here)
+
+
+@pytest.mark.parametrize(
+    "stage",
+    stages("gate armed", every=("save the snapshot", "load probes", "gate armed", "report")),
+)
+def test_a_ram_folder_that_is_full_at_any_stage_is_said_or_does_no_harm(
+    monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """What is there already stays; QEMU ends where its guest, or the access log, wants more."""
+    setup, _ = experiment.setup_for(playbook.load("nic"), journal=Journal())
+    name = f"{LAB}-filled"
+    with small_disk("1700m") as folder:
+        monkeypatch.setenv("LAB_RAM", str(folder))
+        journal = AtStep(stage, lambda: fill(folder))
+        start = time.monotonic()
+
+        def work() -> None:
+            if stage == "save the snapshot":
+                with topology.opened(name, create=True) as pair:
+                    pair.bring_up(setup, journal=journal, fresh=True)
+                    pair.bring_down()
+            else:
+                assert not take(journal).trouble
+
+        error = error_of(work)
+        print(stage, repr(error))
+        assert error is None or error.exit_code in (3, 4, 6, 7), error  # and no bug of ours
+        assert journal.acted
+        assert time.monotonic() - start < 120
+        assert {"filling", "admission.lock"} >= {path.name for path in folder.iterdir()}
+    nothing_left(OWN, name)
 
 
 # -- guests that are not themselves ----------------------------------------------------------------
@@ -261,6 +381,44 @@ def test_an_agent_that_is_killed_is_started_again(up: Invoke) -> None:
     assert 0 == done.code, done.err
 
 
+@pytest.mark.parametrize("stage", stages("gate armed", every=("load probes", *STAGES[2:])))
+def test_an_agent_that_is_killed_in_mid_run_is_an_error_or_does_no_harm(
+    pair: experiment.Stand, stage: str
+) -> None:
+    """What it relays is gone with it; it is started again, and knows nothing of a workload."""
+
+    def kill() -> None:
+        shell(pair.pair.guests["receiver"], "kill -9 $(pidof lab-agent)")
+
+    def work() -> None:
+        assert measure(pair, journal).ledger.complete
+
+    journal, start = AtStep(stage, kill), time.monotonic()
+    error = error_of(work)
+    print(stage, repr(error))
+    assert error is None or isinstance(error, GuestError | DeadlineExceeded), error
+    assert error is None or "receiver" in str(error), error
+    assert journal.acted
+    assert time.monotonic() - start < 90
+
+
+@pytest.mark.parametrize("stage", stages(every=("load probes", "gate armed", "read out traces")))
+def test_an_sshd_that_is_stopped_in_mid_run_ends_at_the_deadline(
+    pair: experiment.Stand, stage: str
+) -> None:
+    def stop() -> None:
+        agent = pair.pair.guests["receiver"].require_agent()
+        deadline = Deadline(10)
+        agent.start("stop", "sh", "-c", "kill -STOP $(pidof dropbear)", deadline=deadline)
+        agent.wait_exit("stop", deadline=deadline)
+
+    journal, start = AtStep(stage, stop), time.monotonic()
+    with pytest.raises((DeadlineExceeded, GuestError)):
+        measure(pair, journal)
+    assert journal.acted
+    assert time.monotonic() - start < 120
+
+
 def link(ready: experiment.Stand, *, up: bool) -> None:
     """Plug the receiver's end of the link, or pull it."""
     monitor = ready.pair.guests["receiver"].require_monitor()
@@ -278,6 +436,31 @@ def test_a_link_cut_in_mid_run_is_no_proof_and_restored_it_is_one(pair: experime
     link(pair, up=False)
     again = AtStep("gate armed", lambda: link(pair, up=True))
     assert measure(pair, again).ledger.complete
+
+
+def test_a_link_cut_and_restored_under_tcp_is_sent_again_and_accounted_for(
+    pair: experiment.Stand,
+) -> None:
+    """What found no carrier goes out when there is one again, and the ledger has all of it."""
+    plugged = threading.Event()
+
+    def plug() -> None:
+        link(pair, up=True)
+        plugged.set()
+
+    def cut() -> None:
+        link(pair, up=False)
+        threading.Timer(1.0, plug).start()
+
+    asked = playbook.override(playbook.load("nic"), protocol="tcp")
+    journal = AtStep("gate armed", cut)
+    run_dir = experiment.new_run(asked, pair.setup, paths.runs(), guests=message.guests(asked))
+    message.take(pair, asked, run_dir, journal=journal, command="test")
+    found = message.answer(run_dir, asked.expect, journal=journal)
+    assert journal.acted
+    assert plugged.is_set()
+    assert found.ledger.complete, found.trouble
+    assert found.ledger.messages[0].totals.device_writes >= 1
 
 
 @pytest.mark.parametrize("seconds", [1_000_000, 4_102_444_800])
