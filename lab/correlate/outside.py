@@ -263,12 +263,12 @@ def _received_into(
     for arrival in arrivals(wire, guest, sender):
         data = arrival.frame.data
         for found in filled:
-            header = header_in_front(found.used or 0, arrival.frame)
+            header = 0 if found.used is None else header_in_front(found.used, arrival.frame)
             start = found.physical or 0
             if header is not None and _shown(log, start + header, data):
                 out += [
                     (start + part.at, start + part.at + part.size, part.message, part.offset)
-                    for part in buffer_parts(arrival, header, 0, found.used or 0)
+                    for part in buffer_parts(arrival, header, 0, found.used or len(data))
                 ]
                 filled.remove(found)
                 break

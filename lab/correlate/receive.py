@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from functools import cached_property
 
 from lab.correlate.board import Board, plain
@@ -55,9 +56,16 @@ class Receive:
 
         A packet that nobody cut goes over as many as it needs: each but the last is full.
         """
+        if filled[0].used is None:  # where it was all in this one, its bytes say so
+            size = len(arrival.frame.data)
+            if size > filled[0].descriptor.length:
+                return 0
+            return int(self._by_rings(arrival, [replace(filled[0], used=size)], 0))
         size = 0
         for count, found in enumerate(filled, 1):
-            size += found.used or 0
+            if found.used is None:
+                break
+            size += found.used
             header = header_in_front(size, arrival.frame)
             if header is not None and self._by_rings(arrival, filled[:count], header):
                 return count

@@ -154,7 +154,8 @@ class RingWitness:
         """Return the buffers the device filled since the first gate, in order.
 
         The addresses are those of the gate before anything arrived: the driver gives
-        a used descriptor's number to a new buffer at once.
+        a used descriptor's number to a new buffer at once.  E1000e's device writes the length
+        into the descriptor itself, so with the new buffer that is gone: `used` is None.
         """
         out: list[Found] = []
         if self.rings is None:
@@ -164,7 +165,7 @@ class RingWitness:
             if first is None:
                 continue
             posted = {descriptor.id: descriptor for descriptor in first.descriptors}
-            for number, length in _since(queue, first):
+            for number, length in _since(queue, first) if queue.offered else _passed(queue, first):
                 descriptor = posted.pop(number, None)
                 if descriptor is not None:
                     found = self._found(queue, first, descriptor)
@@ -244,6 +245,18 @@ def _used(queue: Queue, number: int) -> int | None:
             if used == number:
                 return length
     return None
+
+
+def _passed(queue: Queue, first: RingGate) -> list[tuple[int, int | None]]:
+    # A device without a ring of used ones goes through its descriptors in their order.
+    if not queue.size:
+        return []
+    most = max((gate.used_idx - first.used_idx) % INDEXES for gate in queue.gates)
+    if most > queue.size:
+        return []
+    lengths = {number: length for gate in queue.gates for number, length in gate.used}
+    numbers = [(first.used_idx + at) % queue.size for at in range(most)]
+    return [(number, lengths.get(number)) for number in numbers]
 
 
 def _since(queue: Queue, first: RingGate) -> list[tuple[int, int]]:

@@ -489,3 +489,28 @@ def test_without_probes_a_frame_may_go_over_several_buffers(tmp_path: Path, firs
     writes = [m for m in found.messages[0].movements if m.kind == "dma-write"]
     assert [first, 1000 - first] == [one.payload_size for one in writes]
     assert 1 == found.messages[0].totals.device_writes
+
+
+@pytest.mark.parametrize("seen", ["census", "nobody"])
+def test_without_probes_a_length_that_is_gone_is_told_by_the_bytes(
+    tmp_path: Path, seen: str
+) -> None:
+    """E1000e's driver gives a descriptor a new buffer, and with the old one its length is gone."""
+    cook = cooked.nic(tmp_path, device="e1000e")
+    queue = cook.receiver.queues["rx"]
+    del queue["avail"]
+    queue["gates"]["armed"] |= {"used_idx": 0, "avail_idx": 256}
+    queue["gates"]["received"] |= {"used_idx": 1, "avail_idx": 257, "used": []}
+    run = cook.serve()
+    write(run, logged(run))
+    _without_probes(run)
+    if seen == "nobody":
+        run.guest("receiver").write_json("census.json", {"needles": "tag", "gates": []})
+        logs = logged(run)
+        del logs["receiver"][:2]  # the driver's copy out of the buffer
+        write(run, logs)
+    found = ledger.build(run)
+
+    assert (seen == "census") == found.complete, found.incomplete
+    if seen == "census":
+        assert 1 == found.messages[0].totals.device_writes
