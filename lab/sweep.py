@@ -21,7 +21,7 @@ from lab.experiment import message as exchange
 from lab.journal import Journal
 from lab.ledger import Ledger, Message
 from lab.report.blocks import Block, Table, paragraph
-from lab.report.tables import WIDTH, some
+from lab.report.tables import WIDTH, some, span
 
 SCHEMA = 1
 LO = "lo"
@@ -37,7 +37,9 @@ class Facts:
     copies: int  # the most any byte was copied
     least_copies: int
     reads: int
+    least_reads: int
     writes: int
+    least_writes: int
     handovers: int
     frames: int  # frames that carried message bytes
     frame: int  # bytes of the first of them, 0: none
@@ -335,7 +337,9 @@ def facts(ledger: Ledger, run_dir: rundir.RunDir) -> Facts:
         copies=max(one.guest_cpu_copies for one in totals),
         least_copies=min(one.least_guest_cpu_copies for one in totals),
         reads=max(one.device_reads for one in totals),
+        least_reads=min(one.least_device_reads for one in totals),
         writes=max(one.device_writes for one in totals),
+        least_writes=min(one.least_device_writes for one in totals),
         handovers=max(one.handovers for one in totals),
         frames=len(wires),
         frame=_frame(first) if wires else 0,
@@ -440,9 +444,7 @@ def _counted(result: Result) -> str:
 
 
 def _copies(found: Facts) -> str:
-    if found.least_copies == found.copies:
-        return str(found.copies)
-    return f"{found.least_copies}-{found.copies}"
+    return span(found.least_copies, found.copies)
 
 
 def _called(found: Facts) -> list[str]:
@@ -508,7 +510,8 @@ def _rows(results: Sequence[Result]) -> Iterator[tuple[str, ...]]:
                 yield (*head, "-", "-", "-", "-", _reason(one))
                 continue
             seen = one.facts
-            counts = _copies(seen), str(seen.reads), str(seen.writes), str(seen.frames)
+            devices = span(seen.least_reads, seen.reads), span(seen.least_writes, seen.writes)
+            counts = _copies(seen), *devices, str(seen.frames)
             yield (*head, *counts, ", ".join(_called(seen)))
 
 

@@ -233,6 +233,16 @@ def test_the_table_fits_and_says_what_is_not_proven(tmp_path: Path) -> None:
     assert not found.proven
 
 
+def test_what_devices_touched_is_told_by_the_least_and_the_most_too(tmp_path: Path) -> None:
+    one = result(tmp_path, 16)
+    assert one.facts is not None
+    again = dataclasses.replace(one.facts, reads=2)
+    found = sweep.Sweep(folder=tmp_path, results=(dataclasses.replace(one, facts=again),))
+
+    (row,) = [line for line in sweep.render(found).splitlines() if " 16 " in line]
+    assert ["16", "3", "1-2", "1", "1"] == row.split()[4:9]
+
+
 def test_at_a_terminal_the_table_is_as_wide_as_that(tmp_path: Path) -> None:
     results = (result(tmp_path, 86), result(tmp_path, 87))
     found = sweep.Sweep(folder=tmp_path, results=results)
