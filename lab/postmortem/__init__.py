@@ -15,7 +15,7 @@ from typing import Any
 
 from lab import record
 from lab.errors import LabError
-from lab.postmortem import where
+from lab.postmortem import observed, where
 from lab.postmortem.crashes import Group, digest, fingerprint, group
 from lab.postmortem.found import Postmortem, Step
 from lab.postmortem.log import Complaint, Entry, complaints, read
@@ -37,10 +37,12 @@ def analyse(run: RunDir) -> Postmortem:
     name = str(manifest.get("module", UNKNOWN))
     kernel = str(manifest.get("kernel", UNKNOWN))
     build = where.text_of(run.file("build.log"))
-    guest = next((run.guest(str(one)) for one in manifest.get("guests", ["receiver"])), None)
-    if guest is None or not guest.has("observations.json"):
+    guests = manifest.get("guests", ["receiver"])
+    names = [str(one) for one in guests] if isinstance(guests, list) else []
+    guest = next((run.guest(name) for name in names if name.isidentifier()), None)  # and no path
+    if guest is None or not guest.has(observed.FILE):
         return _not_built(run, name, kernel, build)
-    seen = _dictionary(_json(guest, "observations.json"))
+    seen = observed.read(guest)
     entries = read(where.text_of(guest.file("kernel.log")))
     verdict = decide(seen, entries, complaints(entries))
     debug, own = _debug(run, verdict.complaint)
@@ -133,10 +135,6 @@ def _seconds(seen: dict[str, Any]) -> float | None:
 
 def _dictionary(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def _json(guest: GuestDir, name: str) -> object:
-    return RunDir(guest.path).read_json(name)
 
 
 def matches(found: Postmortem, verdict: str | None, at: str | None) -> list[str]:

@@ -47,7 +47,7 @@ def leaks(seen: dict[str, Any]) -> list[Leak]:
     sure = [
         one
         for one in found
-        if sum(one.grown) >= loads * len(one.grown) and min(one.grown) >= loads - 1
+        if sum(one.grown) >= loads * len(one.grown) and min(one.grown, default=-1) >= loads - 1
     ]
     return sorted(sure, key=lambda one: (-one.bytes, one.name))
 

@@ -41,7 +41,11 @@ PANIC = b"""\
 """
 SEEN = b"""\
 {"phases": [{"name": "load", "exit": null, "said": "", "where": "", "seconds": 0.1}],
- "end": "panicked", "events": [{"event": "GUEST_PANICKED"}], "flood": false, "frozen": null,
+ "end": "panicked", "events": [{"event": "GUEST_PANICKED"}], "flood": false,
+ "frozen": {"how": "burns CPU", "cpu_s": 1.0, "seconds": 1.1, "nmi": "panicked"},
+ "tainted": {"before": 0, "now": 640, "soft_lockup": {"share": 0.1, "believed": false}},
+ "held": {"loads": 3, "pages": [1, 4, 7],
+          "caches": {"kmalloc-64": {"size": 64, "objects": [1, 4, 7]}}},
  "log": {"first": 0, "records": 9, "lost": 0, "trouble": null}, "console_bytes": 1,
  "lockups": [{"text": "soft lockup", "believed": false, "share": 0.1}], "deadline": false,
  "changed": {"text": {"listed": [{"at": "0x1", "old": "00", "new": "01"}]}}, "seconds": 1.0}

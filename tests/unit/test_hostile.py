@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -67,6 +71,51 @@ def test_no_change_of_a_file_breaks_its_reader(
     name = data.draw(st.sampled_from(sorted(eaters)))
     eater = eaters[name]
     eater.eat(changed(eater.likes, data.draw(EDITS)))
+
+
+OTHERS: list[Any] = [None, True, -1, 10**30, 1e308, "x", "", [], {}, [1], [None], {"a": 1}]
+Step = tuple[str | int, ...]
+
+
+def places(value: Any, here: Step = ()) -> Iterator[Step]:
+    """Yield the way to each value in a document, itself included."""
+    yield here
+    keys: Iterable[str | int] = ()
+    if isinstance(value, (dict, list)):
+        keys = value if isinstance(value, dict) else range(len(value))
+    for key in keys:
+        yield from places(value[key], (*here, key))
+
+
+def put(document: Any, way: Step, other: Any) -> Any:
+    """Return a document with another value at the end of a way."""
+    if not way:
+        return other
+    out = copy.copy(document)
+    out[way[0]] = put(out[way[0]], way[1:], other)
+    return out
+
+
+@pytest.mark.parametrize("name", ["crash/receiver/observations.json", "crash/manifest.json"])
+def test_no_value_of_another_kind_breaks_a_post_mortem(name: str, eaters: dict[str, Eater]) -> None:
+    document = json.loads(eaters[name].likes)
+    refused = 0
+    for way in places(document):
+        for other in OTHERS:
+            refused += not eaters[name].eat(json.dumps(put(document, way, other)).encode())
+    assert refused or name == "crash/manifest.json"  # of which everything may be missing
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_no_value_of_another_kind_breaks_a_reader(
+    data: st.DataObject, eaters: dict[str, Eater]
+) -> None:
+    name = data.draw(st.sampled_from([one for one in sorted(eaters) if one.endswith(".json")]))
+    document = json.loads(eaters[name].likes)
+    way = data.draw(st.sampled_from(list(places(document))))
+    changed_one = put(document, way, data.draw(st.sampled_from(OTHERS)))
+    eaters[name].eat(json.dumps(changed_one).encode())
 
 
 @pytest.mark.parametrize("case", sorted(CASES.glob("*")), ids=lambda path: path.name)
