@@ -90,6 +90,15 @@ class Calls:
     def roots(self) -> tuple[Call, ...]:
         return tuple(self.children(-1))
 
+    def inside(self, root: Call) -> list[Call]:
+        """Return a call and all that were made in it, however deep."""
+        found, numbers = [], {root.number}
+        for call in self.calls:  # a parent's number is below its children's
+            if call.number == root.number or call.parent in numbers:
+                numbers.add(call.number)
+                found.append(call)
+        return found
+
     def depth(self, call: Call) -> int:
         """Return how many calls of the window are around this one."""
         depth, parent = 0, call.parent

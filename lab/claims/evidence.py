@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, TypeVar
 
-from lab import access, capture, record
+from lab import access, calls, capture, record, steps
+from lab.calls import Call, Calls
 from lab.claims.types import NotHere
 from lab.errors import EvidenceError
 from lab.record import Record, Trace
@@ -185,6 +186,17 @@ class Evidence:
         if not path.is_file():
             raise EvidenceError(f"{self.name} has no access log of {guest}", log=self.run.path)
         return self._once("accesses", guest, lambda: access.read(path, guest=guest))
+
+    @cached_property
+    def followed(self) -> list[tuple[Calls, Call]]:
+        """Return the system calls that moved the message; an account with a fault has none."""
+        told = self.result(steps.FILE)
+        if told["trouble"]:
+            raise EvidenceError(f"the steps of {self.name} are not proven: {told['trouble'][0]}")
+        accounts = {
+            name: calls.read(self.run.guest(name).file(calls.FILE)) for name in told["followed"]
+        }
+        return list(steps.windows(accounts).values())
 
     # -- wire and log --------------------------------------------------------------
 

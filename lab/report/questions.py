@@ -58,7 +58,7 @@ def answers(ledger: Ledger, message: Message, manifest: Manifest, frame: str) ->
     ]
     if not ledger.lacks:
         return found
-    about = {_lost(ledger).question, _conditions(manifest).question, _why(ledger, message).question}
+    about = {_lost(ledger).question, _conditions(manifest).question}
     return [
         one if one.question in about else replace(one, answer=unseen(ledger, ""), evidence=())
         for one in found

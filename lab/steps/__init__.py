@@ -11,7 +11,7 @@ Everything comes from a run's directory.  The two witnesses are independent: mes
 that the plugin saw touched must have been touched inside a function that was followed.
 """
 
-from lab.steps.build import FILE, Steps, build
+from lab.steps.build import FILE, Steps, build, windows
 from lab.steps.compare import Compared, Fate
 from lab.steps.rows import Step, Type
 from lab.steps.table import render, told
@@ -26,4 +26,5 @@ __all__ = [
     "build",
     "render",
     "told",
+    "windows",
 ]

@@ -73,15 +73,15 @@ def build(run: RunDir, *, debuginfo: Path | None = None) -> Steps:
     trouble = [
         f"{name}: {lost} accesses were lost{BUSY}" for name, lost in seen.lost.items() if lost
     ]
-    windows = _windows(followed)
-    trouble += [f"no {name} was followed to its end" for name in TABLES if name not in windows]
+    moved = windows(followed)
+    trouble += [f"no {name} was followed to its end" for name in TABLES if name not in moved]
     steps: list[Step] = []
     way: set[tuple[str, int]] = set()
     for guest in inputs.guests:
         account = followed[guest.name]
         if account.dropped:
             trouble.append(f"{guest.name}: {account.dropped} calls found no room")
-        kept = _of_message(account, touched[guest.name], windows)
+        kept = _of_message(account, touched[guest.name], moved)
         names = rows.Names(_namer(guest.symbols), _liner(account, kept, guest.symbols, debuginfo))
         found, faults = rows.walk(account, touched[guest.name], names, kept=kept)
         steps += found
@@ -89,7 +89,7 @@ def build(run: RunDir, *, debuginfo: Path | None = None) -> Steps:
         way |= {(guest.name, number) for number in _way(account, found)}
     compared = compare.compare(
         compare.load(paths.data() / "claims" / "functions" / "worksheet.yaml"),
-        windows,
+        moved,
         {name for guest in inputs.guests for name in guest.symbols.names()},
     )
     trouble += compare.out_of_order(compared)
@@ -132,7 +132,7 @@ def _touched(guest: outside.OutsideGuest) -> list[Touch]:
     return rows.touches(guest.seen.copies, guest.seen.reads, log.host_ns)
 
 
-def _windows(followed: Mapping[str, Calls]) -> dict[str, tuple[Calls, Call]]:
+def windows(followed: Mapping[str, Calls]) -> dict[str, tuple[Calls, Call]]:
     """Return of each table the system call that moved the message: the first that did."""
     found = {}
     for table, function in TABLES.items():
@@ -155,7 +155,7 @@ def _of_message(
     socket = _socket(*windows["receive"]) if "receive" in windows else 0
     kept: set[int] = set()
     for root in followed.roots:
-        inside = [call for call in followed.calls if _within(followed, call, root)]
+        inside = followed.inside(root)
         if (
             root.function in TABLES.values()
             or any(root.entered_ns <= touch.ns <= root.left_ns for touch in touched)
@@ -169,19 +169,12 @@ def _of_message(
     return frozenset(kept)
 
 
-def _within(followed: Calls, call: Call, root: Call) -> bool:
-    return call.number == root.number or (
-        call.parent >= 0 and _within(followed, followed.calls[call.parent], root)
-    )
-
-
 def _socket(followed: Calls, root: Call) -> int:
     """Return the first socket that a function under a system call was given."""
-    for call in followed.calls:
-        if _within(followed, call, root):
-            for one in call.arguments:
-                if one.points_to == "sock":
-                    return one.value
+    for call in followed.inside(root):
+        for one in call.arguments:
+            if one.points_to == "sock":
+                return one.value
     return 0
 
 

@@ -321,7 +321,9 @@ def test_every_measure_of_a_message_is_measured_here() -> None:
     tried = {"verdict", "phase", "fault-address", "log-lines", "fact"}
     tried |= {"proof", "kernel-calls"}
     # In test_claims_own.py:
-    tried |= {"copy-out-width", "copy-out-through-register"}
+    tried |= {"copy-out-width", "copy-out-through-register", "copy-out-stored", "virtual-places"}
+    tried |= {"called-by", "argument", "returned", "not-copied", "called-within"}
+    tried |= {"argument-behind", "buffer-in-user-space"}
     tried |= {"descriptor", "descriptor-leads-to-sock", "sock-destination"}
     tried |= {"armed-first-byte", "armed-by", "returns-to"}
     lines = {"line-what", "line-lengths", "sent-from-rodata"}  # in test_explained.py

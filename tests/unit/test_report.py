@@ -159,6 +159,8 @@ def test_a_report_without_a_workload_says_what_is_missing_and_nothing_false(tmp_
         assert said not in text
         assert said not in page
     assert "No copy was seen" not in page
+    assert "No record with a time" not in page
+    assert "Every movement names its record" not in page
     assert "nobody explains</b>" not in page
 
 

@@ -19,7 +19,7 @@ from lab.experiment.steps import Following
 from lab.journal import Journal
 from lab.rundir import RunDir
 from lab.steps import Compared, Fate, Steps, compare, lines, render, rows, told, values
-from lab.steps.build import _of_message, _way, _windows
+from lab.steps.build import _of_message, _way, windows
 from lab.steps.rows import Names, Step, Touch, Type
 from lab.symbols import Symbols
 from lab.workload import Side
@@ -275,18 +275,18 @@ def arriving() -> Calls:
 
 def test_only_interrupts_of_the_message_are_kept() -> None:
     followed = arriving()
-    windows = _windows({"receiver": followed})
-    assert set(windows) == {"receive"}
-    assert _of_message(followed, [], windows) == frozenset({2, 3, 4, 5})
+    moved = windows({"receiver": followed})
+    assert set(moved) == {"receive"}
+    assert _of_message(followed, [], moved) == frozenset({2, 3, 4, 5})
     touched = copy(followed.calls[1].entered_ns + 1)
-    assert 0 in _of_message(followed, touched, windows)
+    assert 0 in _of_message(followed, touched, moved)
 
 
 def test_a_call_that_failed_is_no_window() -> None:
     followed = arriving()
     failed = dataclasses.replace(followed.calls[4], returned=value("", (1 << 64) - 11, "long int"))
     again = dataclasses.replace(followed, calls=(*followed.calls[:4], failed, followed.calls[5]))
-    assert not _windows({"receiver": again})
+    assert not windows({"receiver": again})
 
 
 def test_the_way_is_who_carried_the_message_and_who_called_them() -> None:

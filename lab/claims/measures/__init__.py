@@ -9,6 +9,7 @@ from __future__ import annotations
 from lab.claims.measures import (
     accesses,
     chains,
+    followed,
     lines,
     modules,
     movements,
@@ -32,6 +33,7 @@ MEASURES: dict[str, Measure] = {
     **records.MEASURES,
     **sockets.MEASURES,
     **chains.MEASURES,
+    **followed.MEASURES,
     **traps.MEASURES,
     **modules.MEASURES,
     **lines.MEASURES,

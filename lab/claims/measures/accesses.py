@@ -55,6 +55,16 @@ def _width(seen: Evidence, _: str) -> Measured:
     return made(widths[0] if len(widths) == 1 else widths, [row.id for row in rows])
 
 
+def _stored(seen: Evidence, _: str) -> Measured:
+    """Return how many of the message's bytes the first copy's instructions stored."""
+    stores = _first_copy(seen)[1]
+    return made(len({at for row in stores for at in _addresses(row)}), [row.id for row in stores])
+
+
+def _addresses(row: Access) -> range:
+    return range(row.virtual, row.virtual + row.size)
+
+
 def _through_register(seen: Evidence, _: str) -> Measured:
     """Say whether one instruction loads and another stores, so that a register is between.
 
@@ -70,6 +80,7 @@ def _through_register(seen: Evidence, _: str) -> Measured:
 
 MEASURES: dict[str, Measure] = {
     "copy-out-width": Measure("bytes of one load or store of the first copy", _width),
+    "copy-out-stored": Measure("bytes of the message that the first copy stored", _stored),
     "copy-out-through-register": Measure(
         "whether the first copy loads by one instruction and stores by another",
         _through_register,

@@ -20,6 +20,11 @@ def _places(seen: Evidence, _: str) -> Measured:
     return made(len(found), found.values())
 
 
+def _virtual(seen: Evidence, _: str) -> Measured:
+    found = {(one["guest"], one["virtual"]): str(one["evidence"][0]) for one in _in_ram(seen)}
+    return made(len(found), found.values())
+
+
 def _machines(seen: Evidence, _: str) -> Measured:
     found = {one["guest"]: str(one["evidence"][0]) for one in _in_ram(seen)}
     return made(len(found), found.values())
@@ -74,6 +79,7 @@ def _constants(seen: Evidence, _: str) -> Measured:
 
 MEASURES: dict[str, Measure] = {
     "physical-places": Measure("how many physical addresses the message had", _places),
+    "virtual-places": Measure("how many virtual addresses it had", _virtual),
     "machines": Measure("how many machines' RAM held the message", _machines),
     "region": Measure("the region of a side's place", _region, "side"),
     "physical-is-low-28-bits": Measure(

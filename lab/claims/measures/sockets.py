@@ -48,7 +48,34 @@ def _kernel_calls(seen: Evidence, name: str) -> Measured:
     raise EvidenceError(f"{seen.name}: calls of {name} were not followed: {row['state']}")
 
 
+def _called_within(seen: Evidence, words: str) -> Measured:
+    """Say whether each call of a function lies in one of another, nothing hooked between them.
+
+    `INNER OUTER`: over all socket(2) calls of the run.
+    """
+    inner, outer = words.split()
+    found = seen.result("socket.json")
+    if not found["complete"]:
+        raise EvidenceError(f"{seen.name} is not proven")
+    entries: list[tuple[bool, str]] = []
+    for call in found["calls"]:
+        around: dict[int, str] = {}
+        for step in call["steps"]:
+            if step["kind"] != "entry":
+                continue
+            around[step["depth"]] = step["function"]
+            if step["function"] == inner:
+                entries.append((around.get(step["depth"] - 1) == outer, step["evidence"]))
+    if not entries:
+        raise EvidenceError(f"{seen.name}: {inner} was not called")
+    wrong = [evidence for good, evidence in entries if not good]
+    return made(not wrong, wrong or [evidence for _, evidence in entries])
+
+
 MEASURES: dict[str, Measure] = {
     "proof": Measure("whether a proof of lab.run-socket holds", _proof, "proof"),
+    "called-within": Measure(
+        "whether socket(2) calls a function in another", _called_within, "inner and outer function"
+    ),
     "kernel-calls": Measure("how often socket(2) called a function", _kernel_calls, "function"),
 }
