@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
-from lab import rundir
+from lab import rundir, spec
 from lab.errors import EvidenceError, HostError, TraceCorrupt
+from lab.experiment import message
+from lab.journal import Journal
 from lab.rundir import RunDir
 from lab.rundir import fields as checked
 from tests.unit import cooked
@@ -72,6 +74,18 @@ def test_a_run_is_called_by_what_resolves_to_it(
     for run in (here, there):
         (word,) = shlex.split(rundir.called(run))
         assert run.path.resolve() == rundir.resolve(word, base).path
+
+
+def test_what_to_try_names_a_run_that_lies_elsewhere_so_that_it_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAB_RUNS", str(tmp_path / "runs"))
+    run = cooked.nic(tmp_path / "elsewhere", without=("_copy_to_iter",)).serve()
+
+    hint = message.analyse(run, spec.Expect(), journal=Journal()).hint
+
+    assert hint == f"invoke lab.lines {run.path}"
+    assert rundir.resolve(hint.split()[-1]).path == run.path.resolve()
 
 
 def test_last_a_name_and_a_path_all_resolve(tmp_path: Path) -> None:
