@@ -242,6 +242,9 @@ def _faults(inputs: Inputs, flow: Flow, received: Sequence[int]) -> Iterator[Inc
 
 def _blind(inputs: Inputs) -> Iterator[Incomplete]:
     """Yield what says where a program's buffer is, and is not there: nothing else can be told."""
+    if not inputs.guests:
+        yield _fault("host", "manifest.json names no guest")
+        return
     for role in (SENDER, RECEIVER):
         if inputs.with_role(role) is None:
             guest = next((one for one in inputs.guests if one.name == role), inputs.guests[0])
