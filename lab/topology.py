@@ -296,18 +296,18 @@ class Lab:
 
     def _save(self, name: str, reach: dict[str, GuestState]) -> snapshot.Snapshot:
         part = snapshot.begin(name)
-        snapshot.require_space(
-            part,
-            len(self.guests) * (MEMORY_MIB << 20),
-            what="a snapshot",
-            hint="free space, or LAB_CACHE=FOLDER",
-        )
 
         def freeze(guest: Guest) -> snapshot.Frozen:
             facts = reach[guest.name]
             return guest.save(part, nonce=facts.nonce, hostkey=facts.hostkey, release=facts.release)
 
         try:
+            snapshot.require_space(
+                part,
+                len(self.guests) * (MEMORY_MIB << 20),
+                what="a snapshot",
+                hint="free space, or LAB_CACHE=FOLDER",
+            )
             self.both(_stop)
             return snapshot.commit(part, name, self.both(freeze))
         except BaseException:

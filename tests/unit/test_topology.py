@@ -10,9 +10,9 @@ from threading import Timer
 
 import pytest
 
-from lab import admission, paths, process, topology
+from lab import admission, paths, process, snapshot, topology
 from lab.accelerator import Accelerator
-from lab.errors import HostError, LabBusy, LabNotUp
+from lab.errors import HostError, LabBusy, LabNotUp, NoSpace
 
 
 def test_gc_takes_only_what_a_lab_made() -> None:
@@ -129,3 +129,15 @@ def test_the_access_log_is_on_or_off_and_nothing_between(monkeypatch: pytest.Mon
     with pytest.raises(HostError, match="LAB_ACCESS_LOG is '0'") as wrong:
         topology.access_log_absent(tcg)
     assert "LAB_ACCESS_LOG=on|off" == wrong.value.hint
+
+
+def test_a_snapshot_that_there_is_no_room_for_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise NoSpace("a snapshot needs more")
+
+    monkeypatch.setattr(snapshot, "require_space", full)
+    with pytest.raises(NoSpace):
+        topology.Lab("mine")._save("0" * 24, {})
+    assert [] == list(snapshot.folder().iterdir())
