@@ -424,7 +424,7 @@ def _difference(old: Facts | None, new: Facts | None) -> str:
     if old.filled != new.filled:
         words.append(f"the sender's bytes lie in {new.filled}")
     if (old.frames > 1) != (new.frames > 1):
-        words.append(f"{new.frames} frames instead of {old.frames}")
+        words.append(f"{some(new.frames, 'frame')} instead of {old.frames}")
     if not words:
         return ""
     if old.frame and new.frame and new.frame != old.frame:

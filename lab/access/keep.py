@@ -60,8 +60,8 @@ def keep(
     """Return the log of a run directory: of `raw`, what concerns the messages `texts`.
 
     Kept are, as long as there is room, in this order: runs that hold at least eight bytes of
-    a message in a row; all that touched `ranges`, or a table that a descriptor in `tables`
-    pointed at, or `sources`; what was carried on from those
+    a message in a row; all that touched `ranges`, or a table that a descriptor in `tables`,
+    which are some of them, pointed at, or `sources`; what was carried on from those
     by address; all that touched, at any time, the memory where messages were seen, or that
     go on where such a run ended; what those who loaded from `sources` stored.  So for each
     place a message was loaded from, every store to that place is in the log.
@@ -75,7 +75,9 @@ def keep(
     rows = list(_SCAN.iter_unpack(table))
     content = bytes(view)
     from_ = _Places(sources).touched_by(rows)
-    listed = _Places([*ranges, *_indirect(rows, content, tables)]).touched_by(rows)
+    listed = _Places(ranges).touched_by(rows)
+    if apart := _indirect([rows[number] for number in listed], content, tables):
+        listed = sorted({*listed, *_Places(apart).touched_by(rows)})
     found = [] if texts and len(texts[0]) < LEAST else _holding(rows, content, texts, needle)
     stores = _stores_by_call(rows)
     followed = _followed(rows, content, stores, {*from_, *found}, texts, places=found)
@@ -126,12 +128,10 @@ class _Places:
 
 def _indirect(rows: list[Row], content: bytes, tables: Ranges) -> set[tuple[int, int]]:
     """Return where the tables lay that descriptors in `tables` pointed at."""
-    stores = [n for n in _Places(tables).touched_by(rows) if rows[n][_FLAGS] & _STORE]
+    stores = [row for row in rows if row[_FLAGS] & _STORE] if tables else []
+    stores.sort(key=lambda row: row[_FIRST])
     return indirect(
-        (
-            (row[_PHYS], content[row[_CONTENT] : row[_CONTENT] + row[_SIZE]])
-            for row in (rows[number] for number in sorted(stores, key=lambda n: rows[n][_FIRST]))
-        ),
+        ((row[_PHYS], content[row[_CONTENT] : row[_CONTENT] + row[_SIZE]]) for row in stores),
         tables,
     )
 
