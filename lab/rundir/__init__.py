@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shlex
+import stat
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -210,6 +211,10 @@ def create(
     leave `last` alone: it means a run.
     """
     usable(base)
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unusable(base, error.strerror) from error
     utc = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     plain = re.sub(r"[^a-z0-9-]+", "-", playbook_name.lower()).strip("-") or "run"
     stem = f"{utc}-{plain}-{digest[:8]}"
@@ -230,18 +235,21 @@ def create(
     return RunDir(path)
 
 
-def usable(base: Path) -> Path:
-    """Return `base` as a folder in which runs can be made; raise `HostError` where it cannot be.
+def usable(base: Path) -> None:
+    """Raise `HostError` where `base` can be no folder of runs; it is not made yet.
 
     Asked before anything is started whose findings would then have no place.
     """
+    there = base.absolute()
     try:
-        base.mkdir(parents=True, exist_ok=True)
+        while not (os.path.lexists(there) or there == there.parent):
+            there = there.parent
+        if not stat.S_ISDIR(there.stat().st_mode):
+            raise _unusable(base, f"{there} is no folder")
     except OSError as error:
         raise _unusable(base, error.strerror) from error
-    if not os.access(base, os.W_OK | os.X_OK):
-        raise _unusable(base, "not writable")
-    return base
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise _unusable(base, f"{there} is not writable")
 
 
 def _unusable(base: Path, why: str | None) -> HostError:

@@ -119,7 +119,8 @@ def test_runs_that_have_no_place_are_refused_before_a_guest_is_up(tmp_path: Path
     done = run(tmp_path, ASKS, LAB_RUNS=str(tmp_path / "file"))
     assert 1 == done.returncode, done.stdout
     assert "HostError" in done.stdout
-    assert "file cannot be the folder of runs: File exists" in done.stdout
+    assert "file cannot be the folder of runs: " in done.stdout
+    assert "file is no folder" in done.stdout
     assert "try: LAB_RUNS=/another/folder" in done.stdout
 
 

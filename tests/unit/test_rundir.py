@@ -31,13 +31,18 @@ def test_two_runs_of_one_second_get_two_folders(tmp_path: Path) -> None:
     assert {"sender", "receiver"} == {entry.name for entry in second.path.iterdir()}
 
 
-@pytest.mark.parametrize("name", ["file", "file/below", "loop", "n" * 300, "/proc/none"])
+@pytest.mark.parametrize("name", ["file", "file/below", "loop", "n" * 300, "/proc/none/x"])
 def test_a_folder_that_can_hold_no_run_is_the_hosts_fault(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(HostError, match=r"cannot be the folder of runs: [A-Z]") as wrong:
+    with pytest.raises(HostError, match="cannot be the folder of runs: ") as wrong:
         rundir.create(tmp_path / name, "nic", "a")
     assert "LAB_RUNS=/another/folder" == wrong.value.hint
+
+
+def test_a_folder_that_may_be_made_is_not_made_before_there_is_a_run(tmp_path: Path) -> None:
+    rundir.usable(tmp_path / "some" / "runs")
+    assert not (tmp_path / "some").exists()
 
 
 @pytest.mark.parametrize("call", ["access", "mkdir"])
@@ -52,8 +57,6 @@ def test_a_folder_that_may_not_be_written_is_said(
     if call == "access":
         monkeypatch.setattr(os, "access", lambda *_: False)
     else:
-        rundir.usable(tmp_path)
-        monkeypatch.setattr(rundir, "usable", lambda base: base)
         monkeypatch.setattr(Path, "mkdir", refuses)
     with pytest.raises(HostError, match=r"not writable|No space left") as wrong:
         rundir.create(tmp_path, "nic", "a")
