@@ -36,6 +36,7 @@ def splitmix64(x: int) -> int:
     return z ^ z >> 31
 
 
+@lru_cache(maxsize=64)
 def tag(seed: int) -> bytes:
     """Return the five bytes that every block of every message of a run begins with."""
     return splitmix64(seed ^ 0x6C61627461670000).to_bytes(8, "little")[:TAG_SIZE]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from lab.correlate.holdings import Extent, Held, counts
-from lab.correlate.inputs import RECEIVER, SENDER, GuestInputs, Inputs, blame
+from lab.correlate.holdings import Extent, Held, Way
+from lab.correlate.inputs import RECEIVER, SENDER, Inputs, blame
 from lab.correlate.types import (
     Delivered,
     Disagreement,
@@ -35,20 +35,14 @@ class Board:
         self.of_message: dict[int, list[Movement]] = defaultdict(list)
         self.made_by: dict[int, Movement] = {}  # place id -> the movement that made it
         self.most: dict[int, tuple[int, int, int, int]] = defaultdict(lambda: (0, 0, 0, 0))
+        self.sender = inputs.with_role(SENDER)
+        self.receiver = inputs.with_role(RECEIVER)
         self._starts: dict[int, Place] = {}
-
-    @property
-    def sender(self) -> GuestInputs | None:
-        return self.inputs.with_role(SENDER)
 
     @property
     def bounces(self) -> bool:
         """Whether nothing that a device reads or writes is the driver's own memory."""
         return "swiotlb" in dict(self.inputs.manifest.options)
-
-    @property
-    def receiver(self) -> GuestInputs | None:
-        return self.inputs.with_role(RECEIVER)
 
     def place(
         self,
@@ -64,18 +58,19 @@ class Board:
         evidence: Sequence[str] = (),
     ) -> Place:
         """Add a place that holds `held`: message, offset in it, size."""
+        message, offset, size = held
         made = Place(
-            id=len(self.places),
-            guest=guest,
-            kind=kind,
-            region=region,
-            virtual=virtual,
-            size=held[2],
-            message=held[0],
-            offset=held[1],
-            extents=list(extents),
-            born=born,
-            pid=pid,
+            len(self.places),
+            guest,
+            kind,
+            region,
+            virtual,
+            size,
+            message,
+            offset,
+            list(extents),
+            born,
+            pid,
             evidence=list(evidence),
         )
         self.places.append(made)
@@ -116,9 +111,9 @@ class Board:
         self.reached(held)
 
     def reached(self, held: Held) -> None:
-        now, new = self.most[held.message], counts(held)
-        if new != now:
-            copies, reads, writes, handovers = map(max, now, new)
+        now = self.most[held.message]
+        if held.way != now:
+            copies, reads, writes, handovers = map(max, now, held.way)
             self.most[held.message] = (copies, reads, writes, handovers)
 
     def last(self, message: int, offset: int) -> Place:
@@ -139,8 +134,9 @@ class Board:
         before = self.last(found.message, found.offset)
         guest = next((g for g in self.inputs.guests if g.name == found.guest), None)
         if why is None:
-            way = "out of user memory" if before.kind is PlaceKind.USER else "within the kernel"
-            why = blame(guest or self.sender, way)
+            leaves = before.kind is PlaceKind.USER
+            direction = "out of user memory" if leaves else "within the kernel"
+            why = blame(guest or self.sender, direction)
         self.gaps.append(
             Gap(
                 guest=where or found.guest,
@@ -151,18 +147,8 @@ class Board:
             )
         )
         self.orphans.append(found)
-        copies, reads, writes, handovers = self.most[found.message]
-        return Held(
-            start=0,
-            size=found.size,
-            message=found.message,
-            offset=found.offset,
-            place=found,
-            copies=copies,
-            reads=reads,
-            writes=writes,
-            handovers=handovers,
-        )
+        way = Way(*self.most[found.message])
+        return Held(0, found.size, found.message, found.offset, found, way)
 
     def disagree(
         self, what: str, guest: str, message: int | None, text: str, evidence: Sequence[str]
@@ -184,9 +170,8 @@ def physical(ready: Ready, virtual: int, size: int) -> list[tuple[int, int]]:
 
 def plain(extents: Sequence[Extent], space: str) -> list[tuple[int, int]]:
     """Return (address, size) of extents, empty unless all lie in `space`."""
-    if any(extent.space != space for extent in extents):
-        return []
-    return [(extent.start, extent.size) for extent in extents]
+    runs = [(extent.start, extent.size) for extent in extents if extent.space == space]
+    return runs if len(runs) == len(extents) else []
 
 
 def label(place: Place) -> str:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from lab.correlate.board import Board, label, plain
 from lab.correlate.holdings import PHYSICAL, Extent, Held
 from lab.correlate.hooks import filled_by
-from lab.correlate.inputs import ACCESS_LOG, ENOENT
+from lab.correlate.inputs import ACCESS_LOG, ENOENT, RECEIVER, SENDER
 from lab.correlate.memory_map import GuestMap
 from lab.correlate.skbs import Skbs
 from lab.correlate.slots import Slots
@@ -22,6 +22,7 @@ from lab.correlate.types import (
 )
 from lab.record import Flag, Record
 from lab.record import Kind as At
+from lab.rundir import Ready
 
 PAGE_TO_SKB = "virtio_net:page_to_skb"
 PAGE_TO_SKB_COPY = "virtio_net:page_to_skb>memcpy"
@@ -40,15 +41,11 @@ class Copy(NamedTuple):
     target: list[Extent]
     source_address: int
     target_address: int
+    src_user: bool = False
+    dst_user: bool = False
+    sends: Ready | None = None  # the sender whose buffer is the source
+    receives: Ready | None = None  # the receiver whose buffer is the target
     certainty: Certainty = Certainty.OBSERVED
-
-    @property
-    def src_user(self) -> bool:
-        return bool(self.record.flags & Flag.SRC_USER)
-
-    @property
-    def dst_user(self) -> bool:
-        return bool(self.record.flags & Flag.DST_USER)
 
     def seen(self, at: int, size: int) -> bytes:
         """Return what the record shows of the bytes copied, `at` being where to start."""
@@ -86,27 +83,37 @@ class Copies:
         size = copied(record)
         if size <= 0:
             return None
-        if record.flags & Flag.SRC_USER:
-            source_address = record.user
-            source = self.memory.user(record.tgid, record.user, size)
+        source_address, target_address = record.src, record.dst
+        src_user = bool(record.flags & Flag.SRC_USER)
+        dst_user = bool(record.flags & Flag.DST_USER)
+        sends = receives = None
+        if src_user or dst_user:
+            user = self.memory.user(record.tgid, record.user, size)
+            buffer = self.memory.buffer_at(record.tgid, record.user)
+            role = "" if buffer is None else buffer.role
+        if src_user:
+            source_address, source = record.user, user
+            sends = buffer if role == SENDER else None
         else:
-            source_address = record.src
             source = self.memory.kernel(record.src, size, record.src_phys)
-        if record.flags & Flag.DST_USER:
-            target_address = record.user
-            target = self.memory.user(record.tgid, record.user, size)
+        if dst_user:
+            target_address, target = record.user, user
+            receives = buffer if role == RECEIVER else None
         else:
-            target_address = record.dst
             target = self.memory.kernel(record.dst, size, record.dst_phys)
         if not source or not target:
             return None
         return Copy(
-            record=record,
-            size=size,
-            source=source,
-            target=target,
-            source_address=source_address,
-            target_address=target_address,
+            record,
+            size,
+            source,
+            target,
+            source_address,
+            target_address,
+            src_user,
+            dst_user,
+            sends,
+            receives,
         )
 
     def take_between_skbs(self, record: Record) -> None:
@@ -155,15 +162,17 @@ class Copies:
         self.made = []
         if not copy.record.bytes and not copy.source:
             return False
-        if copy.src_user:
-            self.slots.sends(copy.record, copy.seen(0, copy.size), copy.size)
+        if copy.sends is not None:
+            self.slots.sends(copy.sends, copy.record, copy.size)
         parts = self._proven(copy, self.memory.holdings.find(copy.source))
         parts += self._orphans(copy, parts)
-        if parts and self._seen_before(copy, parts):
+        there = self.memory.holdings.find(copy.target)
+        if parts and there and self._seen_before(copy, parts, there):
             return True
-        if self._crosses_loopback(copy) and any(not part.handovers for part in parts):
+        loops = copy.receives is not None and self.board.inputs.loopback
+        if loops and any(not part.way.handovers for part in parts):
             parts = self.skbs.derive_handover(copy.record, parts)
-        for place in self.memory.holdings.clear(copy.target):
+        for place in self.memory.holdings.clear(copy.target) if there else ():
             place.overwritten = True
         for part in parts:
             self._move(copy, part)
@@ -199,14 +208,13 @@ class Copies:
         return out
 
     def _ours(self, copy: Copy) -> bool:
-        record = copy.record
-        if record.flags & Flag.SRC_USER:
-            return self.memory.sends_from(record.tgid, record.user) is not None
-        if record.flags & Flag.DST_USER:
-            return self.memory.receives_into(record.tgid, record.user) is not None
+        if copy.src_user:
+            return copy.sends is not None
+        if copy.dst_user:
+            return copy.receives is not None
         # Within the kernel memory is used again at once; a buffer that a device filled anew
         # is known to be another's only where the hook that says so is attached.
-        if record.hook != PAGE_TO_SKB_COPY:
+        if copy.record.hook != PAGE_TO_SKB_COPY:
             return False
         filled = self.memory.guest.hook(filled_by(self.board.inputs.manifest))
         return filled is not None and filled.attached and not filled.left_out
@@ -214,8 +222,9 @@ class Copies:
     def _orphans(self, copy: Copy, known: list[Held]) -> list[Held]:
         # Message bytes at an address that nothing is known to have brought them to.
         out: list[Held] = []
-        if any(part.at <= 0 and copy.size <= part.at + part.size for part in known):
-            return out  # all of it is known: nothing in it has to be searched
+        for part in known:
+            if part.at <= 0 and copy.size <= part.at + part.size:
+                return out  # all of it is known: nothing in it has to be searched
         for at, message, offset, size in self._strangers(copy):
             end = at + size
             for part in known:
@@ -234,21 +243,22 @@ class Copies:
             if run.at + run.size == len(shown):  # goes on behind what the record shows
                 size = min(copy.size - run.at, self.identity.size - run.offset)
             found.append((run.at, run.message, run.offset, size))
-        if not found and not self.identity.unique and copy.dst_user:
-            message = self.slots.awaited(copy.record, copy.seen(0, copy.size))
+        if not found and not self.identity.unique and copy.receives is not None:
+            message = self.slots.awaited(copy.receives, copy.record, shown)
             return [] if message is None else [(0, *message, min(copy.size, self._rest(message)))]
         return found
 
     def _orphan(self, copy: Copy, run: tuple[int, int, int, int]) -> Held:
         at, message, offset, size = run
         extents = _part(copy.source, at, size)
+        runs = plain(extents, PHYSICAL)
         place = self.board.place(
             self.memory.guest.name,
             PlaceKind.USER if copy.src_user else PlaceKind.KERNEL,
             held=(message, offset, size),
             virtual=copy.source_address + at,
-            extents=plain(extents, PHYSICAL),
-            region=self._region(extents, user=copy.src_user),
+            extents=runs,
+            region="user" if copy.src_user else _kernel_region(runs),
             born=copy.record.tsc,
             evidence=[copy.record.id],
         )
@@ -257,22 +267,13 @@ class Copies:
         self.memory.holdings.put(extents, held._replace(at=0))
         return held
 
-    def _crosses_loopback(self, copy: Copy) -> bool:
-        record = copy.record
-        return (
-            self.board.inputs.loopback
-            and copy.dst_user
-            and self.memory.receives_into(record.tgid, record.user) is not None
-        )
-
-    def _seen_before(self, copy: Copy, parts: list[Held]) -> bool:
+    def _seen_before(self, copy: Copy, parts: list[Held], there: list[Held]) -> bool:
         # One copy may be seen by two hooks, an outer and an inner function.  What the access
         # log shows are acts: the same again is another.  So it is of two functions between
         # skbs, none of which calls the other: TCP sends again what is still in the same place
         # by skb_copy_bits, which it had sent by skb_copy_and_csum_bits.
         if self.memory.guest.witness == ACCESS_LOG:
             return False
-        there = self.memory.holdings.find(copy.target)
         if [(p.at, p.message, p.offset, p.size) for p in there] != [
             (p.at, p.message, p.offset, p.size) for p in parts
         ]:
@@ -294,7 +295,7 @@ class Copies:
     def _move(self, copy: Copy, part: Held) -> None:
         record = copy.record
         place = self._target(copy, part)
-        held = part._replace(place=place, copies=part.copies + 1)
+        held = part.put_in(place, part.way.copied())
         self.memory.holdings.put(copy.target, held)
         symbols = self.memory.guest.symbols
         at_call = record.kind is At.CALLSITE
@@ -318,19 +319,9 @@ class Copies:
         )
         self.board.move(movement, held)
         self.made.append(place)
-        if copy.dst_user and self.memory.receives_into(record.tgid, record.user) is not None:
-            self.board.delivered.append(
-                Delivered(
-                    message=held.message,
-                    offset=held.offset,
-                    size=held.size,
-                    copies=held.copies,
-                    reads=held.reads,
-                    writes=held.writes,
-                    handovers=held.handovers,
-                )
-            )
-            self.slots.receives(record, held)
+        if copy.receives is not None:
+            self.board.delivered.append(Delivered(held.message, held.offset, held.size, *held.way))
+            self.slots.receives(copy.receives, record, held)
 
     def _rest(self, run: tuple[int, int]) -> int:
         return self.identity.size - run[1]
@@ -341,20 +332,19 @@ class Copies:
         virtual = copy.target_address + part.at
         extents = _part(copy.target, part.at, part.size)
         runs = plain(extents, PHYSICAL)
-        if record.flags & Flag.DST_USER:
+        if copy.dst_user:
             grown = self._grow(record, part, virtual, runs)
             if grown is not None:
                 return grown
-        user = bool(record.flags & Flag.DST_USER)
         return self.board.place(
             name,
-            PlaceKind.USER if user else self._kind(record, part),
+            PlaceKind.USER if copy.dst_user else self._kind(record, part),
             held=(part.message, part.offset, part.size),
             virtual=virtual,
             extents=runs,
-            region=self._region(extents, user=user, record=record),
+            region=self._region(copy, runs),
             born=record.tsc,
-            pid=record.tgid if user else 0,
+            pid=record.tgid if copy.dst_user else 0,
             evidence=[record.id],
         )
 
@@ -386,11 +376,15 @@ class Copies:
                 return place
         return None
 
-    def _region(self, extents: list[Extent], *, user: bool, record: Record | None = None) -> str:
-        if not user:
-            return "direct map" if plain(extents, PHYSICAL) else "kernel"
-        ready = None if record is None else self.memory.buffer_at(record.tgid, record.user)
+    def _region(self, copy: Copy, runs: list[tuple[int, int]]) -> str:
+        if not copy.dst_user:
+            return _kernel_region(runs)
+        ready = self.memory.buffer_at(copy.record.tgid, copy.record.user)
         return "user" if ready is None else f"user {ready.buffer.region}".strip()
+
+
+def _kernel_region(runs: list[tuple[int, int]]) -> str:
+    return "direct map" if runs else "kernel"
 
 
 def _part(extents: list[Extent], at: int, size: int) -> list[Extent]:

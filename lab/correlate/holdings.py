@@ -26,8 +26,29 @@ class Extent(NamedTuple):
     at: int
 
 
+class Way(NamedTuple):
+    """How often bytes were moved, and handed over, on their way to a place."""
+
+    copies: int = 0
+    reads: int = 0
+    writes: int = 0
+    handovers: int = 0
+
+    def copied(self) -> Way:
+        return Way(self.copies + 1, self.reads, self.writes, self.handovers)
+
+    def read(self) -> Way:
+        return Way(self.copies, self.reads + 1, self.writes, self.handovers)
+
+    def written(self) -> Way:
+        return Way(self.copies, self.reads, self.writes + 1, self.handovers)
+
+    def handed_over(self) -> Way:
+        return Way(self.copies, self.reads, self.writes, self.handovers + 1)
+
+
 class Held(NamedTuple):
-    """Message bytes in memory, with how often each was moved on its way there.
+    """Message bytes in memory, and the way they went there.
 
     `at` is where they start in the range that was asked for.
     """
@@ -37,31 +58,27 @@ class Held(NamedTuple):
     message: int
     offset: int
     place: Place
-    copies: int
-    reads: int
-    writes: int
-    handovers: int
+    way: Way
     at: int = 0
 
     @property
     def end(self) -> int:
         return self.start + self.size
 
-    def cut(self, start: int, end: int, at: int | None = None) -> Held:
-        """Return the part between two addresses; `at` says where in a range it starts."""
-        if at is None:
-            at = self.at
-        if start <= self.start and self.start + self.size <= end:
-            return self if at == self.at else Held(*self[:9], at)
+    def cut(self, start: int, end: int) -> Held:
+        """Return the part between two addresses."""
         first = max(self.start, start)
-        return Held(
-            first,
-            min(self.end, end) - first,
-            self.message,
-            self.offset + first - self.start,
-            *self[4:9],
-            at,
-        )
+        size = min(self.end, end) - first
+        offset = self.offset + first - self.start
+        return Held(first, size, self.message, offset, self.place, self.way, self.at)
+
+    def found_at(self, at: int) -> Held:
+        """Return the same bytes, found at another offset of a range."""
+        return Held(self.start, self.size, self.message, self.offset, self.place, self.way, at)
+
+    def put_in(self, place: Place, way: Way) -> Held:
+        """Return the same bytes of the message as they are in another place."""
+        return Held(self.start, self.size, self.message, self.offset, place, way, self.at)
 
 
 class Holdings:
@@ -79,8 +96,10 @@ class Holdings:
                 continue
             end = start + size
             for held in here.touching(start, end):
-                began = held.start - start
-                out.append(held.cut(start, end, at + began if began > 0 else at))
+                inside = start <= held.start and held.start + held.size <= end
+                part = held if inside else held.cut(start, end)
+                where = at + part.start - start
+                out.append(part if where == part.at else part.found_at(where))
         return join(out) if len(out) > 1 else out
 
     def clear(self, extents: Iterable[Extent]) -> list[Place]:
@@ -107,14 +126,11 @@ class Holdings:
             last = min(at + size, held.at + held.size)
             if first >= last:
                 continue
-            self._spaces.setdefault(space, _Space()).insert(
-                Held(
-                    start + first - at,
-                    last - first,
-                    held.message,
-                    held.offset + first - held.at,
-                    *held[4:9],
-                )
+            offset = held.offset + first - held.at
+            if space not in self._spaces:
+                self._spaces[space] = _Space()
+            self._spaces[space].insert(
+                Held(start + first - at, last - first, held.message, offset, held.place, held.way)
             )
 
     def raise_handovers(self, place: Place, extents: Iterable[Extent]) -> None:
@@ -125,7 +141,7 @@ class Holdings:
                 continue
             for held in here.touching(start, start + size):
                 if held.place is place:
-                    here.replace(held._replace(handovers=held.handovers + 1))
+                    here.replace(held.put_in(place, held.way.handed_over()))
 
 
 class _Space:
@@ -141,17 +157,13 @@ class _Space:
     def touching(self, start: int, end: int) -> list[Held]:
         out: list[Held] = []
         for number in range(start >> CHUNK_BITS, (end - 1 >> CHUNK_BITS) + 1):
-            chunk = self._chunks.get(number)
-            if chunk is None:
+            if number not in self._chunks:
                 continue
-            starts, runs = chunk
-            first = last = bisect_left(starts, start)
-            while last < len(starts) and starts[last] < end:
-                last += 1
-            if first:
-                before = runs[first - 1]
-                if before.start + before.size > start:
-                    first -= 1
+            starts, runs = self._chunks[number]
+            first = bisect_left(starts, start)
+            last = bisect_left(starts, end, first)
+            if first and starts[first - 1] + runs[first - 1].size > start:
+                first -= 1
             out += runs[first:last]
         return out
 
@@ -187,14 +199,9 @@ def join(parts: Iterable[Held]) -> list[Held]:
             and last.place is part.place
             and last.at + last.size == part.at
             and last.offset + last.size == part.offset
-            and counts(last) == counts(part)
+            and last.way == part.way
         ):
             out[-1] = last._replace(size=last.size + part.size)
         else:
             out.append(part)
     return out
-
-
-def counts(held: Held) -> tuple[int, int, int, int]:
-    """Return copies, device reads, device writes, handovers."""
-    return held.copies, held.reads, held.writes, held.handovers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from lab import message as messages
 from lab.message import Messages
@@ -11,8 +11,7 @@ from lab.message import Messages
 KEPT = 64 << 20  # bytes of messages that are kept once they were derived
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(NamedTuple):
     """`size` bytes at `at` in a buffer are the message's from `offset` on."""
 
     at: int
@@ -64,7 +63,7 @@ class Identity:
     def agrees(self, found: bytes, message: int, offset: int) -> bool:
         """Tell whether bytes read at a place are the message's from `offset` on."""
         expected = self.bytes_of(message)[offset : offset + len(found)]
-        return found[: len(expected)] == expected
+        return found.startswith(expected)
 
     def find(self, data: bytes) -> list[Run]:
         """Return the runs of message bytes in a buffer, first one first."""

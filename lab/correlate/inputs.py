@@ -51,7 +51,7 @@ class GuestInputs:
         """All records in the order they were taken."""
         if self.trace is None:
             return ()
-        return tuple(sorted(self.trace.records, key=attrgetter("tsc", "number")))
+        return tuple(sorted(self.trace.records, key=attrgetter("tsc")))  # the file is by number
 
     @cached_property
     def distances(self) -> Counter[int]:
@@ -60,12 +60,17 @@ class GuestInputs:
         The most frequent is the start of the direct map (its place is random: never a
         constant of ours).
         """
-        pairs = [
-            pair
-            for record in self.records
-            for pair in ((record.src, record.src_phys), (record.dst, record.dst_phys))
-        ]
-        return Counter([virtual - physical for virtual, physical in pairs if virtual and physical])
+        return Counter(
+            [
+                virtual - physical
+                for record in self.records
+                for virtual, physical in (
+                    (record.src, record.src_phys),
+                    (record.dst, record.dst_phys),
+                )
+                if virtual and physical
+            ]
+        )
 
     @property
     def direct_map(self) -> int | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from lab.correlate.board import Board
 from lab.correlate.holdings import KERNEL, PHYSICAL, Extent, Holdings
-from lab.correlate.inputs import RECEIVER, SENDER, GuestInputs
-from lab.rundir import Ready, Workload
+from lab.correlate.inputs import GuestInputs
+from lab.rundir import Ready
 
 
 class GuestMap:
@@ -17,16 +17,15 @@ class GuestMap:
         self.holdings = Holdings()
         self.records = guest.records
         self._direct_map = guest.direct_map
-        self._workloads = {work.ready.pid: work for work in reversed(guest.workloads)}
+        self._ready = {work.ready.pid: work.ready for work in reversed(guest.workloads)}
 
     def kernel(self, virtual: int, size: int, physical: int = 0) -> list[Extent]:
         """Return the extent of a kernel range; empty for address 0."""
         if not virtual or size <= 0:
             return []
         physical = physical or self.to_physical(virtual)
-        if physical:
-            return [Extent(PHYSICAL, physical, size, 0)]
-        return [Extent(KERNEL, virtual, size, 0)]
+        space, start = (PHYSICAL, physical) if physical else (KERNEL, virtual)
+        return [Extent(space, start, size, 0)]
 
     def to_physical(self, virtual: int) -> int:
         """Return the physical address of a direct map address, 0 where that is unknown."""
@@ -45,33 +44,21 @@ class GuestMap:
             return []
         ready = self.buffer_at(pid, virtual)
         if ready is None:
-            return [Extent(space=f"user {pid}", start=virtual, size=size, at=0)]
+            return [Extent(f"user {pid}", virtual, size, 0)]
         out: list[Extent] = []
         inside = min(size, ready.buffer.virtual + ready.buffer.size - virtual)
         for start, physical, length in ready.buffer.extents(virtual, inside):
-            space = PHYSICAL if physical is not None else f"user {pid}"
-            address = start if physical is None else physical
-            out.append(Extent(space=space, start=address, size=length, at=start - virtual))
+            if physical is None:
+                out.append(Extent(f"user {pid}", start, length, start - virtual))
+            else:
+                out.append(Extent(PHYSICAL, physical, length, start - virtual))
         if inside < size:
-            rest = Extent(
-                space=f"user {pid}", start=virtual + inside, size=size - inside, at=inside
-            )
-            out.append(rest)
+            out.append(Extent(f"user {pid}", virtual + inside, size - inside, inside))
         return out
 
-    def workload(self, pid: int) -> Workload | None:
-        return self._workloads.get(pid)
-
-    def buffer_at(self, pid: int, virtual: int, role: str | None = None) -> Ready | None:
+    def buffer_at(self, pid: int, virtual: int) -> Ready | None:
         """Return the workload whose buffer a user address lies in."""
-        work = self.workload(pid)
-        if work is None or (role is not None and work.role != role):
+        ready = self._ready.get(pid)
+        if ready is None:
             return None
-        buffer = work.ready.buffer
-        return work.ready if 0 <= virtual - buffer.virtual < buffer.size else None
-
-    def sends_from(self, pid: int, virtual: int) -> Ready | None:
-        return self.buffer_at(pid, virtual, SENDER)
-
-    def receives_into(self, pid: int, virtual: int) -> Ready | None:
-        return self.buffer_at(pid, virtual, RECEIVER)
+        return ready if 0 <= virtual - ready.buffer.virtual < ready.buffer.size else None

@@ -300,7 +300,7 @@ class Receive:
                 born=tsc,
                 evidence=[*evidence],
             )
-            held = part._replace(place=place, writes=part.writes + 1)
+            held = part.put_in(place, part.way.written())
             self.memory.holdings.put(extents, held)
             movement = Movement(
                 guest=self.guest.name,

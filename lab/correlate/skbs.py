@@ -33,10 +33,12 @@ class Skbs:
     def __init__(self, memory: GuestMap, board: Board) -> None:
         self.memory = memory
         self.board = board
+        self.identity = board.inputs.identity
         self._frags: dict[int, list[list[Extent]]] = defaultdict(list)
         # skb_shared_info -> frags: TCP sends clones, which share it with the skb they are of
         self._shared: dict[int, list[list[Extent]]] = {}
-        self._filling: list[Record] = []  # getfrag calls whose copy is yet to be seen
+        # getfrag calls whose copy is yet to be seen, and where each is to go
+        self._filling: list[tuple[Record, list[Extent]]] = []
         self._left: set[int] = set()  # skbs seen to be transmitted
         self._messages: dict[int, list[Held]] = {}  # skb -> what it was last seen to hold
         self._open: dict[int, tuple[int, list[Movement]]] = {}  # skb -> head and handovers
@@ -48,33 +50,35 @@ class Skbs:
 
     def take(self, record: Record) -> None:
         """Note what an skb record shows."""
-        if not record.flags & Flag.SKB or not record.skb:
+        hook, skb = record.hook, record.skb
+        if not record.flags & Flag.SKB or not skb:
             return
-        if record.hook == GETFRAG:
+        if hook == GETFRAG:
             self._getfrag(record)
             return
-        if record.hook in TRANSMIT:
-            self.shown[record.skb] = record.bytes
-        if record.hook in (FIRST_OF_TRIP, PAGE_TO_SKB):  # what it held before is gone
-            self._messages.pop(record.skb, None)
-        if record.hook == TCP_TRANSMIT:
+        transmits = hook in TRANSMIT
+        if transmits:
+            self.shown[skb] = record.bytes
+        if hook in (FIRST_OF_TRIP, PAGE_TO_SKB):  # what it held before is gone
+            self._messages.pop(skb, None)
+        if hook == TCP_TRANSMIT:
             self._tell_frag(record)
         parts = self._parts(record)
         if not parts:
             return
-        self._messages[record.skb] = parts
+        self._messages[skb] = parts
         self._name(record, parts)
         self._sight(record, parts)
-        if record.hook in TRANSMIT:
-            self._left.add(record.skb)
-            self._xmit[record.skb].append(record)
-        if record.hook == "loopback_xmit":
+        if transmits:
+            self._left.add(skb)
+            self._xmit[skb].append(record)
+        if hook == "loopback_xmit":
             self._hand_over(record, parts)
-        if record.hook in ARRIVE:
+        if hook in ARRIVE:
             self._arrive(record)
-        if record.hook == "skb_consume_udp":
-            self._messages.pop(record.skb, None)
-            self._open.pop(record.skb, None)
+        if hook == "skb_consume_udp":
+            self._messages.pop(skb, None)
+            self._open.pop(skb, None)
 
     def copied_between(self, record: Record, places: list[Place]) -> None:
         """Tie what a copy between skbs has just made to the skb it was made in, if that is known.
@@ -95,8 +99,7 @@ class Skbs:
         """Tie places a copy has just made to the skb that asked for them."""
         if not places:
             return
-        for record in self._filling:
-            asked = self.memory.kernel(record.dst, record.size, record.dst_phys)
+        for record, asked in self._filling:
             parts = [held for held in self.memory.holdings.find(asked) if held.place in places]
             if parts:
                 self._name(record, parts)
@@ -116,7 +119,7 @@ class Skbs:
         Bytes that the sender's copy put at an address and the receiver's copy reads at
         the same one changed owner without moving.
         """
-        fresh = [part for part in parts if not part.handovers]
+        fresh = [part for part in parts if not part.way.handovers]
         for place in dict.fromkeys(part.place.id for part in fresh):
             mine = [part for part in fresh if part.place.id == place]
             skb = self._skb_of(mine[0].place)
@@ -131,7 +134,10 @@ class Skbs:
                 # First what shows the skb on its way; the copies at both ends are why it is one.
                 evidence=list(dict.fromkeys([*ids, record.id, *mine[0].place.evidence])),
             )
-        return [part._replace(handovers=max(part.handovers, 1)) for part in parts]
+        return [
+            part if part.way.handovers else part.put_in(part.place, part.way.handed_over())
+            for part in parts
+        ]
 
     def _getfrag(self, record: Record) -> None:
         if record.skb in self._left:  # the kernel uses this skb's memory again
@@ -143,7 +149,7 @@ class Skbs:
             self._arrived.pop(record.skb, None)
         asked = self.memory.kernel(record.dst, record.size, record.dst_phys)
         self._frags[record.skb].append(asked)
-        self._filling.append(record)
+        self._filling.append((record, asked))
 
     def _tell_frag(self, record: Record) -> None:
         if record.frags == 0:
@@ -174,12 +180,12 @@ class Skbs:
         parts = self.memory.holdings.find(extents)
         for part in parts:
             seen = record.bytes[part.at : part.at + part.size]
-            if not self.board.inputs.identity.agrees(seen, part.message, part.offset):
+            if not self.identity.agrees(seen, part.message, part.offset):
                 # Freed, and another packet's by now: skb heads are given out again at once.
                 part.place.overwritten = True
                 self.memory.holdings.clear(extents)
                 return self._strangers(record, size)
-        if record.hook in SEND_SIDE:
+        if self.spent and record.hook in SEND_SIDE:
             parts = [part for part in parts if self._still_there(record, part)]
         return parts or self._strangers(record, size)
 
@@ -190,10 +196,10 @@ class Skbs:
     def _strangers(self, record: Record, size: int) -> list[Held]:
         # Message bytes in an skb that nothing is known to have brought there.
         out = []
-        for run in self.board.inputs.identity.find(record.bytes[:size]):
+        for run in self.identity.find(record.bytes[:size]):
             length = run.size
             if run.at + run.size == len(record.bytes):  # goes on behind what is shown
-                length = min(size - run.at, self.board.inputs.identity.size - run.offset)
+                length = min(size - run.at, self.identity.size - run.offset)
             extents = self.memory.kernel(record.data + run.at, length)
             place = self.board.place(
                 self.memory.guest.name,
@@ -212,18 +218,18 @@ class Skbs:
         return out
 
     def _name(self, record: Record, parts: list[Held]) -> None:
-        end = record.shinfo or record.data + record.skb_len - record.skb_data_len
         for part in parts:
             place = part.place
             if place.kind is not PlaceKind.KERNEL:
                 continue
+            end = record.shinfo or record.data + record.skb_len - record.skb_data_len
             inside = record.head <= place.virtual < end
             place.kind = PlaceKind.SKB_LINEAR if inside else PlaceKind.SKB_FRAG
 
     def _sight(self, record: Record, parts: list[Held]) -> None:
         side = self._side(record, parts)
-        for message in dict.fromkeys([part.message for part in parts]):
-            if self._seen(record, message):
+        for message in _messages(parts):
+            if record.src and record.frags and self._seen(record, message):
                 continue
             self.board.sight(
                 Sighting(
@@ -246,11 +252,11 @@ class Skbs:
         if record.hook in RECEIVE_SIDE or self.memory.guest is not self.board.sender:
             return "receiver"
         # Either side may copy between skbs; over loopback the handover is what parts them.
-        return "receiver" if any(part.handovers for part in parts) else "sender"
+        return "receiver" if any(part.way.handovers for part in parts) else "sender"
 
     def _seen(self, record: Record, message: int) -> bool:
         # One call may leave several records, one for each frag.
-        if not record.src or not record.frags or not self.board.sightings:
+        if not self.board.sightings:
             return False
         last = self.board.sightings[-1]
         return (last.skb, last.at, last.message) == (record.skb, record.hook, message)
@@ -282,7 +288,7 @@ class Skbs:
                 self._handed.add(place.id)
                 self.memory.holdings.raise_handovers(place, ranges(place))
         made = []
-        for message in dict.fromkeys(part.message for part in parts):
+        for message in _messages(parts):
             mine = [part for part in parts if part.message == message]
             movement = Movement(
                 guest=self.memory.guest.name,
@@ -353,4 +359,12 @@ def ranges(place: Place) -> list[Extent]:
 
 
 def _places(parts: list[Held]) -> list[Place]:
+    if len(parts) == 1:
+        return [parts[0].place]
     return list({part.place.id: part.place for part in parts}.values())
+
+
+def _messages(parts: list[Held]) -> list[int]:
+    if len(parts) == 1:
+        return [parts[0].message]
+    return list(dict.fromkeys(part.message for part in parts))

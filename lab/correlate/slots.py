@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lab.correlate.board import Board
-from lab.correlate.holdings import Held
+from lab.correlate.holdings import Held, Way
 from lab.correlate.memory_map import GuestMap
 from lab.record import Record
 from lab.rundir import Ready
@@ -24,21 +24,20 @@ class Slots:
                 for message in range(min(self.identity.count, work.ready.slots)):
                     self._fill(work.ready, message)
 
-    def sends(self, record: Record, shown: bytes, size: int) -> None:
+    def sends(self, ready: Ready, record: Record, size: int) -> None:
         """Before bytes are copied out of a slot: put there what it holds by now.
 
         A program fills its slot again for message i + slots once message i is gone; no
         record shows that, but the bytes do, and for messages that are alike the order.
         """
-        ready = self.memory.sends_from(record.tgid, record.user)
-        if ready is None or not ready.slot_size or not ready.slots:
+        if not ready.slot_size or not ready.slots:
             return
         slot, offset = divmod(record.user - ready.buffer.virtual, ready.slot_size)
         now = self._now.get(slot)
         if now is None:
             return
         then = now
-        run = self.identity.starts(shown)
+        run = self.identity.starts(record.bytes[:size])
         if run is not None and run.message % ready.slots == slot:
             then = run.message
         elif offset == 0 and self._sent.get(now, 0) >= self.identity.size:
@@ -48,10 +47,9 @@ class Slots:
             now = then
         self._sent[now] = self._sent.get(now, 0) + size
 
-    def awaited(self, record: Record, shown: bytes) -> tuple[int, int] | None:
+    def awaited(self, ready: Ready, record: Record, shown: bytes) -> tuple[int, int] | None:
         """Return message and offset of what is received, told by slot and order alone."""
-        ready = self.memory.receives_into(record.tgid, record.user)
-        if ready is None or not ready.slot_size or not ready.slots:
+        if not ready.slot_size or not ready.slots:
             return None
         slot, offset = divmod(record.user - ready.buffer.virtual, ready.slot_size)
         message = self._next.get(slot, slot)
@@ -59,10 +57,9 @@ class Slots:
             return None
         return (message, offset) if self.identity.agrees(shown, message, offset) else None
 
-    def receives(self, record: Record, held: Held) -> None:
+    def receives(self, ready: Ready, record: Record, held: Held) -> None:
         """Note what arrived in a slot of the receiver."""
-        ready = self.memory.receives_into(record.tgid, record.user)
-        if ready is not None and ready.slot_size and held.offset + held.size >= self.identity.size:
+        if ready.slot_size and held.offset + held.size >= self.identity.size:
             slot = (record.user - ready.buffer.virtual) // ready.slot_size
             self._next[slot] = held.message + ready.slots
 
@@ -74,5 +71,5 @@ class Slots:
         self._now[message % max(ready.slots, 1)] = message
         self.memory.holdings.put(
             extents,
-            Held(0, place.size, message, 0, place, 0, 0, 0, 0),
+            Held(0, place.size, message, 0, place, Way()),
         )

@@ -317,7 +317,7 @@ class Transmit:
             if part.place.kind is PlaceKind.KERNEL and self._bounced(part.place):
                 part.place.kind = PlaceKind.BOUNCE
             place = self.wire.place(frame, part, self.guest.name)
-            held = part._replace(place=place, at=part.at - header, reads=part.reads + 1)
+            held = part.put_in(place, part.way.read()).found_at(part.at - header)
             movement = Movement(
                 guest=self.guest.name,
                 mover=Mover.DEVICE,

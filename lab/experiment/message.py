@@ -187,14 +187,14 @@ def answer(run_dir: rundir.RunDir, expect: spec.Expect, *, journal: Journal) -> 
     """Compute ledger and report of a run from its directory alone."""
     with journal.step("ledger"):
         result = ledger.build(run_dir)
-        run_dir.write_text("ledger.json", result.to_json())
+        run_dir.write_pieces("ledger.json", result.pieces())
         found = ledger.expectations(result, expect)
         if found:
             run_dir.write_json(expected.FILE, expected.as_json(found))
     with journal.step("report"):
-        told = report.told(result, run_dir)
+        told = report.told(result, run_dir, found)
         run_dir.write_text("report.txt", report.text(told))
-        run_dir.write_text("report.html", report.page(result, run_dir))
+        run_dir.write_text("report.html", report.page(result, run_dir, found))
         run_dir.write_text("trace.perfetto.json", report.trace(result, run_dir))
         frames = report.wire(result, run_dir)
         if frames is not None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from lab import correlate
 from lab.correlate import Flow, Inputs, accounts, outside
@@ -388,67 +389,76 @@ def _sections(guest: GuestInputs) -> Iterator[Section]:
 
 
 def _messages(inputs: Inputs, flow: Flow, faults: tuple[Incomplete, ...]) -> Iterator[Message]:
-    places: dict[int, list[flow_types.Place]] = {}
-    movements: dict[int, list[flow_types.Movement]] = {}
-    sightings: dict[int, list[flow_types.Sighting]] = {}
-    delivered: dict[int, list[flow_types.Delivered]] = {}
-    for place in flow.places:
-        places.setdefault(place.message, []).append(place)
-    for movement in flow.movements:
-        movements.setdefault(movement.message, []).append(movement)
-    for sighting in flow.sightings:
-        sightings.setdefault(sighting.message, []).append(sighting)
-    for entry in flow.delivered:
-        delivered.setdefault(entry.message, []).append(entry)
+    places = _by_message(flow.places)
+    movements = _by_message(flow.movements)
+    sightings = _by_message(flow.sightings)
+    delivered = _by_message(flow.delivered)
     broken = {fault.message for fault in faults}
     most = dict(flow.most)
+    manifest, size = inputs.manifest, inputs.identity.size
     for number in range(inputs.identity.count):
-        mine = places.get(number, [])
+        mine = places[number]
         index = {place.id: position for position, place in enumerate(mine)}
         yield Message(
-            id=number,
-            size=inputs.identity.size,
-            protocol=inputs.manifest.protocol,
-            over=inputs.manifest.over,
-            complete=number not in broken and None not in broken,
-            places=tuple(_place(place) for place in mine),
-            movements=tuple(_movement(entry, index) for entry in movements.get(number, [])),
-            skb=_skb(inputs, sightings.get(number, [])),
-            totals=_totals(inputs, delivered.get(number, []), most.get(number, (0, 0, 0, 0))),
+            number,
+            size,
+            manifest.protocol,
+            manifest.over,
+            number not in broken and None not in broken,
+            tuple([_place(place) for place in mine]),
+            tuple([_movement(entry, index) for entry in movements[number]]),
+            _skb(inputs, sightings[number]),
+            _totals(inputs, delivered[number], most.get(number, (0, 0, 0, 0))),
         )
 
 
+class _OfMessage(Protocol):
+    @property
+    def message(self) -> int: ...
+
+
+T = TypeVar("T", bound=_OfMessage)
+
+
+def _by_message(entries: Iterable[T]) -> dict[int, list[T]]:
+    out: dict[int, list[T]] = defaultdict(list)
+    for entry in entries:
+        out[entry.message].append(entry)
+    return out
+
+
 def _place(place: flow_types.Place) -> Place:
+    # By position, as in `_movement`: names take half as long again.
     return Place(
-        guest=place.guest,
-        place=place.kind.value,
-        region=place.region,
-        virtual=place.virtual,
-        physical=place.physical,
-        extents=tuple(Extent(physical=start, size=size) for start, size in place.extents),
-        offset=place.offset,
-        size=place.size,
-        content_verified=place.verified,
-        evidence=tuple(dict.fromkeys([*place.evidence, *place.verified_by])),
+        place.guest,
+        place.kind.value,
+        place.region,
+        place.virtual,
+        place.physical,
+        tuple([Extent(start, size) for start, size in place.extents]),
+        place.offset,
+        place.size,
+        place.verified,
+        tuple(dict.fromkeys([*place.evidence, *place.verified_by])),
     )
 
 
 def _movement(movement: flow_types.Movement, index: dict[int, int]) -> Movement:
     return Movement(
-        guest=movement.guest,
-        mover=movement.mover.value,
-        kind=movement.kind.value,
-        function=movement.function,
-        instruction=movement.instruction,
-        caller=movement.caller,
-        source=index[movement.source.id],
-        target=index[movement.target.id],
-        offset=movement.offset,
-        size=movement.size,
-        payload_size=movement.payload_size,
-        certainty=movement.certainty.value,
-        evidence=tuple(dict.fromkeys(movement.evidence)),
-        confirmed_by=tuple(sorted(movement.confirmed_by)),
+        movement.guest,
+        movement.mover.value,
+        movement.kind.value,
+        movement.function,
+        movement.instruction,
+        movement.caller,
+        index[movement.source.id],
+        index[movement.target.id],
+        movement.offset,
+        movement.size,
+        movement.payload_size,
+        movement.certainty.value,
+        tuple(dict.fromkeys(movement.evidence)),
+        tuple(sorted(movement.confirmed_by)),
     )
 
 
@@ -483,28 +493,11 @@ def _totals(
     inputs: Inputs, delivered: list[flow_types.Delivered], most: tuple[int, int, int, int]
 ) -> Totals:
     spans = [(entry.offset, entry.offset + entry.size) for entry in delivered]
+    counts = [most]
     if delivered and not missing([(0, inputs.identity.size)], spans):
-        return Totals(
-            guest_cpu_copies=max(entry.copies for entry in delivered),
-            least_guest_cpu_copies=min(entry.copies for entry in delivered),
-            device_reads=max(entry.reads for entry in delivered),
-            least_device_reads=min(entry.reads for entry in delivered),
-            device_writes=max(entry.writes for entry in delivered),
-            least_device_writes=min(entry.writes for entry in delivered),
-            handovers=max(entry.handovers for entry in delivered),
-            least_handovers=min(entry.handovers for entry in delivered),
-        )
-    copies, reads, writes, handovers = most
-    return Totals(
-        guest_cpu_copies=copies,
-        least_guest_cpu_copies=copies,
-        device_reads=reads,
-        least_device_reads=reads,
-        device_writes=writes,
-        least_device_writes=writes,
-        handovers=handovers,
-        least_handovers=handovers,
-    )
+        counts = [(one.copies, one.reads, one.writes, one.handovers) for one in delivered]
+    columns = zip(*counts, strict=True)
+    return Totals(*[pick(column) for column in columns for pick in (max, min)])
 
 
 def _unexplained(

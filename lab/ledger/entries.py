@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from json.encoder import encode_basestring
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -23,6 +24,9 @@ SCHEMA = 1
 ADDRESSES = frozenset({"virtual", "physical", "skb", "head", "data"})
 PLAIN = frozenset({str, int, bool, float, type(None)})
 LINES_FROM = 4  # levels down: ledger, messages, message, places; each place is one line
+INDENT = "  "
+VARIED = frozenset({"evidence", "between", "why", "text"})  # words that few entries share
+PATTERNS = 4096  # lines' words that are kept at a time
 NOT_SHOWN = {"Sighting": ("side", "message")}  # said by where it stands
 LACKING = re.compile(rf"(\S+/{re.escape(WORKLOAD)}) (?:is missing|has no \w+):")
 _ENCODER = json.JSONEncoder(ensure_ascii=False)
@@ -224,7 +228,24 @@ class Ledger:
 
         A place, a movement or a sighting is one line, for people who look into it.
         """
-        return _text(self, "") + "\n"
+        return "".join(self.pieces())
+
+    def pieces(self) -> Iterator[str]:
+        """Yield ledger.json a message at a time: of ten thousand the whole is 36 MB."""
+        names = _fields(Ledger)
+        if not any(_is_table(getattr(self, name)) for name in names):
+            yield _line(Ledger)(self) + "\n"
+            return
+        start = "{\n"
+        for name in names:
+            value = getattr(self, name)
+            yield f'{start}{INDENT}"{name}": '
+            if _is_table(value):
+                yield from _table(value, 1)
+            else:
+                yield _text(value, 1)
+            start = ",\n"
+        yield "\n}\n"
 
 
 _known: dict[type[Any], Mapping[str, str]] = {}
@@ -267,28 +288,48 @@ def _shown(value: object) -> object:
     return [_shown(inner) for inner in value]
 
 
-def _text(value: Any, margin: str, depth: int = 0) -> str:
-    """Return JSON in which ledger and messages are spread out, and what is in them is not."""
-    deeper = margin + "  "
-    if _is_table(value):
-        if depth + 1 >= LINES_FROM:
-            line = _line(type(value[0]))
-            rows = [deeper + line(inner) for inner in value]
-        else:
-            rows = [deeper + _text(inner, deeper, depth + 1) for inner in value]
-        return "[\n" + ",\n".join(rows) + f"\n{margin}]"
-    names = _fields(type(value))
-    if depth < LINES_FROM and any(_is_table(getattr(value, name)) for name in names):
-        rows = [
-            f'{deeper}"{name}": {_text(getattr(value, name), deeper, depth + 1)}' for name in names
-        ]
-        return "{\n" + ",\n".join(rows) + f"\n{margin}}}"
-    return _line(type(value))(value)
-
-
 def _is_table(value: Any) -> bool:
     of = type(value)
     return (of is tuple or of is list) and bool(value) and bool(_fields(type(value[0])))
+
+
+def _text(value: Any, depth: int) -> str:
+    """Return JSON in which ledger and messages are spread out, and what is in them is not."""
+    kind = type(value)
+    if kind in _PLAIN_MAKERS:
+        return _PLAIN_MAKERS[kind](value)
+    if _is_table(value):
+        return "".join(_table(value, depth))
+    return _spread(value, depth) if depth < LINES_FROM and _fields(kind) else _line(kind)(value)
+
+
+def _table(entries: Sequence[Any], depth: int) -> Iterator[str]:
+    """Yield entries one below the other; those that are deep enough are one line each."""
+    margin = INDENT * depth
+    start, between = f"[\n{margin}{INDENT}", f",\n{margin}{INDENT}"
+    if depth + 1 >= LINES_FROM:
+        yield start + between.join(map(_line(type(entries[0])), entries))
+    else:
+        for entry in entries:
+            yield start + _text(entry, depth + 1)
+            start = between
+    yield f"\n{margin}]"
+
+
+def _spread(entry: Any, depth: int) -> str:
+    """Return an entry with a line for each of its fields, or one line if it has no table."""
+    names = tuple(_fields(type(entry)))
+    texts = [_text(getattr(entry, name), depth + 1) for name in names]
+    if "[\n" not in [text[:2] for text in texts]:
+        return _line(type(entry))(entry)
+    return _spread_out(names, depth) % tuple(texts)
+
+
+@cache
+def _spread_out(names: tuple[str, ...], depth: int) -> str:
+    margin = INDENT * depth
+    rows = [f'{margin}{INDENT}"{name}": %s' for name in names]
+    return "{\n" + ",\n".join(rows) + f"\n{margin}}}"
 
 
 def _line(kind: type[Any]) -> Callable[[Any], str]:
@@ -308,35 +349,55 @@ def _make_line(kind: type[Any]) -> Callable[[Any], str]:
     names = _fields(kind)
     if not names:
         return lambda value: _ENCODER.encode(_shown(value))
-    parts, makers = [], []
-    for number, (name, of) in enumerate(names.items()):
-        if of == "int":
-            parts.append(f'"{name}": ' + ('"0x%x"' if name in ADDRESSES else "%d"))
-        else:
-            parts.append(f'"{name}": %s')
-            makers.append((number, _MAKERS.get(of, _other)))
-    pattern, values_of = "{" + ", ".join(parts) + "}", attrgetter(*names)
+    makers = {name: _MAKERS.get(of, _other) for name, of in names.items() if of != "int"}
+    # Lines that have the same words differ in numbers and evidence: those words are made once.
+    words = [name for name in makers if names[name] in _WORDS_OF and name not in VARIED]
+    others = [name for name in names if name not in words]
+    made = [(number, makers[name]) for number, name in enumerate(others) if name in makers]
+    words_of, others_of = _values_of(words), _values_of(others)
+    patterns: dict[tuple[Any, ...], str] = {}
 
-    def line(value: Any) -> str:
-        values = list(values_of(value))
-        for number, make in makers:
+    def pattern(known: tuple[Any, ...]) -> str:
+        parts = {name: '"0x%x"' if name in ADDRESSES else "%d" for name in names}
+        parts |= dict.fromkeys(makers, "%s")
+        for name, value in zip(words, known, strict=True):
+            parts[name] = makers[name](value).replace("%", "%%")
+        return "{" + ", ".join([f'"{name}": {part}' for name, part in parts.items()]) + "}"
+
+    def line(entry: Any) -> str:
+        known = words_of(entry)
+        try:
+            shown = patterns[known]
+        except KeyError:
+            if len(patterns) >= PATTERNS:
+                patterns.clear()
+            shown = patterns[known] = pattern(known)
+        values = list(others_of(entry))
+        for number, make in made:
             values[number] = make(values[number])
-        return pattern % tuple(values)
+        return shown % tuple(values)
 
     return line
 
 
+def _values_of(names: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
+    """Return what takes these fields of an entry; of one alone `attrgetter` makes no tuple."""
+    if len(names) > 1:
+        return attrgetter(*names)
+    return lambda entry: tuple([getattr(entry, name) for name in names])
+
+
 def _other(value: Any) -> str:
     if type(value) in (tuple, list) and value:
-        line = _line(type(value[0]))
-        return "[" + ", ".join([line(inner) for inner in value]) + "]"
+        return f"[{', '.join(map(_line(type(value[0])), value))}]"
     return _line(type(value))(value)
 
 
 def _texts(value: tuple[str, ...]) -> str:
-    return "[" + ", ".join([encode_basestring(one) for one in value]) + "]"
+    return f"[{', '.join(map(encode_basestring, value))}]"
 
 
+_WORDS_OF = frozenset({"str", "tuple[str, ...]", "bool", "bool | None"})
 _WORDS: Mapping[bool | None, str] = {True: "true", False: "false", None: "null"}
 _PLAIN_MAKERS: Mapping[type, Callable[[Any], str]] = {
     str: encode_basestring,

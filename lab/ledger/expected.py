@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from lab import spec
-from lab.ledger.entries import Ledger, Totals
+from lab.ledger.entries import Ledger, Message
 from lab.rundir import Manifest
 
 FILE = "expect.json"  # of a run of whose ledger something was expected
-OF_MESSAGES = (
-    "guest_cpu_copies", "device_reads", "device_writes", "handovers",
-    "same_object", "same_head", "skb_len_at_xmit",
-)  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Expectation:
+class Expectation(NamedTuple):
     """One line of `expect:`, of one message where it is about messages; values as words."""
 
     name: str
@@ -44,11 +38,33 @@ def asked(manifest: Manifest) -> spec.Expect:
 
 def expectations(ledger: Ledger, expect: spec.Expect) -> list[Expectation]:
     """Return every line that was expected, and of each message what was."""
-    return [
-        Expectation(name=name, message=message, expected=_word(wanted), found=_word(found))
-        for name, message, wanted, found in _compared(ledger, expect)
+    stray = len(ledger.unexplained) if ledger.searched else None
+    of_run = (
+        ("complete", expect.complete, ledger.complete),
+        ("unexplained", expect.unexplained, stray),
+    )
+    out = [
+        Expectation(name=name, message=None, expected=_word(wanted), found=_word(found))
+        for name, wanted, found in of_run
         if wanted is not None
     ]
+    of_messages = [
+        (name.replace("_", "-"), _word(getattr(expect, name)), find)
+        for name, find in OF_MESSAGES.items()
+        if getattr(expect, name) is not None
+    ]
+    several = len(ledger.messages) > 1
+    out += [
+        Expectation(
+            name=name,
+            message=message.id if several else None,
+            expected=wanted,
+            found=_word(find(message)),
+        )
+        for message in (ledger.messages if of_messages else ())
+        for name, wanted, find in of_messages
+    ]
+    return out
 
 
 def check(ledger: Ledger, expect: spec.Expect) -> list[str]:
@@ -64,31 +80,30 @@ def as_json(found: Sequence[Expectation]) -> dict[str, object]:
     return {"schema": 1, "asked": len(found), "failed": len(failed), "not_held": rows}
 
 
-def _compared(
-    ledger: Ledger, expect: spec.Expect
-) -> Iterator[tuple[str, int | None, object, object]]:
-    yield "complete", None, expect.complete, ledger.complete
-    stray = len(ledger.unexplained) if ledger.searched else None
-    yield "unexplained", None, expect.unexplained, stray
-    wanted = {name: getattr(expect, name) for name in OF_MESSAGES}
-    if all(one is None for one in wanted.values()):
-        return
-    for message in ledger.messages:
-        of = message.id if len(ledger.messages) > 1 else None
-        lengths = [seen.len for seen in message.skb.sender if seen.at == "__dev_queue_xmit"]
-        totals, skb = message.totals, message.skb
-        found = (
-            *(_of_each_byte(totals, name) for name in OF_MESSAGES[:4]),
-            skb.same_object, skb.same_head, lengths[0] if lengths else "no record",
-        )  # fmt: skip
-        for name, value in zip(OF_MESSAGES, found, strict=True):
-            yield name.replace("_", "-"), of, wanted[name], value
-
-
-def _of_each_byte(totals: Totals, name: str) -> int | str:
+def _of_each_byte(name: str) -> Callable[[Message], int | str]:
     # What is expected is expected of each byte of a message.
-    least, most = totals.spread(name)
-    return most if least == most else f"{least} to {most}"
+    def find(message: Message) -> int | str:
+        least, most = message.totals.spread(name)
+        return most if least == most else f"{least} to {most}"
+
+    return find
+
+
+def _length_at_xmit(message: Message) -> int | str:
+    lengths = [seen.len for seen in message.skb.sender if seen.at == "__dev_queue_xmit"]
+    return lengths[0] if lengths else "no record"
+
+
+# What a playbook may expect of each message, and where it is found.
+OF_MESSAGES: dict[str, Callable[[Message], object]] = {
+    "guest_cpu_copies": _of_each_byte("guest_cpu_copies"),
+    "device_reads": _of_each_byte("device_reads"),
+    "device_writes": _of_each_byte("device_writes"),
+    "handovers": _of_each_byte("handovers"),
+    "same_object": lambda message: message.skb.same_object,
+    "same_head": lambda message: message.skb.same_head,
+    "skb_len_at_xmit": _length_at_xmit,
+}
 
 
 def _word(value: object) -> str:

@@ -6,7 +6,17 @@ from collections import Counter
 from collections.abc import Sequence
 
 from lab import capture
-from lab.ledger import Ledger, Message, Movement, Place, Unexplained, asked, expectations
+from lab.ledger import (
+    Expectation,
+    Ledger,
+    Message,
+    Movement,
+    Place,
+    Totals,
+    Unexplained,
+    asked,
+    expectations,
+)
 from lab.message import Messages
 from lab.report import ring_table, touches
 from lab.report.blocks import Block, Lines, paragraph, plain, shown, table
@@ -76,11 +86,16 @@ def text(blocks: Sequence[Block]) -> str:
     return "\n".join(plain(blocks)) + "\n"
 
 
-def told(ledger: Ledger, run: RunDir) -> list[Block]:
-    """Return what report.txt says, to be shown at any width."""
+def told(ledger: Ledger, run: RunDir, expected: Sequence[Expectation] | None = None) -> list[Block]:
+    """Return what report.txt says, to be shown at any width.
+
+    `expected` is what the playbook expected and was found, where it is known already.
+    """
     manifest = run.manifest()
+    if expected is None:
+        expected = expectations(ledger, asked(manifest))
     out: list[Block] = [*_verdict(ledger), *_conditions(ledger, manifest), *_trouble(ledger)]
-    out += _expected(ledger, manifest)
+    out += _expected(ledger, expected)
     for message in ledger.messages[:SHOWN_MESSAGES]:
         out += ["", *(_copies(message) or [unseen(ledger, NOT_MOVED)])]
         out += ["", *_addresses(ledger, message, _messages(manifest))]
@@ -141,9 +156,8 @@ def _trouble(ledger: Ledger) -> list[Block]:
     return out
 
 
-def _expected(ledger: Ledger, manifest: Manifest) -> list[Block]:
+def _expected(ledger: Ledger, found: Sequence[Expectation]) -> list[Block]:
     """Say what the playbook expected, and what of it was found otherwise."""
-    found = expectations(ledger, asked(manifest))
     failed = [one for one in found if not one.held]
     out: list[Block] = []
     for one in failed[:SHOWN_ROWS]:
@@ -319,20 +333,19 @@ def _frame(message: Message, run: RunDir) -> list[Block]:
 
 
 def _others(ledger: Ledger) -> list[Block]:
-    groups: dict[tuple[bool, str], int] = {}
+    groups: dict[tuple[bool, Totals], int] = {}
     for message in ledger.messages:
-        key = message.complete, _counts(message)
+        key = message.complete, message.totals
         groups[key] = groups.get(key, 0) + 1
     out = []
-    for (complete, counted), number in groups.items():
+    for (complete, totals), number in groups.items():
         word = "complete" if complete else "incomplete"
-        out += paragraph(f"{some(number, 'message')} {word}: {counted}")
+        out += paragraph(f"{some(number, 'message')} {word}: {_counts(totals)}")
     out.append("Above: message 0; all of them are in ledger.json.")
     return out
 
 
-def _counts(message: Message) -> str:
-    totals = message.totals
+def _counts(totals: Totals) -> str:
     return ", ".join(
         (
             spread(totals.spread("guest_cpu_copies"), "guest CPU copy", "guest CPU copies"),
@@ -348,9 +361,10 @@ def _totals(ledger: Ledger) -> list[Block]:
     proven = "" if most.complete else " (those that are proven; more went unseen)"
     places = [place for message in ledger.messages for place in message.places]
     verified = sum(place.content_verified for place in places)
+    counts = _counts(most.totals)
     stray = f"{some(len(ledger.unexplained), 'unexplained run')} of message bytes in RAM"
     return paragraph(
-        f"Totals: {_counts(most)}{proven}; {verified} of {some(len(places), 'place')} verified "
+        f"Totals: {counts}{proven}; {verified} of {some(len(places), 'place')} verified "
         f"by content; {stray if ledger.searched else 'RAM was not searched for more'}; "
         f"{some(sum(ledger.lost.values()), 'record')} lost{_messages_lost(ledger)}."
     )

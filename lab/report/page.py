@@ -16,7 +16,7 @@ from pathlib import Path
 import jinja2
 
 from lab.capture import Frame
-from lab.ledger import Ledger, Message, Movement, asked, expectations
+from lab.ledger import Expectation, Ledger, Message, Movement, asked, expectations
 from lab.message import Messages
 from lab.report import cells, evidence, questions, touches, verdict
 from lab.report.conditions import conditions, notes
@@ -104,8 +104,8 @@ def environment() -> jinja2.Environment:
     return made
 
 
-def page(ledger: Ledger, run: RunDir) -> str:
-    """Return report.html of a run."""
+def page(ledger: Ledger, run: RunDir, expected: Sequence[Expectation] | None = None) -> str:
+    """Return report.html of a run; `expected` as in `report.told`."""
     manifest = run.manifest()
     archive = Archive(run)
     groups = _groups(ledger)
@@ -114,7 +114,8 @@ def page(ledger: Ledger, run: RunDir) -> str:
         for number, messages in enumerate(groups[:SHOWN_WAYS])
     ]
     first = shown[0]
-    expected = expectations(ledger, asked(manifest))
+    if expected is None:
+        expected = expectations(ledger, asked(manifest))
     failed = [one for one in expected if not one.held]
     return environment().get_template("run.html.j2").render(
         run=run.name,

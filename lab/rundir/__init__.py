@@ -13,7 +13,7 @@ import re
 import shlex
 import stat
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,6 +70,7 @@ __all__ = [
 
 LAST = "last"
 WORKLOAD = "workload.json"  # of a guest
+BUFFER = 1 << 18  # bytes of an artefact that are written at a time
 
 
 def to_json(value: object) -> str:
@@ -77,10 +78,11 @@ def to_json(value: object) -> str:
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, pieces: Iterable[str]) -> None:
     # A reader sees the old file or the new one, never half of one.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
+    with temporary.open("wb", buffering=BUFFER) as out:
+        out.writelines(piece.encode() for piece in pieces)
     temporary.replace(path)
 
 
@@ -140,7 +142,7 @@ class GuestDir:
         """Write one artefact whole or not at all."""
         self.path.mkdir(parents=True, exist_ok=True)
         path = self.file(name)
-        _write(path, to_json(value).encode())
+        _write(path, [to_json(value)])
         return path
 
 
@@ -186,8 +188,12 @@ class RunDir:
         return self.write_text(name, to_json(value))
 
     def write_text(self, name: str, text: str) -> Path:
+        return self.write_pieces(name, [text])
+
+    def write_pieces(self, name: str, pieces: Iterable[str]) -> Path:
+        """Write a text whose whole is too much to hold in memory for no reason."""
         path = self.file(name)
-        _write(path, text.encode())
+        _write(path, pieces)
         return path
 
     def read_json(self, name: str) -> Json:

@@ -36,10 +36,10 @@ class UserBuffer:
         out: list[tuple[int, int | None, int]] = []
         end = virtual + size
         while virtual < end:
-            base = virtual & ~(PAGE - 1)
-            length = min(end, base + PAGE) - virtual
-            page = known.get(base)
-            physical = None if page is None else page + (virtual - base)
+            into = virtual % PAGE
+            length = min(end - virtual, PAGE - into)
+            page = known.get(virtual - into)
+            physical = None if page is None else page + into
             if out and _adjoins(out[-1], physical):
                 out[-1] = (out[-1][0], out[-1][1], out[-1][2] + length)
             else:

@@ -14,7 +14,7 @@ from lab.capture import Frame
 from lab.correlate import Flow, Kind, PlaceKind
 from lab.correlate.board import Board
 from lab.correlate.devices import Wire
-from lab.correlate.holdings import PHYSICAL, Extent, Held, Holdings
+from lab.correlate.holdings import PHYSICAL, Extent, Held, Holdings, Way
 from lab.correlate.rings import RingWitness
 from lab.correlate.spans import Index, missing
 from lab.correlate.types import Place
@@ -139,7 +139,7 @@ def test_a_datagrams_last_byte_is_of_the_message_that_its_first_ones_show(
     offset = size - len(first.payload)
     place = board.place("sender", PlaceKind.KERNEL, held=(1, offset, 1), virtual=1, evidence=[])
     at = len(first.data) - len(first.payload)
-    part = Held(0, 1, 1, offset, place, 1, 0, 0, 0, at)
+    part = Held(0, 1, 1, offset, place, Way(copies=1), at)
 
     claimed = wire.claim(len(first.data), [part], b"")
 
@@ -871,9 +871,8 @@ def _place() -> Place:
 
 
 def _held(place: Place, **fields: int) -> Held:
-    counts = {"copies": 0, "reads": 0, "writes": 0, "handovers": 0}
     given = {"start": 0, "size": 100, "message": 0, "offset": 0, **fields}
-    return Held(place=place, **(given | counts))
+    return Held(place=place, way=Way(), **given)
 
 
 def _range(start: int, size: int, at: int = 0) -> Extent:

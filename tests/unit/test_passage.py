@@ -11,7 +11,7 @@ from lab import correlate
 from lab.capture import Frame
 from lab.correlate import devices
 from lab.correlate.board import Board
-from lab.correlate.holdings import Held
+from lab.correlate.holdings import Held, Way
 from lab.correlate.passage import Passage
 from lab.correlate.types import PlaceKind
 from tests.unit import cooked
@@ -162,10 +162,7 @@ def test_residue_under_a_descriptor_claims_no_packet(tmp_path: Path) -> None:
         place = board.place(
             "sender", PlaceKind.KERNEL, held=(0, offset, size), virtual=0, evidence=["x#0"]
         )
-        return Held(
-            start=0, place=place, at=where, message=0, offset=offset, size=size,
-            copies=0, reads=0, writes=0, handovers=0,
-        )  # fmt: skip
+        return Held(start=0, place=place, at=where, message=0, offset=offset, size=size, way=Way())
 
     def claimed(*parts: Held) -> list[int] | None:
         wire = devices.Wire(board)
