@@ -194,8 +194,9 @@ def answer(run_dir: rundir.RunDir, expect: spec.Expect, *, journal: Journal) -> 
     with journal.step("report"):
         told = report.told(result, run_dir, found)
         run_dir.write_text("report.txt", report.text(told))
-        run_dir.write_text("report.html", report.page(result, run_dir, found))
-        run_dir.write_text("trace.perfetto.json", report.trace(result, run_dir))
+        archive = report.Archive(run_dir)
+        run_dir.write_text("report.html", report.page(result, run_dir, found, archive))
+        run_dir.write_text("trace.perfetto.json", report.trace(result, run_dir, archive))
         frames = report.wire(result, run_dir)
         if frames is not None:
             run_dir.file("wire.pcapng").write_bytes(frames)

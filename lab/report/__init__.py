@@ -21,6 +21,7 @@ from lab.message import Messages
 from lab.report import ring_table, touches
 from lab.report.blocks import Block, Lines, paragraph, plain, shown, table
 from lab.report.crash import page as crash_page
+from lab.report.evidence import Archive
 from lab.report.frames import holds, known_addresses
 from lab.report.log import cited, lines
 from lab.report.page import page
@@ -34,6 +35,7 @@ from lab.report.words import function_name
 from lab.rundir import Manifest, RunDir
 
 __all__ = [
+    "Archive",
     "Lines",
     "blocks",
     "cited",
@@ -163,10 +165,13 @@ def _expected(ledger: Ledger, found: Sequence[Expectation]) -> list[Block]:
     for one in failed[:SHOWN_ROWS]:
         out += paragraph(f"! expected {one}")
     out += _more(len(failed), "failed expectation")
-    held = Counter(f"{one.name} {one.expected}" for one in found if one.held)
+    held = Counter([(one.name, one.expected) for one in found if one.held])
     if held:
         several = len(ledger.messages) > 1
-        of = [f"{text} (x {many})" if several and many > 1 else text for text, many in held.items()]
+        of = [
+            f"{name} {wanted} (x {many})" if several and many > 1 else f"{name} {wanted}"
+            for (name, wanted), many in held.items()
+        ]
         out += paragraph(f"Expected by the playbook, and held: {', '.join(of)}.")
     return out
 

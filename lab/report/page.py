@@ -104,10 +104,15 @@ def environment() -> jinja2.Environment:
     return made
 
 
-def page(ledger: Ledger, run: RunDir, expected: Sequence[Expectation] | None = None) -> str:
+def page(
+    ledger: Ledger,
+    run: RunDir,
+    expected: Sequence[Expectation] | None = None,
+    archive: Archive | None = None,
+) -> str:
     """Return report.html of a run; `expected` as in `report.told`."""
     manifest = run.manifest()
-    archive = Archive(run)
+    archive = archive or Archive(run)
     groups = _groups(ledger)
     shown = [
         _shown(ledger, messages, f"m{number}", archive, manifest)
@@ -116,6 +121,7 @@ def page(ledger: Ledger, run: RunDir, expected: Sequence[Expectation] | None = N
     first = shown[0]
     if expected is None:
         expected = expectations(ledger, asked(manifest))
+    held = [one for one in expected if one.held]
     failed = [one for one in expected if not one.held]
     return environment().get_template("run.html.j2").render(
         run=run.name,
@@ -136,8 +142,8 @@ def page(ledger: Ledger, run: RunDir, expected: Sequence[Expectation] | None = N
         disagreements_left_out=max(0, len(ledger.disagreements) - SHOWN_ROWS),
         unexplained=ledger.unexplained[:SHOWN_ROWS],
         unexplained_left_out=max(0, len(ledger.unexplained) - SHOWN_ROWS),
-        expected=[one for one in expected if one.held][:SHOWN_ROWS],
-        expected_left_out=max(0, sum(one.held for one in expected) - SHOWN_ROWS),
+        expected=held[:SHOWN_ROWS],
+        expected_left_out=max(0, len(held) - SHOWN_ROWS),
         failed=failed[:SHOWN_ROWS],
         failed_left_out=max(0, len(failed) - SHOWN_ROWS),
         touches=touches.rows(ledger, first.message.id)[:SHOWN_ROWS],

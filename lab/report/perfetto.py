@@ -23,10 +23,10 @@ SHOWN_MESSAGES = 500
 CPU, DEVICE, TASK = 1, 1000, 2000  # thread ids: 1 + CPU, the device, 2000 + pid
 
 
-def trace(ledger: Ledger, run: RunDir) -> str:
+def trace(ledger: Ledger, run: RunDir, archive: Archive | None = None) -> str:
     """Return the trace of a run; times are microseconds of the host's monotonic clock."""
     manifest = run.manifest()
-    archive = Archive(run)
+    archive = archive or Archive(run)
     pids = {guest: number for number, guest in enumerate(manifest.guests, 1)}
     events: list[Event] = []
     bounds: dict[str, float] = {}
