@@ -241,7 +241,11 @@ class Ledger:
             value = getattr(self, name)
             yield f'{start}{INDENT}"{name}": '
             if _is_table(value):
-                yield from _table(value, 1)
+                before = "[\n"
+                for row in _rows(value, 1):
+                    yield f"{before}{INDENT}{INDENT}{row}"
+                    before = ",\n"
+                yield f"\n{INDENT}]"
             else:
                 yield _text(value, 1)
             start = ",\n"
@@ -299,21 +303,16 @@ def _text(value: Any, depth: int) -> str:
     if kind in _PLAIN_MAKERS:
         return _PLAIN_MAKERS[kind](value)
     if _is_table(value):
-        return "".join(_table(value, depth))
+        start = "\n" + INDENT * (depth + 1)
+        return f"[{start}{f',{start}'.join(_rows(value, depth))}\n{INDENT * depth}]"
     return _spread(value, depth) if depth < LINES_FROM and _fields(kind) else _line(kind)(value)
 
 
-def _table(entries: Sequence[Any], depth: int) -> Iterator[str]:
-    """Yield entries one below the other; those that are deep enough are one line each."""
-    margin = INDENT * depth
-    start, between = f"[\n{margin}{INDENT}", f",\n{margin}{INDENT}"
+def _rows(entries: Sequence[Any], depth: int) -> Iterator[str]:
+    """Return the entries of a table one by one; those that are deep enough are one line each."""
     if depth + 1 >= LINES_FROM:
-        yield start + between.join(map(_line(type(entries[0])), entries))
-    else:
-        for entry in entries:
-            yield start + _text(entry, depth + 1)
-            start = between
-    yield f"\n{margin}]"
+        return map(_line(type(entries[0])), entries)
+    return (_text(entry, depth + 1) for entry in entries)
 
 
 def _spread(entry: Any, depth: int) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
+from operator import attrgetter
 
-from lab.ledger import Ledger, Message
+from lab.ledger import Ledger, Message, Totals
 from lab.report.tables import often, some, spread
 from lab.report.words import function_name
 
@@ -28,26 +30,29 @@ def sentences(ledger: Ledger) -> list[str]:
     if len(ledger.messages) > 1:
         what = f"{len(ledger.messages)} messages of {some(most.size, 'byte')} each"
     devices = "no device touched them"
-    reads, writes = _spread(ledger, "device_reads"), _spread(ledger, "device_writes")
+    totals = Counter([message.totals for message in ledger.messages])
+    reads, writes = _spread(totals, "device_reads"), _spread(totals, "device_writes")
     if any(reads + writes):
         devices = f"read {often(*reads)} and written {often(*writes)} by devices"
-    handovers = _spread(ledger, "handovers")
+    handovers = _spread(totals, "handovers")
     if any(handovers):
         devices += f", {spread(handovers, 'handover')}"
     return [
-        f"COMPLETE: {what}{_copied(ledger)} by guest CPUs, {devices}; {skb_words(most)}.",
+        f"COMPLETE: {what}{_copied(totals)} by guest CPUs, {devices}; {skb_words(most)}.",
         f"Copied by {', '.join(_copiers(most))}.",
     ]
 
 
-def _spread(ledger: Ledger, name: str) -> tuple[int, int]:
+def _spread(totals: Iterable[Totals], name: str) -> tuple[int, int]:
     """Return how often one byte was moved and another, of all messages."""
-    found = [message.totals.spread(name) for message in ledger.messages]
+    found = [one.spread(name) for one in totals]
     return min(least for least, _ in found), max(most for _, most in found)
 
 
-def _copied(ledger: Ledger) -> str:
-    counts = Counter(message.totals.spread("guest_cpu_copies") for message in ledger.messages)
+def _copied(totals: Counter[Totals]) -> str:
+    counts: Counter[tuple[int, int]] = Counter()
+    for one, messages in totals.items():
+        counts[one.spread("guest_cpu_copies")] += messages
     ways = {
         way: ("" if way[0] == way[1] else "each byte ") + f"copied {often(*way)}"
         for way in sorted(counts, reverse=True)
@@ -64,7 +69,7 @@ def _copied(ledger: Ledger) -> str:
 
 def largest(ledger: Ledger) -> Message:
     """Return the message that was copied most often."""
-    return max(ledger.messages, key=lambda message: message.totals.guest_cpu_copies)
+    return max(ledger.messages, key=attrgetter("totals.guest_cpu_copies"))
 
 
 def unseen(ledger: Ledger, said: str) -> str:

@@ -81,9 +81,12 @@ def to_json(value: object) -> str:
 def _write(path: Path, pieces: Iterable[str]) -> None:
     # A reader sees the old file or the new one, never half of one.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb", buffering=BUFFER) as out:
-        out.writelines(piece.encode() for piece in pieces)
-    temporary.replace(path)
+    try:
+        with temporary.open("wb", buffering=BUFFER) as out:
+            out.writelines(piece.encode() for piece in pieces)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)

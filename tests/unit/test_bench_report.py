@@ -23,6 +23,10 @@ CALLS_WITHIN = 1.05
 # Of CPU time on a busy host there is: what is quadratic would take eight times as long.
 TIME_WITHIN = 3.0
 TIMED_SMALL, TIMED_LARGE = 300, 2400
+# Of a message more, where page and timeline already show as many as they ever do: calls and
+# returns, of Python's functions and of C's.  On Python 3.11 there are 1880; there were 2750.
+FEW, MORE = 510, 560  # messages
+CALLS_MOST = 2200
 
 
 def run_of(path: Path, count: int) -> RunDir:
@@ -46,6 +50,12 @@ def calls(run: RunDir) -> int:
     finally:
         sys.setprofile(before)
     return count
+
+
+def calls_of_one_more(path: Path) -> float:
+    """Return how many calls a message more takes."""
+    few, more = (calls(run_of(path, count)) for count in (FEW, MORE))
+    return (more - few) / (MORE - FEW)
 
 
 def seconds(run: RunDir) -> float:
@@ -97,6 +107,21 @@ def test_a_message_takes_as_many_calls_among_many(tmp_path: Path) -> None:
 
 def test_a_message_takes_as_long_among_many(tmp_path: Path) -> None:
     assert growth(tmp_path, seconds, TIMED_SMALL, TIMED_LARGE) < TIME_WITHIN
+
+
+def test_a_message_takes_few_calls(tmp_path: Path) -> None:
+    assert calls_of_one_more(tmp_path) < CALLS_MOST
+
+
+def test_calls_too_many_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    agrees = Identity.agrees
+
+    def slow(self: Identity, found: bytes, message: int, offset: int) -> bool:
+        return all(agrees(self, found, message, offset) for _ in range(20))
+
+    monkeypatch.setattr(Identity, "agrees", slow)
+
+    assert calls_of_one_more(tmp_path) > CALLS_MOST
 
 
 def test_what_looks_at_all_messages_for_each_is_noticed(

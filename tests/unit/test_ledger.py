@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 
 from lab import ledger, report, spec
 from lab.errors import TraceCorrupt
-from lab.ledger import Ledger
+from lab.ledger import Ledger, entries
 from lab.message import digest
 from lab.report import verdict
 from lab.rundir import RunDir
@@ -627,3 +629,41 @@ def test_nothing_is_lost_where_all_came(tmp_path: Path) -> None:
 
     assert () == found.messages_lost
     assert found.complete
+
+
+def test_the_text_of_a_ledger_comes_a_message_at_a_time(tmp_path: Path) -> None:
+    built = build(cooked.nic(tmp_path, count=3))
+    pieces = list(built.pieces())
+
+    assert built.to_json() == "".join(pieces)
+    assert [0, 1, 2] == [
+        int(number)
+        for piece in pieces
+        for number in re.findall(r'^      "id": (\d+)', piece, re.MULTILINE)
+    ]
+    assert all(piece.count('"totals"') < 2 for piece in pieces)
+
+
+@pytest.mark.parametrize("kept", [1, entries.PATTERNS])
+def test_words_of_any_kind_are_written_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    """Lines are filled in by `%`, and those with the same words share theirs."""
+    monkeypatch.setattr(entries, "PATTERNS", kept)
+    built = build(cooked.nic(tmp_path))
+    message = built.messages[0]
+    words = ("50%", "%d", "%%s", '"quoted"', "a\\b\n", "größer", "")
+    named = [
+        movement._replace(function=word, caller=word, confirmed_by=(word, "x"), evidence=(word,))
+        for word in words
+        for movement in message.movements
+    ]
+    of_places = tuple(
+        place._replace(region=word, content_verified=bool(word))
+        for word in words
+        for place in message.places
+    )
+    changed = message._replace(movements=tuple(named), places=of_places)
+    told = dataclasses.replace(built, messages=(changed,))
+
+    assert json.loads(told.to_json()) == told.as_json()

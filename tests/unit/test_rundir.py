@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -268,3 +268,22 @@ def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(TraceCorrupt, match="at most 50 bytes"):
         checked.read_json(path, most=50)
+
+
+def test_a_text_that_ends_too_early_replaces_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    run = RunDir(folder)
+    run.write_text("ledger.json", "old")
+
+    def pieces() -> Iterator[str]:
+        yield "new"
+        raise HostError("no more")
+
+    with pytest.raises(HostError):
+        run.write_pieces("ledger.json", pieces())
+    assert b"old" == run.read_bytes("ledger.json")
+    assert ["ledger.json"] == [path.name for path in folder.iterdir()]
+
+    run.write_pieces("ledger.json", ["ne", "w ", "ü"])
+    assert "new ü" == run.read_bytes("ledger.json").decode()
