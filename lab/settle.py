@@ -16,6 +16,7 @@ from lab.errors import LabError, PlaybookError
 from lab.journal import Journal
 
 TRY_SOAK_S = 0.3
+TRIES = 3  # of a run that lost records, as an interrupt in a probe makes the kernel skip others
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -228,12 +229,16 @@ class _Station:
         # What was expected of the playbook's own question is not asked here.
         asked = replace(one.asked, expect=spec.Expect())
         kind = experiment.kind_of(asked.experiment)
-        run_dir = experiment.new_run(
-            asked, ready.setup, self.folder, guests=kind.guests(asked), last=False
-        )
-        journal.to_file(run_dir.path / "journal.jsonl")
-        kind.take(ready, asked, run_dir, journal=journal, command=self.command)
-        kind.analyse(run_dir, asked.expect, journal=journal)
+        for left in reversed(range(TRIES)):
+            run_dir = experiment.new_run(
+                asked, ready.setup, self.folder, guests=kind.guests(asked), last=False
+            )
+            journal.to_file(run_dir.path / "journal.jsonl")
+            kind.take(ready, asked, run_dir, journal=journal, command=self.command)
+            if not kind.analyse(run_dir, asked.expect, journal=journal).lost:
+                break
+            if left:
+                self.journal.say(f"{one.name}: {run_dir.name} lost records; measured again")
         return run_dir
 
     def _try(self, ready: experiment.Stand, one: Wanted, journal: Journal) -> rundir.RunDir:

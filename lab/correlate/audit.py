@@ -54,6 +54,12 @@ def notes(board: Board) -> Iterator[str]:
             f"message {message}: some of its bytes were copied {fewest} times, others {most}; "
             f"the count is the larger"
         )
+    if board.dropped:
+        frames = ", ".join(board.dropped[:4]) + (" and more" if len(board.dropped) > 4 else "")
+        yield (
+            f"{len(board.dropped)} of the frames that reached their end of the link went into no "
+            f"buffer, and their bytes came again: {frames}"
+        )
     for guest in board.inputs.guests:
         left_out = sum(gate.not_listed for gate in guest.census.gates) if guest.census else 0
         if left_out:

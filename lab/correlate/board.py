@@ -31,6 +31,7 @@ class Board:
         self.seen_of: dict[int, list[Sighting]] = defaultdict(list)  # by message
         self.delivered: list[Delivered] = []
         self.gaps: list[Gap] = []
+        self.dropped: list[str] = []  # frames in no buffer whose bytes another frame brought
         self.disagreements: list[Disagreement] = []
         self.of_message: dict[int, list[Movement]] = defaultdict(list)
         self.made_by: dict[int, Movement] = {}  # place id -> the movement that made it

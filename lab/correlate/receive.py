@@ -116,8 +116,12 @@ class Receive:
 
     def finish(self) -> None:
         """Report frames that arrived and are in no buffer."""
+        came = {_bytes_of(part) for one in self.arrivals if one.taken for part in one.carried.parts}
         for arrival in self.arrivals:
             if arrival.taken:
+                continue
+            if self._all_heard() and came.issuperset(map(_bytes_of, arrival.carried.parts)):
+                self.board.dropped.append(f"{self.guest.name}/wire.pcap#{arrival.frame.index}")
                 continue
             for part in arrival.carried.parts:
                 self.board.gaps.append(
@@ -132,6 +136,12 @@ class Receive:
                         why=self._why(),
                     )
                 )
+
+    def _all_heard(self) -> bool:
+        """Tell whether a buffer that was filled must have been seen."""
+        hook, trace = self.guest.hook(self.filled), self.guest.trace
+        whole = trace is not None and trace.complete
+        return whole and hook is not None and hook.attached and not hook.missed
 
     def _why(self) -> str:
         hook = self.guest.hook(self.filled)
@@ -412,3 +422,7 @@ def _buffers(record: Record, header: int) -> int:
     if header != MERGEABLE_HEADER or len(record.bytes) < MERGEABLE_HEADER:
         return 1
     return int.from_bytes(record.bytes[10:12], "little") or 1
+
+
+def _bytes_of(part: Held) -> tuple[int, int, int]:
+    return part.message, part.offset, part.size

@@ -66,6 +66,11 @@ class Answer:
             out.append("witnesses disagree")
         return tuple(out)
 
+    @property
+    def lost(self) -> bool:
+        """Whether records were, so that the same run taken again may be whole."""
+        return any(self.ledger.lost.values())
+
 
 def guests(asked: spec.Playbook) -> tuple[str, ...]:
     """Name the guests that take part: one on loopback, two on the link."""
@@ -218,6 +223,7 @@ def analyse(run_dir: rundir.RunDir, expect: spec.Expect, *, journal: Journal) ->
         trouble=found.trouble,
         hint=f"invoke lab.lines {rundir.called(run_dir)}",
         told=found.told,
+        lost=found.lost,
     )
 
 

@@ -41,6 +41,7 @@ class Outcome:
     trouble: tuple[str, ...]  # empty: proven, and as expected
     hint: str = ""  # what to look at where it is not
     told: tuple[Block, ...] = ()  # report.txt for a terminal of any width
+    lost: bool = False  # records were: taken again, the same run may be whole
 
 
 def tell(run: rundir.RunDir, told: Sequence[Block], *, good: bool) -> tuple[Block, ...]:

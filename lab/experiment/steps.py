@@ -144,4 +144,5 @@ def analyse(run_dir: rundir.RunDir, expect: spec.Expect, *, journal: Journal) ->
         trouble=(*found.trouble, *proven.trouble),
         hint=f"invoke lab.steps {rundir.called(run_dir)} --all",
         told=told,
+        lost=proven.lost,
     )

@@ -460,7 +460,7 @@ def test_a_link_cut_in_mid_run_is_no_proof_and_restored_it_is_one(pair: experime
 def test_a_link_cut_and_restored_under_tcp_is_sent_again_and_accounted_for(
     pair: experiment.Stand,
 ) -> None:
-    """What found no carrier goes out when there is one again, and the ledger has all of it."""
+    """What the device dropped is sent until it arrives, and the ledger has all of it."""
     plugged = threading.Event()
 
     def plug() -> None:

@@ -799,13 +799,15 @@ def tcp(
     slots: int = 4,
     together: bool = False,
     coalesce: bool = False,
+    dropped: int = 0,
     without: Sequence[str] = (),
     absent: Sequence[str] = (),
 ) -> Cook:
     """Cook a TCP stream; the link's device takes no frags and computes no checksum.
 
     `together`: all messages in one skb, as Nagle would.  `coalesce`: the receiving socket
-    copies small segments behind the first.
+    copies small segments behind the first.  `dropped`: how often each skb is sent in vain,
+    as the receiver's device drops it.
     """
     link = over == "link"
     guests = {"sender": Kitchen("sender", 301)}
@@ -827,6 +829,8 @@ def tcp(
     for number, (first, last) in enumerate(pairwise(cuts)):
         while written < last:
             written = _write_message(cook, written)
+        for _ in range(dropped):
+            _transmit(cook, number, first, last, arrives=False)
         arrived += _transmit(cook, number, first, last)
     for guest in cook.guests.values():
         guest.gate("sent")
@@ -857,7 +861,9 @@ def _write_message(cook: Cook, at: int) -> int:
     return at + cook.size
 
 
-def _transmit(cook: Cook, number: int, first: int, last: int) -> list[tuple[int, int, int, Event]]:
+def _transmit(
+    cook: Cook, number: int, first: int, last: int, *, arrives: bool = True
+) -> list[tuple[int, int, int, Event]]:
     """Send one skb; returns (first, last, physical address, skb) of each that arrived."""
     guest, size = cook.sender, last - first
     head = DIRECT_MAP + 0x0100_0000 + number * 0x4000
@@ -883,13 +889,15 @@ def _transmit(cook: Cook, number: int, first: int, last: int) -> list[tuple[int,
     made = []
     for a in range(first, last, MSS):
         b = min(a + MSS, last)
-        made.append((a, b, *_send_segment(cook, number, clone, (a, b), alone=size <= MSS)))
+        _send_segment(cook, number, clone, (a, b), alone=size <= MSS)
+        if arrives:
+            made.append((a, b, *_receive_segment(cook, a, b)))
     return made
 
 
 def _send_segment(
     cook: Cook, number: int, clone: Event, part: tuple[int, int], *, alone: bool
-) -> tuple[int, Event]:
+) -> None:
     guest, (first, last) = cook.sender, part
     frame = _segment(cook, first, last)
     page = 0x0600_0000 + first // MSS * 0x1000 + number * 0x4000
@@ -926,6 +934,10 @@ def _send_segment(
     now["used"].append([ident, 0])
     guest.frames.append(frame)
     cook.receiver.frames.append(frame)
+
+
+def _receive_segment(cook: Cook, first: int, last: int) -> tuple[int, Event]:
+    frame = cook.receiver.frames[-1]
     skb, data, where, frag = _take_in(cook, frame, TCP_HEADERS, _stream(cook, first, last))
     cook.receiver.hook(
         "tcp_rcv_established", **skb, data=DIRECT_MAP + data + 34, src_phys=data + 34,

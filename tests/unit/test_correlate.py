@@ -307,6 +307,33 @@ def test_what_is_sent_again_by_another_copy_between_skbs_is_copied_again(tmp_pat
     assert (1, 1) == (found.count("skb_copy_bits"), found.count("skb_copy_and_csum_bits"))
 
 
+def test_a_frame_that_the_device_drops_and_tcp_sends_again_is_no_gap(tmp_path: Path) -> None:
+    flow = follow(cooked.tcp(tmp_path, dropped=2))
+
+    assert () == flow.gaps + flow.disagreements + flow.unexplained
+    assert 3 == [movement.kind for movement in flow.movements].count(Kind.DMA_READ)
+    assert 1 == [movement.kind for movement in flow.movements].count(Kind.DMA_WRITE)
+    assert any(
+        note.startswith("2 of the frames that reached their end of the link went into no buffer")
+        for note in flow.notes
+    )
+
+
+def test_a_frame_in_no_buffer_is_a_gap_where_the_hook_may_have_missed_it(tmp_path: Path) -> None:
+    cook = cooked.tcp(tmp_path, dropped=2)
+    cook.missed[RECEIVE_BUF] = 1
+
+    assert 2 == " ".join(gap.why for gap in follow(cook).gaps).count("saw no buffer with this")
+
+
+def test_a_frame_in_no_buffer_is_a_gap_where_its_bytes_never_came_again(tmp_path: Path) -> None:
+    cook = cooked.tcp(tmp_path, count=2)
+    last = [one for one in cook.receiver.events if one["hook"] == RECEIVE_BUF][-1]
+    cook.receiver.events.remove(last)
+
+    assert "saw no buffer with this frame" in " ".join(gap.why for gap in follow(cook).gaps)
+
+
 def test_headers_alone_that_are_copied_move_no_message(tmp_path: Path) -> None:
     cook = cooked.tcp(tmp_path)
     header: dict[str, Any] = {"skb": 0x1000, "head": 0x2000, "data": 0x2040, "shinfo": 0x2200}
