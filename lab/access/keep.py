@@ -217,18 +217,19 @@ def _followed(
         touched = _Places.of(rows, numbers).touched_by(rows)
         return [number for number in touched if not rows[number][_FLAGS] & _STORE]
 
-    known = {number for number in seeds if ends.in_(data(number))}
+    known = {number for number in seeds if ends.in_frame(data(number))}
     # As __pskb_pull_tail() does: four bytes of a frag are copied behind the headers.
     few = [n for n in loads(places) if FEW <= rows[n][_SIZE] < LEAST and any(data(n))]
     pieces = {data(one) for one in few}
     out: set[int] = set()
     new = known
-    for _ in range(STEPS):
+    for step in range(STEPS):
         here, few = [*loads(new), *few], []
         new = set()
+        is_end = ends.in_ if step else ends.in_frame
         for load in here:
             held = data(load)
-            end = ends.in_(held)
+            end = is_end(held)
             if end or held in pieces:
                 # Of a piece in the middle only the whole tells it from a byte like its last.
                 new.update(
@@ -270,6 +271,13 @@ class _Ends:
         if len(data) < LEAST:
             return data in self._small
         return data.endswith(self._last) or data.rstrip(b"\0").endswith(self._padded)
+
+    def in_frame(self, data: bytes) -> bool:
+        """Tell the same of what lies in a device's buffer: there one byte may be all there is.
+
+        The last fragment of a datagram may have one byte of it, filled up to 46 with zeros.
+        """
+        return self.in_(data) or (len(data) >= LEAST and data.rstrip(b"\0").endswith(self._last))
 
 
 def _carries(stored: bytes, loaded: bytes) -> bool:

@@ -90,3 +90,23 @@ def test_a_small_number_is_no_end_of_a_message(data: bytes, *, told: bool) -> No
 def test_of_a_short_message_all_of_it_is_told_with_zeros_behind() -> None:
     assert _Ends([b"\x05"]).in_(b"\x05" + bytes(7))
     assert not _Ends([b"\x05\x06"]).in_(b"\x06" + bytes(7))
+
+
+def test_the_last_byte_of_a_datagram_alone_in_a_frame_is_followed_from_the_buffer_only() -> None:
+    """e1000e copies it out with the zeros behind it; what skb_copy_bits() takes is the byte."""
+    end = b"\xc0\xa8" + TEXT[-1:] + bytes(5)
+    buffer, skb, tail, elsewhere = 0x1000, 0x5000, 0x6000, 0x7000
+    content, rows, stores = b"", [], {}
+    for data, where, call, store in (
+        *((end, buffer, 1, 0), (end, skb, 1, 1)),  # the driver's memcpy()
+        *((TEXT[-1:], skb + 2, 2, 0), (TEXT[-1:], tail, 2, 1)),  # behind another fragment
+        *((end, skb, 3, 0), (end, elsewhere, 3, 1)),  # of a place further on it may be anything
+    ):
+        fields = list(row(where, len(data)))
+        fields[_CONTENT], fields[_CALL], fields[_FLAGS] = len(content), call, _STORE * store
+        content += data
+        if store:
+            stores[call] = [len(rows)]
+        rows.append(tuple(fields))
+
+    assert [1, 3] == _followed(rows, content, stores, [0], [TEXT], places=[])
