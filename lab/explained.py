@@ -16,6 +16,7 @@ from lab.blocks import Block, paragraph, table
 from lab.correlate.inputs import direction
 from lab.record import Record
 from lab.rundir import GuestDir, RunDir
+from lab.rundir.fields import read_bytes
 from lab.symbols import Symbols
 
 SCHEMA = 1
@@ -59,6 +60,7 @@ class Explained:
     lines: tuple[Line, ...]
     lost: int
     rodata: str  # where in the sender's file its message lies; "" where it was not found
+    changes: tuple[str, ...] = ()  # of the run's files since it wrote them
 
     @property
     def trouble(self) -> tuple[str, ...]:
@@ -68,7 +70,7 @@ class Explained:
             found.append(f"{self.lost} records were lost")
         seen = {one.kind for one in self.lines if one.what == MESSAGE_ITSELF}
         found += [f"no [{kind}] line is of the message" for kind in KINDS if kind not in seen]
-        return tuple(found)
+        return (*self.changes, *found)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -87,7 +89,7 @@ def explain(run: RunDir) -> Explained:
     trace = record.read(guest.trace, guest=GUEST)
     symbols = Symbols(guest.symbols)
     unused = list(trace.records)
-    text = guest.file(LOG).read_text(encoding="utf-8", errors="replace")
+    text = read_bytes(guest.file(LOG)).decode("utf-8", "replace")
     lines = tuple(_lines(text, unused, symbols))
     return Explained(lines=lines, lost=trace.lost, rodata=_rodata(guest, lines, trace))
 

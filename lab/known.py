@@ -99,7 +99,7 @@ def _less(left: tuple[Move, ...] | list[Move], right: tuple[Move, ...] | list[Mo
 def compare(run: RunDir) -> Truth:
     """Read a run of `known` and return who says what."""
     manifest = run.manifest()
-    (folder,) = run.guests()
+    folder = run.only_guest()
     messages = Messages(seed=manifest.seed, size=manifest.size, count=manifest.count)
     said = tuple(_said(folder, manifest))
     seen: dict[str, tuple[Move, ...]] = {}

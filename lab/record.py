@@ -520,8 +520,11 @@ def read(path: Path, *, guest: str) -> Trace:
     Raises `TraceCorrupt`, with offset, expected and found, for a file that is cut short
     or holds what no probe writes.  Losses are no corruption: see `Trace.lost`.
     """
-    data = memoryview(path.read_bytes())
     where = f"{guest}/{path.name}"
+    try:
+        data = memoryview(path.read_bytes())
+    except FileNotFoundError as error:
+        raise TraceCorrupt(f"{where}: expected a trace, found none", log=path) from error
     sections: list[Section] = []
     at = first = 0
     while at < len(data):

@@ -56,11 +56,12 @@ class Trap:
     text: tuple[Text, ...]
     stack: tuple[Slot, ...]
     function: str  # the one that is waited in
+    changes: tuple[str, ...] = ()  # of the run's files since it wrote them
 
     @property
     def trouble(self) -> tuple[str, ...]:
         """What is not as a trap should be, one line each."""
-        out = []
+        out = [*self.changes]
         for place in dict.fromkeys(one.place for one in self.text):
             by = {one.moment: one for one in self.text if one.place == place}
             if by[ARMED].kind == AS_BUILT:
@@ -82,14 +83,14 @@ class Trap:
 
 def look(run: RunDir) -> Trap:
     """Read a run of `trap`."""
-    (folder,) = run.guests()
+    folder = run.only_guest()
     seen: Any = read_json(folder.file(SEEN))
     names = Symbols(folder.symbols)
     built = {one["place"]: bytes.fromhex(one["found"]) for one in seen["text"]
              if one["moment"] == BEFORE}  # fmt: skip
     text = tuple(_text(one, built[one["place"]], names) for one in seen["text"])
     stack = tuple(Slot(symbol=names.show(one["value"]), **one) for one in seen["stack"])
-    return Trap(text=text, stack=stack, function=seen["function"])
+    return Trap(text=text, stack=stack, function=seen["function"], changes=run.changes())
 
 
 def _text(seen: Mapping[str, Any], built: bytes, names: Symbols) -> Text:

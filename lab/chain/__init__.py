@@ -112,7 +112,7 @@ def build(run: RunDir) -> Chains:
         kernel=run.manifest().kernel,
         cases=cases,
         name=name,
-        trouble=tuple(_trouble(cases, name)),
+        trouble=(*run.changes(), *_trouble(cases, name)),
     )
 
 

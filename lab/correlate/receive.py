@@ -116,11 +116,16 @@ class Receive:
 
     def finish(self) -> None:
         """Report frames that arrived and are in no buffer."""
-        came = {_bytes_of(part) for one in self.arrivals if one.taken for part in one.carried.parts}
+        came = {
+            (*_bytes_of(part), one.frame.index)
+            for one in self.arrivals
+            if one.taken
+            for part in one.carried.parts
+        }
         for arrival in self.arrivals:
             if arrival.taken:
                 continue
-            if self._all_heard() and came.issuperset(map(_bytes_of, arrival.carried.parts)):
+            if self._all_heard() and not self._in_a_ring(arrival) and _came_again(arrival, came):
                 self.board.dropped.append(f"{self.guest.name}/wire.pcap#{arrival.frame.index}")
                 continue
             for part in arrival.carried.parts:
@@ -142,6 +147,13 @@ class Receive:
         hook, trace = self.guest.hook(self.filled), self.guest.trace
         whole = trace is not None and trace.complete
         return whole and hook is not None and hook.attached and not hook.missed
+
+    def _in_a_ring(self, arrival: Arrival) -> bool:
+        """Tell whether the device filled as much of a buffer that nobody reported."""
+        sizes = {len(arrival.frame.data) + header for header in self._headers}
+        return any(
+            one.used in sizes and not self.rings.is_named(one) for one in self.rings.filled()
+        )
 
     def _why(self) -> str:
         hook = self.guest.hook(self.filled)
@@ -422,6 +434,14 @@ def _buffers(record: Record, header: int) -> int:
     if header != MERGEABLE_HEADER or len(record.bytes) < MERGEABLE_HEADER:
         return 1
     return int.from_bytes(record.bytes[10:12], "little") or 1
+
+
+def _came_again(arrival: Arrival, came: set[tuple[int, int, int, int]]) -> bool:
+    """Tell whether other frames brought the same bytes, and one of them after this."""
+    wanted = [_bytes_of(part) for part in arrival.carried.parts]
+    return all(any(one[:3] == part for one in came) for part in wanted) and any(
+        one[3] > arrival.frame.index for one in came if one[:3] in wanted
+    )
 
 
 def _bytes_of(part: Held) -> tuple[int, int, int]:

@@ -60,6 +60,7 @@ class RingWitness:
             queue.translated for queue in guest.rings.queues
         )
         self._mappings = guest.mappings if self.translated else ()
+        self._named: set[tuple[str, int, int]] = set()
         self._pages: dict[tuple[str, bool], dict[int, list[Found]]] = {}
 
     @property
@@ -90,17 +91,29 @@ class RingWitness:
         """
         by_device = self.translated and device is not None
         wanted = device if by_device and device is not None else physical
-        best: Found | None = None
+        fits: list[Found] = []
         for found in self._index(kind, by_device=by_device).get(wanted >> PAGE_BITS, []):
             start = found.descriptor.address if by_device else found.physical
             if start is None or not start <= wanted <= start + found.descriptor.length - size:
                 continue
             if by_device and found.physical not in (None, physical - (wanted - start)):
                 continue  # the address was given to other memory by then
-            best = found
-            if found.used is not None:
-                break
+            fits.append(found)
+        if not fits:
+            return None
+        # Memory is given again: then rather what is of this size, and was not named yet.
+        best = min(
+            fits,
+            key=lambda one: (
+                one.used is None, one.descriptor.length != size, self.is_named(one)
+            ),
+        )  # fmt: skip
+        self._named.add(_key(best))
         return best
+
+    def is_named(self, found: Found) -> bool:
+        """Tell whether a descriptor was already said to cover some range."""
+        return _key(found) in self._named
 
     def sent(self) -> list[Found]:
         """Return the descriptors a device may have read from, each address once.
@@ -232,6 +245,10 @@ class RingWitness:
             for gate in queue.gates:
                 for descriptor in gate.descriptors:
                     yield queue, gate, descriptor
+
+
+def _key(found: Found) -> tuple[str, int, int]:
+    return found.queue.kind, found.descriptor.id, found.descriptor.address
 
 
 def _fits(kind: str, descriptor: Descriptor) -> bool:

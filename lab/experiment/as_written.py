@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ def _load_his(ready: Stand, guest: Guest, *, journal: Journal, deadline: Deadlin
 def analyse(run_dir: rundir.RunDir, expect: spec.Expect, *, journal: Journal) -> Outcome:
     """Say what every line of his log was, and whether that is all of it."""
     with journal.step("explain his lines"):
-        found = explained.explain(run_dir)
+        found = replace(explained.explain(run_dir), changes=run_dir.changes())
         value = found.to_json()
         run_dir.write_json(explained.RESULT, value)
         told = tell(run_dir, explained.told(found), good=not found.trouble)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab import paths
-from lab.errors import EvidenceError, HostError
+from lab.errors import EvidenceError, HostError, TraceCorrupt
 from lab.rundir import reading
 from lab.rundir.artefacts import (
     Census,
@@ -38,6 +38,7 @@ from lab.rundir.artefacts import (
     Workload,
     transport,
 )
+from lab.rundir.faults import file_faults
 from lab.rundir.fields import Fields, Json, read_bytes, read_json
 
 __all__ = [
@@ -172,6 +173,19 @@ class RunDir:
     def guests(self) -> tuple[GuestDir, ...]:
         """Return the guests the manifest names, in its order."""
         return tuple(self.guest(name) for name in self.manifest().guests)
+
+    def only_guest(self) -> GuestDir:
+        """Return the guest of a run that has one; raise `TraceCorrupt` where it names others."""
+        found = self.guests()
+        if len(found) != 1:
+            path = self.file("manifest.json")
+            raise TraceCorrupt(f"{path}: expected one guest, found {len(found)}", log=path)
+        return found[0]
+
+    def changes(self) -> tuple[str, ...]:
+        """Return what is not as the run wrote it: files that are gone, changed, or not its own."""
+        folders = {guest.name: guest.path for guest in self.guests()}
+        return tuple(why for _, why in file_faults(self.manifest().values, folders))
 
     def manifest(self) -> Manifest:
         path = self.file("manifest.json")

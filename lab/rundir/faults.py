@@ -22,7 +22,8 @@ def file_faults(
     if not isinstance(files, dict):
         return
     for guest, folder in folders.items():
-        there = {f"{guest}/{path.name}" for path in folder.iterdir()}
+        # A folder that is gone holds nothing; below each of its files is said to be gone.
+        there = {f"{guest}/{path.name}" for path in folder.iterdir()} if folder.is_dir() else set()
         for name in sorted(there - set(files)):
             yield guest, f"{name} is not among the files of the run"
     for name, digest in sorted(files.items()):

@@ -16,7 +16,7 @@ from lab.socket.hooked import functions
 from lab.socket.inputs import read
 from lab.socket.log import lines
 from lab.socket.page import page
-from lab.socket.proofs import prove
+from lab.socket.proofs import Proof, prove
 from lab.socket.render import render, told
 
 __all__ = ["Findings", "build", "lines", "page", "render", "told"]
@@ -31,6 +31,11 @@ def build(run: RunDir) -> Findings:
         inputs=inputs,
         calls=calls,
         functions=functions(inputs),
-        proofs=prove(inputs, calls, agreement),
+        proofs=(*_changes(run), *prove(inputs, calls, agreement)),
         agreement=agreement,
     )
+
+
+def _changes(run: RunDir) -> tuple[Proof, ...]:
+    """Return what fails before anything is looked at: the files are not those of the run."""
+    return tuple(Proof(name="the files of the run", holds=False, says=why) for why in run.changes())

@@ -786,7 +786,7 @@ def _segment(cook: Cook, first: int, last: int) -> bytes:
     tcp = struct.pack(">HHIIBBHHH", 40000, PORT, first, 1, 0x80, 0x18, 500, 0, 0) + bytes(12)
     pieces = _stream(cook, first, last)
     body = b"".join(cook.messages.bytes(n)[at : at + size] for n, at, size in pieces)
-    return ethernet(ipv4(tcp + body, number=500 + first, kind=6))
+    return ethernet(ipv4(tcp + body, number=500 + first + len(cook.sender.frames), kind=6))
 
 
 def tcp(

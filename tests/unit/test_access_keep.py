@@ -96,7 +96,9 @@ def test_the_last_byte_of_a_datagram_alone_in_a_frame_is_followed_from_the_buffe
     """e1000e copies it out with the zeros behind it; what skb_copy_bits() takes is the byte."""
     end = b"\xc0\xa8" + TEXT[-1:] + bytes(5)
     buffer, skb, tail, elsewhere = 0x1000, 0x5000, 0x6000, 0x7000
-    content, rows, stores = b"", [], {}
+    content = b""
+    rows: list[tuple[int, ...]] = []
+    stores: dict[int, list[int]] = {}
     for data, where, call, store in (
         *((end, buffer, 1, 0), (end, skb, 1, 1)),  # the driver's memcpy()
         *((TEXT[-1:], skb + 2, 2, 0), (TEXT[-1:], tail, 2, 1)),  # behind another fragment

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -248,3 +249,18 @@ def test_walks_that_lead_nowhere() -> None:
     ram.put(SOCKET + 0x18, bytes(8))
     with pytest.raises(EvidenceError, match="is cut"):
         walk(ram).chain(9, 3)
+
+
+@pytest.mark.parametrize("name", ["trace.bin", chain.LOOKED])
+def test_files_that_are_not_those_of_the_run_are_trouble(tmp_path: Path, name: str) -> None:
+    run = cook(tmp_path)
+    told = json.loads(run.file("manifest.json").read_text())
+    digests = {
+        f"sender/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in run.guest("sender").path.iterdir()
+    }
+    run.write_json("manifest.json", told | {"files": digests})
+    assert () == chain.build(run).trouble
+
+    run.write_json("manifest.json", told | {"files": digests | {f"sender/{name}": "0"}})
+    assert (f"sender/{name} was changed since the run",) == chain.build(run).trouble

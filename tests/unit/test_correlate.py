@@ -313,6 +313,9 @@ def test_a_frame_that_the_device_drops_and_tcp_sends_again_is_no_gap(tmp_path: P
     assert () == flow.gaps + flow.disagreements + flow.unexplained
     assert 3 == [movement.kind for movement in flow.movements].count(Kind.DMA_READ)
     assert 1 == [movement.kind for movement in flow.movements].count(Kind.DMA_WRITE)
+    given = [one.evidence[1] for one in flow.movements if one.kind is Kind.DMA_READ]
+    assert 3 == len(set(given)), "the same memory, each time by a descriptor of its own"
+    assert any(note.startswith("message 0: 32 of its bytes were sent again") for note in flow.notes)
     assert any(
         note.startswith("2 of the frames that reached their end of the link went into no buffer")
         for note in flow.notes

@@ -359,3 +359,12 @@ def test_a_table_that_has_no_room_loses_nothing() -> None:
         terminal.print(one)
 
     assert 50 == sum(letter.isdigit() for letter in out.getvalue())
+
+
+def test_what_was_sent_again_is_in_the_first_sentence(tmp_path: Path) -> None:
+    built = ledger.build(cooked.tcp(tmp_path, dropped=1).serve())
+
+    assert verdict.sentences(built)[0].startswith(
+        "COMPLETE: 16 bytes copied 4 times by guest CPUs, read once and written once by devices"
+        " and 16 bytes sent again; "
+    )

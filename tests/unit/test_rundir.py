@@ -18,6 +18,8 @@ from lab.experiment import message
 from lab.journal import Journal
 from lab.rundir import RunDir
 from lab.rundir import fields as checked
+from lab.rundir.faults import file_faults
+from lab.rundir.fields import Json
 from tests.unit import cooked
 
 
@@ -287,3 +289,11 @@ def test_a_text_that_ends_too_early_replaces_nothing(tmp_path: Path) -> None:
 
     run.write_pieces("ledger.json", ["ne", "w ", "ü"])
     assert "new ü" == run.read_bytes("ledger.json").decode()
+
+
+def test_a_folder_that_is_gone_is_a_fault_of_each_of_its_files(tmp_path: Path) -> None:
+    values: dict[str, Json] = {"files": {"receiver/argv": "0"}}
+
+    found = list(file_faults(values, {"receiver": tmp_path / "receiver"}))
+
+    assert [("receiver", "receiver/argv is gone since the run")] == found

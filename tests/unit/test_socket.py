@@ -443,3 +443,13 @@ def test_an_int_in_rax_has_its_sign_in_the_low_half() -> None:
     assert (-97, 4294967199) == (status.as_int(0xFFFF_FF9F), status.as_long(0xFFFF_FF9F))
     assert -23 == status.as_long(2**64 - 23)
     assert 3 == status.as_int(3)
+
+
+def test_files_that_are_not_those_of_the_run_are_a_proof_that_fails(run: Cooked) -> None:
+    folder = run.serve()
+    told = json.loads(folder.file("manifest.json").read_text())
+    folder.write_json("manifest.json", told | {"files": {"sender/calls.json": "0"}})
+
+    failed = [one.says for one in socket.build(folder).proofs if not one.holds]
+
+    assert "sender/calls.json was changed since the run" in failed

@@ -68,3 +68,7 @@ def test_traps_that_come_and_go_are_no_trouble() -> None:
 )
 def test_a_trap_that_is_not_there_or_stays_is_told(bad: Trap, said: str) -> None:
     assert any(said in line for line in bad.trouble), bad.trouble
+
+
+def test_files_that_are_not_those_of_the_run_are_trouble() -> None:
+    assert ("x was changed",) == replace(GOOD, changes=("x was changed",)).trouble

@@ -27,7 +27,11 @@ def _called(seen: Evidence, function: str) -> list[tuple[Calls, Call]]:
     ]
     if found:
         return found
-    names = {name for followed, _ in seen.followed for name in seen.symbols(followed.guest).names()}
+    names = {
+        name.partition(".")[0]  # of foo.constprop.0 and foo.isra.0 the source says foo
+        for followed, _ in seen.followed
+        for name in seen.symbols(followed.guest).names()
+    }
     if function in names:
         raise NotHere(
             f"{function} exists and is not called on this way; what the compiler put of it into "
