@@ -394,7 +394,8 @@ def _descriptor(sheet: _Sheet, arrow: Arrow) -> str:
     for number in arrow.movements:
         for one in sheet.message.movements[number].evidence:
             if one in sheet.words.rings:
-                more = f" + {len(arrow.movements) - 1} more" if len(arrow.movements) > 1 else ""
+                others = len(arrow.movements) - 1
+                more = f" (+{others})" if others else ""  # a narrow badge has no room for words
                 return f"{side} · {sheet.words.rings[one]}{more}"
     return f"{side} · its descriptor is in no snapshot of it"
 
