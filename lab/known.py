@@ -15,7 +15,6 @@ from lab.blocks import Block, Heading, paragraph, table
 from lab.correlate.outside import name_of
 from lab.message import Messages
 from lab.rundir import GuestDir, Manifest, RunDir
-from lab.rundir.faults import file_faults
 from lab.rundir.fields import read_json
 from lab.symbols import Symbols
 
@@ -105,7 +104,7 @@ def compare(run: RunDir) -> Truth:
     seen: dict[str, tuple[Move, ...]] = {}
     functions: dict[str, tuple[str, ...]] = {}
     lost: dict[str, int] = {}
-    faults = [why for _, why in file_faults(manifest.values, {folder.name: folder.path})]
+    faults = [*run.changes()]
     if folder.trace.is_file():
         trace = record.read(folder.trace, guest=folder.name)
         seen[PROBES] = tuple(sorted(_recorded(trace, said)))

@@ -54,7 +54,6 @@ def notes(board: Board) -> Iterator[str]:
             f"message {message}: some of its bytes were copied {fewest} times, others {most}; "
             f"the count is the larger"
         )
-    yield from _sent_again(board)
     if board.dropped:
         frames = ", ".join(board.dropped[:4]) + (" and more" if len(board.dropped) > 4 else "")
         yield (
@@ -65,28 +64,6 @@ def notes(board: Board) -> Iterator[str]:
         left_out = sum(gate.not_listed for gate in guest.census.gates) if guest.census else 0
         if left_out:
             yield f"{guest.name}: {left_out} census hits are not listed in the file"
-
-
-def _sent_again(board: Board) -> Iterator[str]:
-    """Say what devices read besides what reached the receiver's user buffer."""
-    size, messages = board.inputs.identity.size, 0
-    for message, movements in sorted(board.of_message.items()):
-        reads = [one for one in movements if one.kind is Kind.DMA_READ]
-        if not reads or not (once := board.most[message][1]):
-            continue
-        again = sum(one.payload_size for one in reads) - once * size
-        if again <= 0:
-            continue
-        messages += 1
-        if messages <= MOST_TOLD:
-            frames = [*dict.fromkeys(frame for one in reads for frame in one.target.evidence)]
-            more = " and more" if len(frames) > MOST_TOLD else ""
-            yield (
-                f"message {message}: {again} of its bytes were sent again (frames "
-                f"{', '.join(frames[:MOST_TOLD])}{more}); counts are of those that were received"
-            )
-    if messages > MOST_TOLD:
-        yield f"of {messages - MOST_TOLD} more messages bytes were sent again"
 
 
 # --- Content --------------------------------------------------------------------------------

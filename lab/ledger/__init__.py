@@ -61,6 +61,7 @@ __all__ = [
     "without_collector",
 ]
 
+MOST_NOTED = 4  # messages that notes name, and frames of each
 WITNESSES = ("access-log", "census", "probe:bpf", "probe:kmod", "rings", "wire")
 
 
@@ -96,6 +97,7 @@ def build(run: RunDir) -> Ledger:
     received = taken(inputs, flow)
     faults = (*_faults(inputs, flow, received), *_log_faults(inputs, log))
     manifest = inputs.manifest
+    messages = tuple(_messages(inputs, flow, faults))
     return Ledger(
         schema=SCHEMA,
         playbook=manifest.playbook,
@@ -110,12 +112,18 @@ def build(run: RunDir) -> Ledger:
             **({"options": dict(manifest.options)} if manifest.options else {}),
         },
         witnesses=_witnesses(inputs),
-        messages=tuple(_messages(inputs, flow, faults)),
+        messages=messages,
         incomplete=faults,
         unexplained=tuple(_unexplained(outside.without_spills(flow, log))),
         touches=tuple(_touches(log)),
         disagreements=tuple(_disagreement(one) for one in (*flow.disagreements, *against)),
-        notes=(*flow.notes, *notes, *_log_notes(inputs, log), *_own_notes(inputs)),
+        notes=(
+            *flow.notes,
+            *_again_notes(messages),
+            *notes,
+            *_log_notes(inputs, log),
+            *_own_notes(inputs),
+        ),
     )
 
 
@@ -147,6 +155,21 @@ def _log_faults(inputs: Inputs, log: outside.Outside | None) -> Iterator[Incompl
     for name, lost in log.lost.items():
         if lost:
             yield _fault(name.partition("/")[0], f"{name} lost {lost} accesses")
+
+
+def _again_notes(messages: Sequence[Message]) -> Iterator[str]:
+    """Say what was sent again, of which the counts say nothing."""
+    found = [one for one in messages if one.sent_again]
+    for message in found[:MOST_NOTED]:
+        reads = (one for one in message.movements if one.kind == "dma-read")
+        frames = dict.fromkeys(it for one in reads for it in one.evidence if "/wire.pcap#" in it)
+        more = " and more" if len(frames) > MOST_NOTED else ""
+        yield (
+            f"message {message.id}: {message.sent_again} of its bytes were sent again (frames "
+            f"{', '.join([*frames][:MOST_NOTED])}{more}); counts are of those that were received"
+        )
+    if len(found) > MOST_NOTED:
+        yield f"of {len(found) - MOST_NOTED} more messages bytes were sent again"
 
 
 def _own_notes(inputs: Inputs) -> Iterator[str]:

@@ -125,6 +125,12 @@ class Message(NamedTuple):
     skb: Skb
     totals: Totals
 
+    @property
+    def sent_again(self) -> int:
+        """Bytes that devices read besides those that reached the receiver: TCP's second tries."""
+        reads = sum(one.payload_size for one in self.movements if one.kind == "dma-read")
+        return max(0, reads - self.totals.device_reads * self.size)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Incomplete:

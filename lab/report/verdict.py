@@ -34,7 +34,7 @@ def sentences(ledger: Ledger) -> list[str]:
     reads, writes = _spread(totals, "device_reads"), _spread(totals, "device_writes")
     if any(reads + writes):
         devices = f"read {often(*reads)} and written {often(*writes)} by devices"
-    if again := sum(map(sent_again, ledger.messages)):
+    if again := sum(message.sent_again for message in ledger.messages):
         devices += f" and {some(again, 'byte')} sent again"
     handovers = _spread(totals, "handovers")
     if any(handovers):
@@ -67,12 +67,6 @@ def _copied(totals: Counter[Totals]) -> str:
         for way, text in ways.items()
     )
     return f" ({' and '.join(told)})"
-
-
-def sent_again(message: Message) -> int:
-    """Return how many bytes devices read besides those that reached the receiver."""
-    reads = sum(one.payload_size for one in message.movements if one.kind == "dma-read")
-    return max(0, reads - message.totals.device_reads * message.size)
 
 
 def largest(ledger: Ledger) -> Message:

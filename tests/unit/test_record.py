@@ -344,3 +344,8 @@ def test_a_ring_of_scattered_pages_is_read_page_by_page(tmp_path: Path) -> None:
     assert b"somebody" not in dumped
     with pytest.raises(TraceCorrupt, match="chunk at 0x3000"):
         record.dump(bytes(head), lambda at, size: memory[at][: 0 if at == 0x3000 else size])
+
+
+def test_a_trace_that_is_gone_is_no_evidence(tmp_path: Path) -> None:
+    with pytest.raises(TraceCorrupt, match=r"sender/trace\.bin: expected a trace, found none"):
+        record.read(tmp_path / "trace.bin", guest="sender")

@@ -368,3 +368,14 @@ def test_what_was_sent_again_is_in_the_first_sentence(tmp_path: Path) -> None:
         "COMPLETE: 16 bytes copied 4 times by guest CPUs, read once and written once by devices"
         " and 16 bytes sent again; "
     )
+    assert (
+        "message 0: 16 of its bytes were sent again (frames sender/wire.pcap#0, "
+        "sender/wire.pcap#1); counts are of those that were received"
+    ) in built.notes
+
+
+def test_nothing_is_said_to_be_sent_again_that_was_not(tmp_path: Path) -> None:
+    built = ledger.build(cooked.nic(tmp_path, size=9000, count=2).serve())
+
+    assert [0, 0] == [message.sent_again for message in built.messages]
+    assert "again" not in " ".join([*verdict.sentences(built), *built.notes])

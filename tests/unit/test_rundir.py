@@ -297,3 +297,10 @@ def test_a_folder_that_is_gone_is_a_fault_of_each_of_its_files(tmp_path: Path) -
     found = list(file_faults(values, {"receiver": tmp_path / "receiver"}))
 
     assert [("receiver", "receiver/argv is gone since the run")] == found
+
+
+def test_a_run_of_one_guest_that_names_two_is_no_evidence(tmp_path: Path) -> None:
+    run = cooked.nic(tmp_path).serve()
+
+    with pytest.raises(TraceCorrupt, match="expected one guest, found 2"):
+        run.only_guest()
