@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Self
 
 from lab.access.layout import (
@@ -36,8 +36,8 @@ FEW = 4  # bytes; who reads a message byte by byte makes sums of it, and no copy
 STEPS = 8  # copies one after the other that a piece of a few bytes is followed through
 _STORE = int(Flag.STORE)  # as a number: an enum's own & takes most of the time of a large log
 # Of many records only these fields are looked at: unpacking the others takes most of the time.
-_SCANNED = ("virt", "phys", "first", "content", "call", "size", "flags")
-_VIRT, _PHYS, _FIRST, _CONTENT, _CALL, _SIZE, _FLAGS = range(7)
+_SCANNED = ("virt", "phys", "first", "content", "call", "size", "flags", "narrowest", "widest")
+_VIRT, _PHYS, _FIRST, _CONTENT, _CALL, _SIZE, _FLAGS, _NARROWEST, _WIDEST = range(9)
 _SCAN = struct.Struct(
     "<"
     + "".join(
@@ -184,6 +184,52 @@ def _windows(texts: Sequence[bytes]) -> set[bytes]:
     return windows
 
 
+def _still(
+    rows: list[Row],
+    content: bytes,
+    places: Iterable[int],
+    touched: Iterable[int],
+    windows: set[bytes] | None = None,
+) -> list[int]:
+    """Return those of `touched` that share bytes with one of `places`, and the same ones.
+
+    What else lay there at another time, a counter say, is left out.  With `windows` the
+    bytes must be within one of them: next to a message in registers others are pushed.
+    """
+    # By page, place and bytes: what is there may have been touched a hundred thousand times.
+    asked: dict[int, dict[tuple[int, int], dict[bytes, list[int]]]] = defaultdict(dict)
+    for number in touched:
+        at, size, where = rows[number][_PHYS], rows[number][_SIZE], rows[number][_CONTENT]
+        of_place = asked[at // PAGE].setdefault((at, at + size), defaultdict(list))
+        of_place[content[where : where + size]].append(number)
+    found: set[int] = set()
+    seen: set[tuple[int, bytes]] = set()
+    for place in places:
+        at, size, where = rows[place][_PHYS], rows[place][_SIZE], rows[place][_CONTENT]
+        data = content[where : where + size]
+        if rows[place][_FLAGS] & WITHOUT_BYTES or (at, data) in seen:
+            continue
+        seen.add((at, data))
+        for (start, end), of_place in asked.get(at // PAGE, {}).items():
+            low, high = max(at, start), min(at + size, end)
+            if low >= high or (windows and not _within(data, low - at, high - at, windows)):
+                continue
+            both = data[low - at : high - at]
+            if high - low == end - start:
+                found.update(of_place.get(both, ()))
+                continue
+            for held, numbers in of_place.items():
+                if held[low - start : high - start] == both:
+                    found.update(numbers)
+    return sorted(found)
+
+
+def _within(data: bytes, start: int, end: int, windows: set[bytes]) -> bool:
+    """Tell whether `data[start:end]` lies within LEAST bytes in a row of a message."""
+    first, last = max(0, end - LEAST), min(start, len(data) - LEAST)
+    return any(data[at : at + LEAST] in windows for at in range(first, last + 1))
+
+
 def _stores_by_call(rows: list[Row]) -> dict[int, list[int]]:
     stores: dict[int, list[int]] = defaultdict(list)
     for number, row in enumerate(rows):
@@ -199,7 +245,7 @@ def _followed(
     seeds: Iterable[int],
     texts: Sequence[bytes],
     *,
-    places: Iterable[int],
+    places: Collection[int],
 ) -> list[int]:
     """Return the stores that carried on a few bytes of a message, or all of a short one.
 
@@ -213,18 +259,31 @@ def _followed(
         row = rows[number]
         return content[row[_CONTENT] : row[_CONTENT] + row[_SIZE]]
 
-    def loads(numbers: Iterable[int]) -> list[int]:
+    def loads(numbers: Collection[int]) -> list[int]:
         touched = _Places.of(rows, numbers).touched_by(rows)
         return [number for number in touched if not rows[number][_FLAGS] & _STORE]
+
+    def carries(store: int, load: int, *, whole: bool) -> bool:
+        # Wider stores alone, as of a pointer or a sum, do not carry on what came byte by byte.
+        if rows[store][_NARROWEST] > rows[load][_WIDEST]:
+            return False
+        stored, loaded = data(store), data(load)
+        if whole:
+            return stored == loaded
+        if min(len(stored), len(loaded)) >= LEAST:
+            return stored in loaded or loaded in stored
+        # A copy stores its odd bytes one by one, in any order: the last run ends as the load does.
+        return stored.endswith(loaded) or loaded.endswith(stored)
 
     known = {number for number in seeds if ends.in_frame(data(number))}
     # As __pskb_pull_tail() does: four bytes of a frag are copied behind the headers.
     few = [n for n in loads(places) if FEW <= rows[n][_SIZE] < LEAST and any(data(n))]
+    few = _still(rows, content, places, few, _windows(texts)) if few else []
     pieces = {data(one) for one in few}
     out: set[int] = set()
     new = known
     for step in range(STEPS):
-        here, few = [*loads(new), *few], []
+        here, few = [*_still(rows, content, new, loads(new)), *few], []
         new = set()
         is_end = ends.in_ if step else ends.in_frame
         for load in here:
@@ -235,8 +294,7 @@ def _followed(
                 new.update(
                     store
                     for store in stores.get(rows[load][_CALL], ())
-                    if store not in known
-                    and (_carries(data(store), held) if end else data(store) == held)
+                    if store not in known and carries(store, load, whole=not end)
                 )
         if not new or len(out) > MOST_FOLLOWED:
             break
@@ -278,13 +336,6 @@ class _Ends:
         The last fragment of a datagram may have one byte of it, filled up to 46 with zeros.
         """
         return self.in_(data) or (len(data) >= LEAST and data.rstrip(b"\0").endswith(self._last))
-
-
-def _carries(stored: bytes, loaded: bytes) -> bool:
-    if min(len(stored), len(loaded)) >= LEAST:
-        return stored in loaded or loaded in stored
-    # A copy stores its odd bytes one by one, in any order: the last run ends as the load does.
-    return stored.endswith(loaded) or loaded.endswith(stored)
 
 
 def _around(rows: list[Row], found: list[int]) -> list[int]:

@@ -8,7 +8,19 @@ import time
 import pytest
 
 from lab.access import PAGE
-from lab.access.keep import _CALL, _CONTENT, _FLAGS, _PHYS, _SIZE, _STORE, _Ends, _followed, _Places
+from lab.access.keep import (
+    _CALL,
+    _CONTENT,
+    _FLAGS,
+    _NARROWEST,
+    _PHYS,
+    _SIZE,
+    _STORE,
+    _WIDEST,
+    _Ends,
+    _followed,
+    _Places,
+)
 
 
 def row(physical: int, size: int) -> tuple[int, ...]:
@@ -46,6 +58,24 @@ def test_a_page_that_was_touched_very_often_costs_no_more() -> None:
 TEXT = bytes(range(0x10, 0x40))
 
 
+def follow(
+    *accesses: tuple[bytes, int, int, bool], text: bytes, narrowest: int = 1, places: bool = False
+) -> list[int]:
+    """Return which of `accesses` (bytes, address, call, store) carry on what the first one has."""
+    content = b""
+    rows: list[tuple[int, ...]] = []
+    stores: dict[int, list[int]] = {}
+    for data, where, call, store in accesses:
+        fields = list(row(where, len(data)))
+        fields[_CONTENT], fields[_CALL], fields[_FLAGS] = len(content), call, _STORE * store
+        fields[_NARROWEST], fields[_WIDEST] = min(narrowest, len(data)), min(8, len(data))
+        content += data
+        if store:
+            stores.setdefault(call, []).append(len(rows))
+        rows.append(tuple(fields))
+    return _followed(rows, content, stores, [0], [text], places=[0] if places else [])
+
+
 @pytest.mark.parametrize(
     ("piece", "stored", "followed"),
     [
@@ -58,16 +88,13 @@ def test_few_bytes_from_the_middle_are_followed_as_a_whole(
     piece: bytes, stored: bytes, *, followed: bool
 ) -> None:
     """Of a call that loads `piece` from where a message lies, and stores `stored` elsewhere."""
-    content, rows = b"", []
-    at = 0x1000
-    for data, where, store in ((TEXT, at, 1), (piece, at + 20, 0), (stored, 0x5000, 1)):
-        fields = list(row(where, len(data)))
-        fields[_CONTENT], fields[_CALL] = len(content), 1 if where == at else 2
-        fields[_FLAGS] = _STORE if store else 0
-        content += data
-        rows.append(tuple(fields))
-
-    found = _followed(rows, content, {1: [0], 2: [2]}, [0], [TEXT], places=[0])
+    found = follow(
+        (TEXT, 0x1000, 1, True),
+        (piece, 0x1000 + 20, 2, False),
+        (stored, 0x5000, 2, True),
+        text=TEXT,
+        places=True,
+    )
 
     assert ([2] if followed else []) == found
 
@@ -96,19 +123,72 @@ def test_the_last_byte_of_a_datagram_alone_in_a_frame_is_followed_from_the_buffe
     """e1000e copies it out with the zeros behind it; what skb_copy_bits() takes is the byte."""
     end = b"\xc0\xa8" + TEXT[-1:] + bytes(5)
     buffer, skb, tail, elsewhere = 0x1000, 0x5000, 0x6000, 0x7000
-    content = b""
-    rows: list[tuple[int, ...]] = []
-    stores: dict[int, list[int]] = {}
-    for data, where, call, store in (
-        *((end, buffer, 1, 0), (end, skb, 1, 1)),  # the driver's memcpy()
-        *((TEXT[-1:], skb + 2, 2, 0), (TEXT[-1:], tail, 2, 1)),  # behind another fragment
-        *((end, skb, 3, 0), (end, elsewhere, 3, 1)),  # of a place further on it may be anything
-    ):
-        fields = list(row(where, len(data)))
-        fields[_CONTENT], fields[_CALL], fields[_FLAGS] = len(content), call, _STORE * store
-        content += data
-        if store:
-            stores[call] = [len(rows)]
-        rows.append(tuple(fields))
+    found = follow(
+        (end, buffer, 1, False),
+        (end, skb, 1, True),  # the driver's memcpy()
+        (TEXT[-1:], skb + 2, 2, False),
+        (TEXT[-1:], tail, 2, True),  # behind another fragment
+        (end, skb, 3, False),
+        (end, elsewhere, 3, True),  # of a place further on it may be anything
+        text=TEXT,
+    )
 
-    assert [1, 3] == _followed(rows, content, stores, [0], [TEXT], places=[])
+    assert [1, 3] == found
+
+
+POINTER = bytes.fromhex("004910505cb1feff")  # of a kernel: its last byte is one of any message
+
+
+@pytest.mark.parametrize(("narrowest", "carried"), [(8, []), (1, [2])])
+def test_a_pointer_stored_whole_carries_no_byte_on(narrowest: int, carried: list[int]) -> None:
+    """Who looks at the last byte, and pushes a register that ends with the same, copies nothing."""
+    text = TEXT[:-1] + b"\xff"
+    assert carried == follow(
+        (text, 0x1000, 1, True),
+        (text[-1:], 0x1000 + len(text) - 1, 2, False),
+        (POINTER, 0x5000, 2, True),
+        text=text,
+        narrowest=narrowest,
+    )
+
+
+@pytest.mark.parametrize(
+    ("later", "carried"), [(TEXT[-2:], [2, 4]), (b"\x77" * 7 + TEXT[-1:], [2])]
+)
+def test_what_lay_there_at_another_time_is_not_carried_on(later: bytes, carried: list[int]) -> None:
+    """The place that has the end of a message had a number before that ends like it."""
+    assert carried == follow(
+        (TEXT[-2:], 0x1000, 1, True),
+        (TEXT[-2:], 0x1000, 2, False),
+        (TEXT[-2:], 0x5000, 2, True),
+        (later, 0x5000, 3, False),
+        (later, 0x6000, 3, True),
+        text=TEXT,
+    )
+
+
+@pytest.mark.parametrize(("at", "carried"), [(5, [2]), (8, [])])
+def test_a_piece_is_one_where_it_lies_in_the_message(at: int, carried: list[int]) -> None:
+    """Message 4 holds the number 4, as many places of a kernel do."""
+    text = bytes.fromhex("0942d751cd0400000000b1b2b3b4b5b6")
+    assert carried == follow(
+        (text, 0x1000, 1, True),
+        (text[5:9], 0x1000 + at, 2, False),
+        (text[5:9], 0x5000, 2, True),
+        text=text,
+        places=True,
+    )
+
+
+@pytest.mark.parametrize(("at", "carried"), [(0, []), (8, [2])])
+def test_what_was_pushed_next_to_a_message_is_no_piece_of_it(at: int, carried: list[int]) -> None:
+    """Registers of an interrupted copy: one holds eight bytes of a message, another a number."""
+    text = TEXT[:8] + b"\x01\x00\x00\x00" + TEXT[12:]
+    pushed = b"\x01\x00\x00\x00\x00\x00\x00\x00" + text[4:12] + POINTER
+    assert carried == follow(
+        (pushed, 0x1000, 1, True),
+        (pushed[at : at + 4], 0x1000 + at, 2, False),
+        (pushed[at : at + 4], 0x5000, 2, True),
+        text=text,
+        places=True,
+    )
