@@ -150,11 +150,13 @@ def run(
             made = crash.prepare(path, on.setup.image, journal=journal, name=module)
         except ProbeBuildFailed as error:
             run_dir.write_text("build.log", f"{error}\n{error.log or ''}\n")
+            list_files(run_dir)
             return judge(run_dir, start)
         keep_module(made, run_dir)
         if trial.keep_ram:
             _make_room(run_dir.path.parent, journal)
         _attempt(on, made, trial, run_dir=run_dir, journal=journal)
+        list_files(run_dir)
     except LabError as error:
         error.log = error.log or run_dir.path / "journal.jsonl"
         error.add_note(f"run: {run_dir.path}")
@@ -167,6 +169,11 @@ def _make_room(base: Path, journal: Journal) -> None:
     removed = prune.drop_ram(base, keep=KEPT_RAM - 1)
     if removed.paths:
         journal.say(f"kept RAM of older runs removed: {', '.join(removed.paths)}")
+
+
+def list_files(run_dir: rundir.RunDir) -> None:
+    """Write the digests of an attempt's files to its manifest; nothing is added to it later."""
+    run_dir.write_manifest(run_dir.manifest_json() | {"files": run_dir.attempt_digests()})
 
 
 def judge(run_dir: rundir.RunDir, start: float | None = None) -> Result:
@@ -324,8 +331,10 @@ def trial_of(asked: spec.Playbook) -> crash.Trial:
 def failure(found: postmortem.Postmortem, verdict: str | None, at: str | None) -> LabError | None:
     """Return the error that an attempt ends with, None where it went as it should.
 
-    Without an expectation only `loaded` is right.
+    Without an expectation only `loaded` is right; of files that were changed nothing is.
     """
+    if found.changes:
+        return EvidenceError("; ".join(found.changes), log=found.run)
     if verdict is not None or at is not None:
         wrong = postmortem.matches(found, verdict, at)
         if not wrong:
@@ -392,6 +401,10 @@ def vmcore(run_dir: rundir.RunDir) -> tuple[Path, int, str]:
     """Make a core of a run's kept RAM; return it, its bytes on disk, and what has its types."""
     folder = run_dir.guest(GUEST)
     ram = folder.file("ram")
+    for change in run_dir.attempt_changes(ram=True):
+        if change.startswith(f"{GUEST}/{ram.name} "):
+            hint = f"RAM of the newest {KEPT_RAM} is kept"
+            raise EvidenceError(f"{run_dir.name}: {change}", log=run_dir.path, hint=hint)
     if not ram.is_file():
         raise EvidenceError(f"{run_dir.name} kept no RAM", hint="lab.try … --keep-ram")
     target = folder.file("vmcore")

@@ -210,7 +210,9 @@ def _tell_attempt(
 def crashes(console: Console) -> None:
     from lab import postmortem
 
-    found = postmortem.group(paths.runs())
+    found, left_out = postmortem.group(paths.runs())
+    for run, why in left_out:
+        console.journal.say(f"left out, {run}: {why}")
     rows = [
         f"{one.count:>5}  {one.verdict:<13} {one.fingerprint}  {one.module:<24} {one.at}"
         for one in found
@@ -223,7 +225,10 @@ def crashes(console: Console) -> None:
 def vmcore(console: Console, run: str) -> None:
     from lab import attempt, rundir
 
-    path, size, package = attempt.vmcore(rundir.resolve(run))
+    tried = rundir.resolve(run)
+    for change in tried.attempt_changes():
+        console.journal.say(f"{tried.name}: {change}")
+    path, size, package = attempt.vmcore(tried)
     console.journal.say("a vmcore holds all the guest's memory, keys and data: mind who gets it")
     console.result(
         f"{path}\n{size >> 20} MiB on disk; drgn -c {path}; types and crash need {package}",

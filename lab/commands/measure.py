@@ -122,7 +122,7 @@ def recompute(console: Console, run: str) -> None:
     from lab import experiment, rundir
 
     found = rundir.resolve(run)
-    if found.manifest_json().get("kind") == "try":
+    if found.is_attempt():
         crash.recompute(console, found)
         return
     tell_outcome(console, experiment.analyse(found, journal=console.journal))

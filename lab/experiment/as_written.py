@@ -13,7 +13,7 @@ from lab import build, crash, explained, paths, probe, rundir, spec
 from lab.deadline import Deadline
 from lab.errors import LabError, ProbeRejected
 from lab.experiment.outcome import Outcome, tell
-from lab.experiment.stand import Stand, common_manifest, digests, keep_logs, keep_symbols
+from lab.experiment.stand import Stand, common_manifest, keep_logs, keep_symbols
 from lab.guest import Guest
 from lab.journal import Journal
 
@@ -70,7 +70,7 @@ def take(
         _measure(ready, asked, run_dir, manifest, journal=journal)
     finally:
         keep_logs(run_dir, [guest])
-    manifest["files"] = digests(run_dir, guests(asked))
+    manifest["files"] = run_dir.digests(guests(asked))
     run_dir.write_manifest(manifest)
 
 

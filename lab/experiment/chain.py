@@ -12,7 +12,7 @@ from lab.chain import render
 from lab.deadline import Deadline
 from lab.errors import GuestError
 from lab.experiment.outcome import Outcome, tell
-from lab.experiment.stand import Stand, common_manifest, digests, keep_logs, keep_symbols
+from lab.experiment.stand import Stand, common_manifest, keep_logs, keep_symbols
 from lab.guest import Guest
 from lab.journal import Journal
 
@@ -66,7 +66,7 @@ def take(
         manifest["probes"] = {"kind": "kmod", "modules": {"sender": [MODULE]}}
     finally:
         keep_logs(run_dir, [guest])
-    manifest["files"] = digests(run_dir, guests(asked))
+    manifest["files"] = run_dir.digests(guests(asked))
     run_dir.write_manifest(manifest)
 
 

@@ -27,7 +27,7 @@ from lab.deadline import Deadline
 from lab.errors import LabError, PlaybookError
 from lab.experiment import conditions, watchers
 from lab.experiment.outcome import Later, Outcome
-from lab.experiment.stand import Stand, common_manifest, digests, keep_logs, keep_symbols
+from lab.experiment.stand import Stand, common_manifest, keep_logs, keep_symbols
 from lab.guest import Guest
 from lab.journal import Journal
 from lab.ledger import expected
@@ -303,7 +303,7 @@ def _measure(taken: _Measurement, modules: dict[str, Path], manifest: dict[str, 
             taken.run.guest(name).file(file).write_text(text, encoding="utf-8")
     _write_witnesses(taken, sides, manifest)
     _keep_logs(taken)
-    manifest["files"] = digests(taken.run, guests(taken.asked))
+    manifest["files"] = taken.run.digests(guests(taken.asked))
     taken.run.write_manifest(manifest)
 
 

@@ -17,7 +17,7 @@ from lab.caller import Caller
 from lab.deadline import Deadline
 from lab.experiment import watchers
 from lab.experiment.outcome import Outcome
-from lab.experiment.stand import Stand, common_manifest, digests, keep_logs, keep_symbols
+from lab.experiment.stand import Stand, common_manifest, keep_logs, keep_symbols
 from lab.guest import Guest
 from lab.journal import Journal
 
@@ -183,7 +183,7 @@ def _measure(taken: _Measurement, manifest: dict[str, Any]) -> None:
             for path in (built.loader, built.object)
         }
     manifest["witnesses"] = watchers.witnesses(taken.asked.probes.kind)
-    manifest["files"] = digests(taken.run, guests(taken.asked))
+    manifest["files"] = taken.run.digests(guests(taken.asked))
     taken.run.write_manifest(manifest)
 
 

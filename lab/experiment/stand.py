@@ -266,15 +266,6 @@ def common_manifest(
     }
 
 
-def digests(run_dir: rundir.RunDir, guests: Iterable[str]) -> dict[str, str]:
-    """Return the digest of every file in the guests' folders, by its path in the run."""
-    return {
-        str(path.relative_to(run_dir.path)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for name in guests
-        for path in sorted(run_dir.guest(name).path.iterdir())
-    }
-
-
 def keep_symbols(
     ready: Stand, guest: Guest, target: Path, *, journal: Journal, deadline: Deadline
 ) -> None:

@@ -8,7 +8,7 @@ from lab import kernel, rundir, spec, threads, trap
 from lab.deadline import Deadline, wait_until
 from lab.errors import DeadlineExceeded, GuestError
 from lab.experiment.outcome import Outcome, tell
-from lab.experiment.stand import Stand, common_manifest, digests, keep_logs, keep_symbols
+from lab.experiment.stand import Stand, common_manifest, keep_logs, keep_symbols
 from lab.guest import Guest
 from lab.journal import Journal
 from lab.memory import GuestMemory
@@ -55,7 +55,7 @@ def take(
         folder.write_json(trap.SEEN, seen)
     finally:
         keep_logs(run_dir, [guest])
-    manifest["files"] = digests(run_dir, guests(asked))
+    manifest["files"] = run_dir.digests(guests(asked))
     run_dir.write_manifest(manifest)
 
 

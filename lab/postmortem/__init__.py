@@ -9,12 +9,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from lab import record
-from lab.errors import LabError
+from lab.errors import EvidenceError, LabError, TraceCorrupt
 from lab.postmortem import observed, where
 from lab.postmortem.crashes import Group, digest, fingerprint, group
 from lab.postmortem.found import Postmortem, Step
@@ -22,7 +24,7 @@ from lab.postmortem.log import Complaint, Entry, complaints, read
 from lab.postmortem.page import render
 from lab.postmortem.source import Debug
 from lab.postmortem.verdict import VERDICTS, Verdict, decide
-from lab.rundir import GuestDir, RunDir
+from lab.rundir import Fields, GuestDir, RunDir
 
 __all__ = ["VERDICTS", "Group", "Postmortem", "Step", "analyse", "group", "matches", "render"]
 
@@ -32,16 +34,40 @@ UNKNOWN = "unknown"
 
 
 def analyse(run: RunDir) -> Postmortem:
-    """Return the post-mortem of an attempt; reads its run directory and nothing else."""
-    manifest = _dictionary(run.read_json("manifest.json"))
+    """Return the post-mortem of an attempt; reads its run directory and nothing else.
+
+    Files that are not as the attempt wrote them are in its `changes`.  Where no verdict can be
+    made of what is left it raises `EvidenceError`, which begins with them.
+    """
+    changes = run.attempt_changes()
+    try:
+        return replace(_of(run), changes=changes)
+    except LabError as error:
+        if changes:
+            raise EvidenceError(f"{'; '.join(changes)}: {error}", log=run.path) from error
+        raise
+
+
+def _of(run: RunDir) -> Postmortem:
+    manifest = run.manifest_json()
+    path = run.file("manifest.json")
+    if (experiment := manifest.get("experiment")) is not None:
+        raise Fields(manifest, path).fault(
+            f"none in a run of the experiment {json.dumps(experiment)}",
+            manifest.get("kind"), "kind",
+        )  # fmt: skip
     name = str(manifest.get("module", UNKNOWN))
     kernel = str(manifest.get("kernel", UNKNOWN))
     build = where.text_of(run.file("build.log"))
-    guests = manifest.get("guests", ["receiver"])
-    names = [str(one) for one in guests] if isinstance(guests, list) else []
-    guest = next((run.guest(name) for name in names if name.isidentifier()), None)  # and no path
+    guest = run.attempt_guest()
     if guest is None or not guest.has(observed.FILE):
-        return _not_built(run, name, kernel, build)
+        # What was built is kept before it is loaded: without it there was nothing to load.
+        if build and not run.file("module").exists():
+            return _not_built(run, name, kernel, build)
+        missing = run.file("GUEST") / observed.FILE if guest is None else guest.file(observed.FILE)
+        raise TraceCorrupt(
+            f"{missing}: expected what was seen of the module, found no file", log=path
+        )
     seen = observed.read(guest)
     entries = read(where.text_of(guest.file("kernel.log")))
     verdict = decide(seen, entries, complaints(entries))
@@ -68,6 +94,7 @@ def analyse(run: RunDir) -> Postmortem:
         seconds=_seconds(seen),
         taken=seen,
         lacks=_lacks(verdict, debug, own),
+        listed="files" in manifest,
     )
 
 
@@ -89,6 +116,7 @@ def _not_built(run: RunDir, name: str, kernel: str, build: str) -> Postmortem:
         run=str(run.path), module=name, kernel=kernel, verdict=verdict, at=at, source="",
         member=None, instruction=None, steps=(), history=(), records=(), said=(), console=(),
         build=build, fingerprint=digest("build-failed", at, why), seconds=None, taken={},
+        listed="files" in run.manifest_json(),
     )  # fmt: skip
 
 
@@ -131,10 +159,6 @@ def _said(verdict: Verdict, entries: Sequence[Entry]) -> tuple[str, ...]:
 def _seconds(seen: dict[str, Any]) -> float | None:
     value = seen.get("seconds")
     return float(value) if isinstance(value, int | float) else None
-
-
-def _dictionary(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def matches(found: Postmortem, verdict: str | None, at: str | None) -> list[str]:

@@ -50,15 +50,25 @@ class Group:
     last: str
 
 
-def group(base: Path) -> list[Group]:
-    """Return the attempts below `base` by fingerprint, the most frequent first."""
+def group(base: Path) -> tuple[list[Group], list[tuple[str, str]]]:
+    """Return the attempts below `base` by fingerprint, the most frequent first.
+
+    And those that are left out, with the reason: a file that is not as the attempt wrote it.
+    """
     found: dict[str, list[dict[str, Any]]] = {}
+    left_out: list[tuple[str, str]] = []
     for path in sorted(base.glob("*/postmortem.json")):
         if path.parent.is_symlink():  # `last` is one of the others
             continue
+        run = RunDir(path.parent)
         try:
-            one = RunDir(path.parent).read_json(path.name)
-        except LabError:
+            one = run.read_json(path.name)
+            changes = run.attempt_changes()
+        except LabError as error:
+            left_out.append((run.name, str(error)))
+            continue
+        if changes:
+            left_out.append((run.name, "; ".join(changes)))
             continue
         if not isinstance(one, dict):
             continue
@@ -76,4 +86,4 @@ def group(base: Path) -> list[Group]:
         )
         for key, many in found.items()
     ]
-    return sorted(groups, key=lambda one: (-one.count, one.fingerprint))
+    return sorted(groups, key=lambda one: (-one.count, one.fingerprint)), left_out

@@ -44,6 +44,8 @@ class Postmortem:
     seconds: float | None
     taken: dict[str, Any]  # phases, as they were seen
     lacks: str = ""  # why there are no lines of source, where that is the module's own doing
+    changes: tuple[str, ...] = ()  # files that are not as the attempt wrote them
+    listed: bool = True  # the manifest lists its files, so that such would be noticed
 
     def as_json(self) -> dict[str, Any]:
         """Return the whole as JSON; `verdict, phase, at, fingerprint, run` come first in it."""
@@ -63,6 +65,8 @@ class Postmortem:
             "member": self.member,
             "instruction": self.instruction,
             "lacks": self.lacks,
+            "changes": list(self.changes),
+            "listed": self.listed,
             "trace": _trace(self.steps),
             "history": [{"what": what, "trace": _trace(steps)} for what, steps in self.history],
             "records": list(self.records),

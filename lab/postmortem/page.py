@@ -7,6 +7,7 @@ from lab.postmortem.log import Complaint
 
 # Verdicts that the compiler's or the kernel's own words explain best.
 IN_THEIR_WORDS = ("build-failed", "refused", "deadline", "reset", "guest-lost", "flood")
+UNLISTED = "the manifest lists no files: whether they are as the attempt wrote them is not known"
 
 
 def render(found: Postmortem) -> str:
@@ -15,7 +16,10 @@ def render(found: Postmortem) -> str:
     head = verdict.word.upper()
     if verdict.word != "loaded":
         head += f" in phase '{verdict.phase}'"
-    lines = [f"{head}: {found.at}" if found.at else head, f"  {verdict.why}"]
+    lines = [f"! {change}" for change in found.changes]
+    if lines:
+        lines.append("What is left of the attempt, which proves nothing, says:")
+    lines += [f"{head}: {found.at}" if found.at else head, f"  {verdict.why}"]
     if verdict.complaint is not None and verdict.complaint.title != verdict.why:
         lines.append(f"  {verdict.complaint.title}")
     if found.source:
@@ -38,6 +42,8 @@ def render(found: Postmortem) -> str:
     if verdict.word in IN_THEIR_WORDS:
         lines += [f"    {line}" for line in (found.build.splitlines() or found.said)[-40:]]
     lines.append(f"  fingerprint  {found.fingerprint}")
+    if not found.listed:
+        lines.append(f"  note         {UNLISTED}")
     return "\n".join(lines) + "\n"
 
 

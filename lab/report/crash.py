@@ -46,7 +46,8 @@ def page(run: RunDir) -> str:
         run=run.name,
         found=found,
         fault=fault if found["fault"] else None,
-        good=found["verdict"] in ENDED_WELL,
+        good=found["verdict"] in ENDED_WELL and not found["changes"],
+        changes=list(map(str, found["changes"])),
         traces=list(_traces(found)),
         source=list(_source(run, str(found["at"]))),
         phases=list(_phases(found)),
@@ -65,7 +66,7 @@ _NO_FAULT: dict[str, Any] = {
 _EMPTY: dict[str, Any] = {
     "verdict": "unknown", "phase": "", "at": "", "fingerprint": "", "module": "", "kernel": "",
     "why": "", "also": [], "fault": None, "source": "", "member": None, "instruction": None,
-    "lacks": "",
+    "lacks": "", "changes": [],
     "trace": [], "history": [], "records": [], "log": [], "console": [], "build": "",
     "seconds": None, "phases": [],
 }  # fmt: skip

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from lab import paths
 from lab.errors import EvidenceError, HostError, TraceCorrupt
-from lab.rundir import reading
+from lab.rundir import faults, reading
 from lab.rundir.artefacts import (
     Census,
     CensusGate,
@@ -38,8 +38,8 @@ from lab.rundir.artefacts import (
     Workload,
     transport,
 )
-from lab.rundir.faults import file_faults
 from lab.rundir.fields import Fields, Json, read_bytes, read_json
+from lab.rundir.prune import RAM
 
 __all__ = [
     "Census",
@@ -71,6 +71,8 @@ __all__ = [
 
 LAST = "last"
 WORKLOAD = "workload.json"  # of a guest
+ATTEMPTS = ("try", "test")  # kinds of manifests: `lab.try`, and a crash in a test of pytest
+ATTEMPT_PARTS = ("module", "build.log", "playbook.yaml")  # of an attempt, besides its guest's
 BUFFER = 1 << 18  # bytes of an artefact that are written at a time
 
 
@@ -185,7 +187,40 @@ class RunDir:
     def changes(self) -> tuple[str, ...]:
         """Return what is not as the run wrote it: files that are gone, changed, or not its own."""
         folders = {guest.name: guest.path for guest in self.guests()}
-        return tuple(why for _, why in file_faults(self.manifest().values, folders))
+        return tuple(why for _, why in faults.file_faults(self.manifest().values, folders))
+
+    def is_attempt(self) -> bool:
+        """Tell whether a module was tried: such a run has a verdict, and no experiment."""
+        return self.manifest_json().get("kind") in ATTEMPTS
+
+    def attempt_guest(self) -> GuestDir | None:
+        """Return the guest that a module was tried in, None where the manifest names none."""
+        names = self.manifest_json().get("guests", ["receiver"])
+        known = [str(one) for one in names] if isinstance(names, list) else []
+        return next((self.guest(name) for name in known if name.isidentifier()), None)  # no path
+
+    def attempt_changes(self, *, ram: bool = False) -> tuple[str, ...]:
+        """Return what of an attempt is not as it was written.
+
+        Of its kept RAM only if told to: that is 512 MiB, a verdict needs none of it, and it
+        goes by itself when others are kept.
+        """
+        parts = {part: self.file(part) for part in self._attempt_parts()}
+        unread = RAM[1:] if ram else RAM  # a core is made of the RAM later
+        found = faults.file_faults(self.manifest_json(), parts, unread=unread)
+        return tuple(why for _, why in found)
+
+    def attempt_digests(self) -> dict[str, str]:
+        """Return the digests of all that an attempt wrote."""
+        return self.digests(self._attempt_parts())
+
+    def _attempt_parts(self) -> list[str]:
+        guest = self.attempt_guest()
+        return [*([] if guest is None else [guest.name]), *ATTEMPT_PARTS]
+
+    def digests(self, parts: Iterable[str]) -> dict[str, str]:
+        """Return the SHA-256 of each file in these folders, by its path in the run."""
+        return faults.digests(self.path, parts)
 
     def manifest(self) -> Manifest:
         path = self.file("manifest.json")

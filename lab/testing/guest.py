@@ -372,6 +372,7 @@ class Guest:
         for made in self._loaded.values():
             attempt.keep_module(made, run_dir)
         session.collect(run_dir.guest(self.name))
+        attempt.list_files(run_dir)
         found = postmortem.analyse(run_dir)
         run_dir.write_json("postmortem.json", found.as_json())
         run_dir.write_text("postmortem.txt", postmortem.render(found))
