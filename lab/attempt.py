@@ -403,8 +403,11 @@ def vmcore(run_dir: rundir.RunDir) -> tuple[Path, int, str]:
     ram = folder.file("ram")
     for change in run_dir.attempt_changes(ram=True):
         if change.startswith(f"{GUEST}/{ram.name} "):
-            hint = f"RAM of the newest {KEPT_RAM} is kept"
-            raise EvidenceError(f"{run_dir.name}: {change}", log=run_dir.path, hint=hint)
+            raise EvidenceError(
+                f"{run_dir.name}: {change}",
+                log=run_dir.path,
+                hint=f"that of the newest {KEPT_RAM} is kept" if not ram.is_file() else None,
+            )
     if not ram.is_file():
         raise EvidenceError(f"{run_dir.name} kept no RAM", hint="lab.try … --keep-ram")
     target = folder.file("vmcore")

@@ -203,7 +203,7 @@ def _tell_attempt(
     failed = attempt.failure(result.found, verdict, at)
     if failed is not None:
         if again:
-            failed.hint = ""
+            failed.hint = None
         raise Exit("\n".join(failed.lines()), code=failed.exit_code)
 
 

@@ -22,11 +22,13 @@ def compare(console: Console, first: str, second: str) -> None:
     from lab.report import compare as comparing
 
     sides = [rundir.resolve(name) for name in (first, second)]
+    attempts = [run for run in sides if run.is_attempt()]
+    for run in attempts:
+        for change in run.attempt_changes():
+            console.journal.say(f"{run.name}: {change}")
+    if attempts:
+        raise PlaybookError(f"{attempts[0].name} tried a module: there is no ledger to compare")
     for run in sides:
-        if run.is_attempt():
-            for change in run.attempt_changes():
-                console.journal.say(f"{run.name}: {change}")
-            raise PlaybookError(f"{run.name} tried a module: there is no ledger to compare")
         if run.manifest().experiment != "message":
             raise PlaybookError(f"{run.name} sent no messages: there is no ledger to compare")
     one, two = ((ledger.build(run), run) for run in sides)

@@ -66,7 +66,9 @@ def _of(run: RunDir) -> Postmortem:
             return _not_built(run, name, kernel, build)
         missing = run.file("GUEST") / observed.FILE if guest is None else guest.file(observed.FILE)
         raise TraceCorrupt(
-            f"{missing}: expected what was seen of the module, found no file", log=path
+            f"{missing}: expected what was seen of the module, found no file",
+            log=path,
+            hint=f"{run.file('journal.jsonl')} says how far it came",
         )
     seen = observed.read(guest)
     entries = read(where.text_of(guest.file("kernel.log")))

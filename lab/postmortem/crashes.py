@@ -72,6 +72,10 @@ def group(base: Path) -> tuple[list[Group], list[tuple[str, str]]]:
             continue
         if not isinstance(one, dict):
             continue
+        if one.get("changes"):
+            why = f"its post-mortem was made of changed files: invoke lab.report {run.name}"
+            left_out.append((run.name, why))
+            continue
         key = one.get("fingerprint")
         if isinstance(key, str) and one.get("verdict") != "loaded":
             found.setdefault(key, []).append({**one, "run": path.parent.name})
