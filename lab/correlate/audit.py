@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
+from lab.correlate import skb_rules
 from lab.correlate.board import Board, label
 from lab.correlate.hooks import XMIT_OF
 from lab.correlate.identity import Identity
@@ -35,6 +36,7 @@ def finish(board: Board) -> None:
     for guest in board.inputs.guests:
         _check_addresses(guest, board)
     _check_delivery(board)
+    skb_rules.check(board)
     _check_order(board)
     _check_clocks(board)
     _check_out_of_user(board)

@@ -25,6 +25,7 @@ class Chain:
 
     records: list[Record] = field(default_factory=list)
     asked: list[Record] = field(default_factory=list)  # to a virtqueue that then mapped `records`
+    given: Record | None = None  # to the driver: the skb that the frame is
 
     @property
     def size(self) -> int:
@@ -39,9 +40,11 @@ def chains(records: tuple[Record, ...], *, mapped: bool = False) -> dict[int, Ch
     out: dict[int, Chain] = {}
     now = Chain()
     given: Record | None = None  # to a driver, and nothing of it handed on yet by a virtqueue
+    skb: Record | None = None  # given to a driver last
     for record in records:
         if record.hook in DRIVER_XMIT:
-            given, now = record, Chain()
+            skb = given = record
+            now = Chain(given=skb)
         elif record.hook == DESCRIBED:
             if record.frags == 0:
                 now = Chain()
@@ -49,7 +52,7 @@ def chains(records: tuple[Record, ...], *, mapped: bool = False) -> dict[int, Ch
         elif record.hook == OUTBUF:
             given = None
             if record.frags == 0:
-                now = Chain()
+                now = Chain(given=skb if skb is not None and skb.skb == record.skb else None)
             if mapped:
                 now.asked.append(record)
             else:
@@ -98,6 +101,7 @@ class Transmit:
         claimed = self.wire.claim(chain.size, parts, shown)
         if claimed is not None:
             frame, header = claimed
+            self._check_length(chain, frame, parts)
             parts = parts or self._strangers(chain, frame, header)
             self._taken(chain, frame, header, parts)
             return
@@ -133,6 +137,19 @@ class Transmit:
             + [one.evidence for one in found],
             confirmed={self.guest.witness, "wire"} | ({"rings"} if found else set()),
         )
+
+    def _check_length(self, chain: Chain, frame: Frame, parts: list[Held]) -> None:
+        """Expect a frame as long as the skb that the driver made it of."""
+        given = chain.given
+        if given is not None and given.skb_len != len(frame.data) and parts:
+            self.board.disagree(
+                "skb",
+                self.guest.name,
+                parts[0].message,
+                f"{given.hook} was given skb 0x{given.skb:x} with len {given.skb_len}, and the "
+                f"frame it became has {len(frame.data)} bytes",
+                [given.id, f"{self.guest.name}/wire.pcap#{frame.index}"],
+            )
 
     def finish(self) -> None:
         """Account for frames no record of a descriptor explains: by the rings, or not at all."""

@@ -721,7 +721,8 @@ def _enqueue(cook: Cook, number: int, softirq: dict[str, Any]) -> None:
     shown = b"" if frag else cook.messages.bytes(number)[: min(size, 64)]
     guest.hook(
         "__udp_enqueue_schedule_skb", **skb, data=DIRECT_MAP + data + header,
-        src_phys=data + header, skb_len=cook.size, skb_data_len=cook.size if frag else 0,
+        src_phys=data + header, skb_len=cook.size,
+        skb_data_len=cook.size - (0 if frag else size),
         sk=DIRECT_MAP + 0x600_0000, dev="lab0", bytes=shown, **softirq,
     )  # fmt: skip
     guest.hook("sock_def_readable", sk=DIRECT_MAP + 0x600_0000, **softirq)
@@ -739,10 +740,10 @@ def _receive(cook: Cook, number: int) -> None:
             bytes=content[offset : offset + size][:64], caller=0xFFFFFFFF81501368,
         )  # fmt: skip
         cook.store_user(guest, "receiver", number, offset, size, at=slot)
-    skb, data, header, _, _, _, frag = parts[0]
+    skb, data, header, _, size, _, frag = parts[0]
     guest.hook(
         "skb_consume_udp", **skb, data=DIRECT_MAP + data + header, skb_len=cook.size,
-        skb_data_len=cook.size if frag else 0, sk=DIRECT_MAP + 0x600_0000, size=cook.size,
+        skb_data_len=cook.size - (0 if frag else size), sk=DIRECT_MAP + 0x600_0000, size=cook.size,
     )  # fmt: skip
     if number == cook.taken[-1]:
         guest.queues["rx"].pop("parts")
@@ -876,15 +877,18 @@ def _transmit(
             frags=index, src=DIRECT_MAP + _page(a), src_phys=_page(a), size=b - a,
             bytes=_shown(cook, a, b), sk=DIRECT_MAP + 0x500_0000,
         )  # fmt: skip
-    begin = _segment(cook, first, min(last, first + MSS))[:TCP_HEADERS]
-    out: Event = {"skb_len": TCP_HEADERS + size, "skb_data_len": size, "bytes": begin[:64]}
+    begin = bytearray(_segment(cook, first, min(last, first + MSS))[:TCP_HEADERS])
+    whole = TCP_HEADERS - 14 + size  # 0 of what is longer than IPv4 can say
+    begin[16:18] = struct.pack(">H", whole if whole < 1 << 16 else 0)
+    out: Event = {"skb_len": TCP_HEADERS + size, "skb_data_len": size, "bytes": bytes(begin[:64])}
     out |= {"data": head + ROOM - TCP_HEADERS, "dev": "lo" if cook.over == "loopback" else "lab0"}
     guest.hook("__dev_queue_xmit", **clone, **out)
     if cook.over == "loopback":
         guest.hook("loopback_xmit", **clone, **out)
-        out |= {"data": out["data"] + 14, "skb_len": out["skb_len"] - 14}
+        out |= {"data": out["data"] + 14, "skb_len": whole, "bytes": bytes(begin[14:])}
         guest.hook("__netif_rx", **clone, **out)
-        guest.hook("tcp_rcv_established", **clone, **out | {"skb_len": 32 + size}, context=1)
+        out |= {"data": out["data"] + 20, "skb_len": 32 + size, "bytes": bytes(begin[34:])}
+        guest.hook("tcp_rcv_established", **clone, **out, context=1)
         return [(a, b, _page(a), clone) for a, b in _chunks(first, last)]
     made = []
     for a in range(first, last, MSS):
@@ -942,7 +946,7 @@ def _receive_segment(cook: Cook, first: int, last: int) -> tuple[int, Event]:
     cook.receiver.hook(
         "tcp_rcv_established", **skb, data=DIRECT_MAP + data + 34, src_phys=data + 34,
         skb_len=32 + last - first, skb_data_len=last - first if frag else 0,
-        bytes=frame[34:98], **SOFTIRQ,
+        bytes=frame[34 : 66 if frag else 98], **SOFTIRQ,
     )  # fmt: skip
     return where, skb
 
@@ -1066,12 +1070,13 @@ def _loop(cook: Cook, number: int) -> None:
         guest.store(physical, number, offset, size)
         done += size
     frame = ethernet(ipv4(udp(content), number=number))
-    shown = frame[:42] if frag else frame[:64]
+    linear = frame[:42] if frag else frame
+    shown = linear[:64]
     wire = {"skb_len": 42 + cook.size, "skb_data_len": frag, "dev": "lo"}
     guest.hook("__dev_queue_xmit", **skb, data=skb["head"] + 2, bytes=shown, **wire)
     guest.hook("loopback_xmit", **skb, data=skb["head"] + 2, bytes=shown, **wire)
     wire["skb_len"] = 28 + cook.size
-    guest.hook("__netif_rx", **skb, data=skb["head"] + 16, bytes=shown[14:], **wire)
+    guest.hook("__netif_rx", **skb, data=skb["head"] + 16, bytes=linear[14:78], **wire)
     guest.hook(
         "__udp_enqueue_schedule_skb", **skb, data=skb["head"] + 44, skb_len=cook.size,
         skb_data_len=frag, sk=DIRECT_MAP + 0x600_0000, dev="lo", context=1,
@@ -1094,7 +1099,8 @@ def _loop_receive(cook: Cook, number: int) -> None:
         cook.store_user(guest, "receiver", number, offset, size)
     guest.hook(
         "skb_consume_udp", **skb, data=skb["head"] + 44, skb_len=cook.size,
-        skb_data_len=cook.size if cook.size > LINEAR_MOST else 0, size=cook.size, **task,
+        skb_data_len=cook.size if cook.size > LINEAR_MOST else 0, size=cook.size,
+        sk=DIRECT_MAP + 0x600_0000, **task,
     )  # fmt: skip
 
 

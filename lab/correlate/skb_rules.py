@@ -1,0 +1,195 @@
+"""What the kernel guarantees of every skb, held against what the records say of those seen.
+
+A record that breaks a rule is no account of an skb: the probe lies, or its file does.  Rules
+of one record need no other; those of two hold where nothing that changes an skb ran between.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from lab.correlate.board import Board
+from lab.correlate.hooks import DRIVER_XMIT, OUTBUF
+from lab.correlate.inputs import ACCESS_LOG, GuestInputs
+from lab.correlate.types import Sighting
+from lab.record import Flag, Record
+
+QUEUE, LOOPBACK_XMIT, NETIF_RX = "__dev_queue_xmit", "loopback_xmit", "__netif_rx"
+PAGE_TO_SKB = "virtio_net:page_to_skb"
+VIRTIO_XMIT = "virtio_net:start_xmit"
+ENQUEUE, CONSUME = "__udp_enqueue_schedule_skb", "skb_consume_udp"
+# What moves bytes within an skb, or gives it another head; len stays.
+CHANGES = frozenset({"skb_copy_bits", "skb_copy_and_csum_bits", "pskb_expand_head"})
+XMIT = frozenset({*DRIVER_XMIT, LOOPBACK_XMIT})
+ETHERNET = 14
+# From one hook to the next an skb stays as it is, less what is pulled off its front.
+SAME = {
+    **{(QUEUE, name): 0 for name in XMIT},
+    (VIRTIO_XMIT, OUTBUF): 0,
+    (OUTBUF, OUTBUF): 0,
+    (LOOPBACK_XMIT, NETIF_RX): ETHERNET,  # eth_type_trans()
+    (ENQUEUE, CONSUME): 0,
+}
+# The second is called by the first, with the skb that the first was given.
+INSIDE = {OUTBUF: VIRTIO_XMIT, NETIF_RX: LOOPBACK_XMIT}
+# Records whose bytes are those at `data`, and where in these an IP header begins.
+IP_AT = {QUEUE: ETHERNET, **dict.fromkeys(XMIT, ETHERNET), NETIF_RX: 0}
+SHOWN_AT_DATA = frozenset({*IP_AT, ENQUEUE, "tcp_rcv_established"})
+BYTES_MOST = 64  # of a record
+IPV4, IPV6 = 0x0800, 0x86DD
+
+
+class Broken(NamedTuple):
+    """A rule that does not hold: what is wrong, and the records that say so."""
+
+    text: str
+    records: tuple[Record, ...]
+
+
+def check(board: Board) -> None:
+    """Hold every skb that was seen with a message against the rules."""
+    for guest in board.inputs.guests:
+        if guest.witness == ACCESS_LOG or guest.trace is None:
+            continue
+        seen: dict[str, Sighting] = {}
+        for one in board.sightings:
+            if one.guest == guest.name:
+                seen.setdefault(one.evidence, one)
+        for broken in _broken(guest, board, seen):
+            of = next((seen[one.id] for one in broken.records if one.id in seen), None)
+            if of is not None:
+                ids = [one.id for one in broken.records]
+                board.disagree("skb", guest.name, of.message, broken.text, ids)
+
+
+def _broken(guest: GuestInputs, board: Board, seen: Iterable[str]) -> Iterator[Broken]:
+    mine = [record for record in guest.records if record.flags & Flag.SKB and record.skb]
+    wanted = set(seen)
+    datagram = board.inputs.identity.size if board.inputs.manifest.protocol == "udp" else None
+    for record in mine:
+        if record.id in wanted:
+            for text in of_one(record, direct_map=guest.direct_map, datagram=datagram):
+                yield Broken(f"{record.hook}: {text}", (record,))
+    if guest.trace is not None and guest.trace.complete and not guest.trace.skipped:
+        attached = frozenset(
+            hook.name for hook in guest.hooks if hook.attached and not hook.left_out
+        )
+        yield from of_several(mine, attached=attached)
+
+
+# --- One record ------------------------------------------------------------------------------
+
+
+def of_one(
+    record: Record, *, direct_map: int | None = None, datagram: int | None = None
+) -> Iterator[str]:
+    """Yield what cannot be of an skb as one record has it."""
+    linear = record.skb_len - record.skb_data_len
+    tail = record.data + linear
+    if linear < 0:
+        yield f"data_len {record.skb_data_len} is more than len {record.skb_len}"
+        return
+    if record.head > record.data:
+        yield f"data 0x{record.data:x} lies before head 0x{record.head:x}"
+    if record.shinfo and tail > record.shinfo:
+        yield f"the linear area ends at 0x{tail:x}, past its end 0x{record.shinfo:x}"
+    own = not record.src and not record.dst  # src_phys is that of data
+    known = own and direct_map is not None and record.src_phys
+    if known and record.data - record.src_phys != direct_map:
+        yield f"data 0x{record.data:x} is not what lies at physical 0x{record.src_phys:x}"
+    if record.hook in SHOWN_AT_DATA and record.bytes:
+        if len(record.bytes) != min(linear, BYTES_MOST):
+            yield f"{len(record.bytes)} bytes are shown of a linear area of {linear}"
+        told = _told(record)
+        if told is not None and told != record.skb_len:
+            yield f"len is {record.skb_len}, and its IP header makes it {told}"
+    if datagram is not None and record.hook in (ENQUEUE, CONSUME) and record.skb_len != datagram:
+        yield f"len is {record.skb_len}, of a datagram of {datagram} bytes"
+
+
+def _told(record: Record) -> int | None:
+    """Return the length that the IP header of a packet gives its skb, None where none is shown."""
+    at = IP_AT.get(record.hook)
+    if at is None:
+        return None
+    shown = record.bytes
+    version = shown[at] >> 4 if len(shown) > at else 0
+    kind = int.from_bytes(shown[at - 2 : at], "big") if at else {4: IPV4, 6: IPV6}.get(version)
+    told = 0  # longer than the field can say
+    if kind == IPV4 and version == 4 and len(shown) >= at + 20:
+        told = at + int.from_bytes(shown[at + 2 : at + 4], "big")
+    elif kind == IPV6 and version == 6 and len(shown) >= at + 40:
+        told = at + 40 + int.from_bytes(shown[at + 4 : at + 6], "big")
+        at += 40
+    return told if told > at else None
+
+
+# --- Several --------------------------------------------------------------------------------
+
+
+def of_several(records: Sequence[Record], *, attached: frozenset[str]) -> Iterator[Broken]:
+    """Yield where an skb is not the one, or not as, an earlier hook had it; none may be lost."""
+    last: dict[int, Record] = {}  # skb -> its record before
+    changed: set[int] = set()  # skbs, since then
+    inside: dict[tuple[int, str], Record] = {}  # by CPU and hook
+    queued: dict[int, int] = {}  # skb -> len when it was queued last
+    waiting: dict[int, set[int]] = defaultdict(set)  # sk -> skbs in its queue
+    known = attached >= CHANGES
+    for record in records:
+        hook, skb = record.hook, record.skb
+        if hook in CHANGES:
+            changed.add(skb)
+            continue
+        before, last[skb] = last.get(skb), record
+        pulled = None if before is None else SAME.get((before.hook, hook))
+        if before is not None and pulled is not None:
+            yield from _changed(before, record, pulled, whole=known and skb not in changed)
+        changed.discard(skb)
+        outer = INSIDE.get(hook)
+        if outer is not None:
+            by = inside.get((record.cpu, outer))
+            if by is not None and by.skb != skb:
+                yield Broken(
+                    f"{hook} was called with skb 0x{skb:x} by {outer}, which was given skb "
+                    f"0x{by.skb:x}",
+                    (record, by),
+                )
+        if hook in XMIT:
+            inside[record.cpu, hook] = record
+            # What a packet is cut into are new skbs: each is shorter than what was queued.
+            if QUEUE in attached and skb not in queued and record.skb_len >= _longest(queued):
+                yield Broken(f"{hook} was given skb 0x{skb:x}, which was not queued", (record,))
+        elif hook == QUEUE:
+            queued[skb] = record.skb_len
+        elif hook == ENQUEUE:
+            waiting[record.sk].add(skb)
+        elif hook == CONSUME and ENQUEUE in attached:
+            if skb not in waiting[record.sk]:
+                text = f"{hook} has skb 0x{skb:x}, which is in no queue of its socket"
+                yield Broken(text, (record,))
+            waiting[record.sk].discard(skb)
+
+
+def _longest(queued: dict[int, int]) -> int:
+    return max(queued.values(), default=0)
+
+
+def _changed(before: Record, after: Record, pulled: int, *, whole: bool) -> Iterator[Broken]:
+    pairs = [("len", before.skb_len - pulled, after.skb_len)]
+    if whole:
+        pairs += [
+            ("data_len", before.skb_data_len, after.skb_data_len),
+            ("head", before.head, after.head),
+            ("data", before.data + pulled, after.data),
+            ("end", before.shinfo, after.shinfo),
+        ]
+    for name, expected, found in pairs:
+        if found != expected:
+            shown = f"{expected} to {found}" if "len" in name else f"0x{expected:x} to 0x{found:x}"
+            yield Broken(
+                f"between {before.hook} and {after.hook} {name} of skb 0x{after.skb:x} went from "
+                f"{shown}",
+                (after, before),
+            )
