@@ -54,12 +54,12 @@ def wanted(texts: Sequence[claims.Text]) -> list[Wanted]:
     found: dict[object, Wanted] = {}
     places: set[str] = set()
     for text in texts:
-        used = {test.on for claim in text.claims for test in claim.tests}
+        used = claims.used([text])
         for name, one in text.experiments.items():
-            if name not in used:
+            full = f"{text.name}/{name}"
+            if full not in used:
                 continue
             key = (replace(one, name=""), _module(text, one))
-            full = f"{text.name}/{name}"
             if key in found:
                 found[key] = replace(found[key], names=(*found[key].names, full))
                 continue
@@ -143,6 +143,33 @@ def run(
             _keep(folder, todo, results, command)
     _keep(folder, todo, results, command)
     return folder
+
+
+def again(texts: Sequence[claims.Text], folder: Path, *, journal: Journal) -> dict[str, str]:
+    """Make of the runs in a folder again what they came to; return why not, by name.
+
+    Results lie beside the evidence and may have been edited since: what they say is computed
+    from the evidence, as `lab.report` does, before any of it is believed.
+    """
+    index = claims.taken_in(folder)
+    told = [index[full] for full in sorted(claims.used(texts)) if full in index]
+    names = {
+        str(one.get("name"))
+        for one in told
+        if isinstance(one, dict) and one.get("state") == claims.DONE
+    }
+    trouble: dict[str, str] = {}
+    with journal.step(f"{len(names)} runs, from their evidence"):
+        for name in sorted(name for name in names if (folder / Path(name).name).is_dir()):
+            run_dir = rundir.RunDir(folder / Path(name).name)
+            try:
+                if run_dir.is_attempt():
+                    attempt.judge(run_dir)
+                else:
+                    experiment.analyse(run_dir, journal=Journal(stream=io.StringIO()))
+            except LabError as error:
+                trouble[name] = _one_line(error)
+    return trouble
 
 
 def _tell(journal: Journal, done: int, count: int, one: Wanted, result: Taken) -> None:

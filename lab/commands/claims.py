@@ -38,10 +38,12 @@ def claims(console: Console, lab: str, options: Options) -> None:
     if not any(text.claims for text in texts):
         raise PlaybookError(f"no claim is called {options.only}", hint="invoke lab.claims --json")
     command = experiment.describe_command()
+    trouble: dict[str, str] = {}  # what was taken just now was analysed just now
     if options.on:
         folder = Path(options.on)
         if not (folder / stated.INDEX).is_file():
             raise PlaybookError(f"{folder} has no {stated.INDEX}", hint="a folder of lab.claims")
+        trouble = settle.again(texts, folder, journal=console.journal)
     else:
         folder = settle.run(
             texts,
@@ -51,7 +53,7 @@ def claims(console: Console, lab: str, options: Options) -> None:
             locked=options.locked,
             offline=options.offline,
         )
-    judged = stated.judge(texts, folder)
+    judged = stated.judge(texts, folder, trouble=trouble)
     out = rundir.RunDir(folder)
     value = table.to_json(judged)
     out.write_json("claims.json", value)

@@ -186,6 +186,8 @@ class RunDir:
 
     def changes(self) -> tuple[str, ...]:
         """Return what is not as the run wrote it: files that are gone, changed, or not its own."""
+        if "files" not in self.manifest_json():
+            return ()
         folders = {guest.name: guest.path for guest in self.guests()}
         return tuple(why for _, why in faults.file_faults(self.manifest().values, folders))
 

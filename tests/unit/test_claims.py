@@ -684,11 +684,15 @@ class FakeBench:
         run = RunDir(options["base"] / f"try-{path.stem}")
         run.path.mkdir()
         run.write_manifest(
-            {"module": path.name, "kernel": "6.12", "guests": [], "versions": {"qemu": "7"},
-             "accelerator": {"name": "tcg"}}
+            {"kind": "try", "module": path.name, "kernel": "6.12", "guests": ["receiver"],
+             "versions": {"qemu": "7"}, "accelerator": {"name": "tcg"}}
         )  # fmt: skip
-        run.write_json("postmortem.json", {"verdict": "panic", "fault": None})
-        return SimpleNamespace(run=run)
+        seen = {"phases": [{"name": "load"}], "end": "panicked"}
+        run.guest("receiver").write_json("observations.json", seen)
+        log = Path(__file__).parent / "postmortem_logs" / f"{path.stem}.log"
+        run.guest("receiver").file("kernel.log").write_bytes(log.read_bytes())
+        attempt.list_files(run)
+        return attempt.judge(run)
 
 
 @pytest.fixture
@@ -779,6 +783,69 @@ def test_verdicts_are_made_again_from_the_folder_alone(
     assert 1 == bench.stands
     with pytest.raises(PlaybookError, match=r"has no experiments\.json"):
         tell(tmp_path, on=str(tmp_path))
+
+
+def no_copies(found: Any) -> None:
+    for one in found["messages"]:
+        one["movements"] = [it for it in one["movements"] if it["kind"] != "copy"][:1]
+
+
+def saved(found: Any) -> None:
+    found.update(verdict="loaded")
+
+
+@pytest.mark.parametrize(
+    ("file", "edit"), [("nic/ledger.json", no_copies), ("crash/postmortem.json", saved)]
+)
+def test_an_edited_result_settles_no_claim(
+    bench: FakeBench,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    file: str,
+    edit: Callable[[Any], None],
+) -> None:
+    tell(tmp_path)
+    first = capsys.readouterr().out
+    folder = first.strip().splitlines()[-1]
+    cooked.edit(RunDir(Path(folder)), file, edit)
+    (text,) = [claims.load(str(tmp_path / "mine.yaml"))]
+    (judged,) = claims.judge([text], Path(folder))
+    assert table.render([judged]) not in first  # whoever believes it says something else
+
+    tell(tmp_path, on=folder)
+
+    assert first == capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("file", "claim_"), [("nic/receiver/trace.bin", "A1"), ("crash/receiver/kernel.log", "A2")]
+)
+def test_edited_evidence_settles_no_claim(
+    bench: FakeBench, tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, claim_: str
+) -> None:
+    tell(tmp_path)
+    folder = Path(capsys.readouterr().out.strip().splitlines()[-1])
+    nic = RunDir(folder / "nic")
+    nic.write_manifest({**nic.manifest_json(), "files": nic.digests(["sender", "receiver"])})
+    with (folder / file).open("ab") as changed:
+        changed.write(b"more")
+
+    with pytest.raises(EvidenceError, match=f"1 claims could not be judged: {claim_}: mine/"):
+        tell(tmp_path, on=str(folder))
+    assert f"{file.partition('/')[2]} was changed since the run" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_an_index_is_held_against_the_folder(folder: Folder) -> None:
+    folder.add("lo", cooked.loopback)
+    folder.lacks("lo", claims.UNAVAILABLE, "no such device")
+    (found,) = folder.judge(claim(TWO_ON_LO))
+    assert (claims.UNDECIDED, True) == (found.word, "there is a run of it" in found.on)
+
+    folder.index["mine/lo"] = {"name": "../taken/lo", "state": claims.DONE}
+    (found,) = folder.judge(claim(TWO_ON_LO))
+    assert (claims.UNDECIDED, True) == (found.word, "expected the name of a run" in found.on)
 
 
 def test_one_claim_runs_only_what_it_needs(
