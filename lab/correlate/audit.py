@@ -10,6 +10,7 @@ from lab.correlate.board import Board, label
 from lab.correlate.hooks import XMIT_OF
 from lab.correlate.identity import Identity
 from lab.correlate.inputs import RECEIVER, SENDER, GuestInputs, blame
+from lab.correlate.naming import elsewhere
 from lab.correlate.spans import Index, Span, missing
 from lab.correlate.types import (
     Disagreement,
@@ -37,6 +38,7 @@ def finish(board: Board) -> None:
         _check_addresses(guest, board)
     _check_delivery(board)
     skb_rules.check(board)
+    _check_call_sites(board)
     _check_order(board)
     _check_clocks(board)
     _check_out_of_user(board)
@@ -292,6 +294,20 @@ def _check_order(board: Board) -> None:
                 movement.guest,
                 movement.message,
                 f"{movement.function} moved bytes that reached {label(movement.source)} later",
+                movement.evidence,
+            )
+
+
+def _check_call_sites(board: Board) -> None:
+    """Expect a hook at a call in the function that it is named by."""
+    for movement in board.movements:
+        where = elsewhere(movement) if movement.instruction else ""
+        if where:
+            board.disagree(
+                "copy",
+                movement.guest,
+                movement.message,
+                f"{movement.function} has an instruction elsewhere: {where}",
                 movement.evidence,
             )
 

@@ -21,6 +21,7 @@ from lab.correlate.devices import arrivals, buffer_parts, header_in_front
 from lab.correlate.hooks import DESCRIBED
 from lab.correlate.identity import Identity
 from lab.correlate.inputs import ACCESS_LOG, SENDER, GuestInputs, Inputs, Mapping
+from lab.correlate.naming import Names, names
 from lab.correlate.rings import RingWitness
 from lab.correlate.spans import Index, missing
 from lab.correlate.types import Disagreement, Flow, Kind, Movement, PlaceKind, Unexplained
@@ -396,18 +397,35 @@ def _owner(guest: OutsideGuest, extents: Iterable[tuple[int, int]]) -> int:
 # --- The two accounts held against each other ----------------------------------------------------
 
 
-def agree(inside: Flow, outside: Flow, identity: Identity) -> tuple[Disagreement, ...]:
+def named(inputs: Inputs, log: Outside) -> dict[str, Names]:
+    """Return, by guest, what names and sizes of the two accounts are compared by."""
+    probes = inputs.manifest.values.get("probes")
+    foreign = isinstance(probes, dict) and "foreign" in probes
+    logs = {guest.name: guest.seen.copies for guest in log.guests}
+    return {
+        guest.name: names(guest, logs.get(guest.name, ()), foreign=foreign)
+        for guest in inputs.guests
+    }
+
+
+def agree(
+    inside: Flow, outside: Flow, identity: Identity, by_guest: dict[str, Names]
+) -> tuple[Disagreement, ...]:
     """Confirm each movement the other account has too; return what only one of them has.
 
     Compared are copies by guest CPUs: for each byte of a message, from which physical
-    address to which, and how often.  What a device did is confirmed where the log shows that
-    no CPU did.
+    address to which, and how often; then what each account calls them.  What a device did is
+    confirmed where the log shows that no CPU did.
     """
     mine, theirs = by_message(inside), by_message(outside)
     found: list[Disagreement] = []
     for movement in _copies(inside):
         twins = same_copies(movement, theirs)
         if twins:
+            found += [
+                lonely(movement, f"a probe reports a copy {unlike}: ")
+                for unlike in by_guest[movement.guest].unlike(movement, twins)
+            ]
             movement.confirmed_by.add(WITNESS)
             ids = [one for twin in twins for one in twin.evidence]
             movement.evidence += [one for one in ids if one not in movement.evidence][

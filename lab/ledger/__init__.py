@@ -144,7 +144,8 @@ def _flow(
     if beside is not None and accounts.complete(inputs):
         against, notes = accounts.agree(inputs, flow, correlate.follow(beside))
     if log is not None and log.complete:
-        against += outside.agree(flow, correlate.follow(log.inputs), inputs.identity)
+        by_guest = outside.named(inputs, log)
+        against += outside.agree(flow, correlate.follow(log.inputs), inputs.identity, by_guest)
     return flow, against, notes
 
 

@@ -385,8 +385,13 @@ ffffffff81000000 T _text
 ffffffff81500000 T ip_generic_getfrag
 ffffffff81501000 T udp_recvmsg
 ffffffff81502000 T dev_hard_start_xmit
+ffffffff81600000 T memcpy_orig
+ffffffff81601000 T _copy_from_iter
+ffffffff81602000 T csum_and_copy_from_iter_full
+ffffffff81603000 T _copy_to_iter
 ffffffffc0100000 t page_to_skb\t[virtio_net]
 ffffffffc0101000 t receive_buf\t[virtio_net]
+ffffffffc0110000 t e1000_clean_rx_irq\t[e1000e]
 """
 
 

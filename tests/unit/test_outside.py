@@ -18,19 +18,24 @@ from tests.unit.cooked import Cook
 from tests.unit.cooked_dma import SHIFT, behind_iommu
 
 Row = dict[str, Any]
-TEXT = 0xFFFF_FFFF_8150_0000
+TEXT = 0xFFFF_FFFF_8160_0000  # a function that has no hook: memcpy_orig
 
 
 def rows(run: RunDir, movement: Movement, call: int) -> list[Row]:
     """Return the load and the store an emulator would have logged for a copy."""
     text = correlate.load(run).identity.bytes_of(movement.message)
-    data = text[movement.offset : movement.offset + movement.payload_size]
+    front = movement.size - movement.payload_size  # headers; a row is of one page
+    front *= all(one.physical % 4096 >= front for one in (movement.source, movement.target))
+    data = bytes(front) + text[movement.offset : movement.offset + movement.payload_size]
     common = {"bytes": data, "ip": TEXT + 16 * call, "call": call, "tsc": 1000 + call}
     places = ((movement.source, False), (movement.target, True))
     return [
-        {**common, "virt": place.virtual, "phys": place.physical, "store": store}
+        {
+            **common, "virt": place.virtual - front, "phys": place.physical - front,
+            "store": store,
+        }
         for place, store in places
-    ]
+    ]  # fmt: skip
 
 
 def logged(run: RunDir) -> dict[str, list[Row]]:
@@ -94,6 +99,88 @@ def test_both_accounts_confirm_every_copy(run: RunDir) -> None:
             if movement.kind == "copy":
                 assert "access-log" in movement.confirmed_by
                 assert any("access.bin#" in one for one in movement.evidence)
+
+
+# --- What a copy is called ---------------------------------------------------------------------
+
+# The calls around a copy as the log has them, innermost first, by the hook of it.
+CALLED = {
+    "csum_and_copy_from_iter_full": (0xFFFF_FFFF_8160_2057, 0xFFFF_FFFF_8150_0061),
+    "_copy_from_iter": (0xFFFF_FFFF_8160_1115, 0xFFFF_FFFF_8150_0061),
+    "_copy_to_iter": (0xFFFF_FFFF_8160_30D1, 0xFFFF_FFFF_8150_1368),
+    # A kprobe executes the call itself: what is on the stack is who called page_to_skb.
+    "virtio_net:page_to_skb>memcpy": (0xFFFF_FFFF_C010_1308,),
+}
+
+
+def called(run: RunDir) -> dict[str, list[Row]]:
+    """Return the accesses of a run's copies with the calls around each."""
+    logs = logged(run)
+    copies = [one for one in correlate.follow(run).movements if one.kind is Kind.COPY]
+    for guest, rows_of in logs.items():
+        mine = [one for one in copies if one.guest == guest]
+        for number, row in enumerate(rows_of):
+            row["caller"] = CALLED[mine[number // 2].function]
+    return logs
+
+
+def relabelled(cook: Cook, hook: str, lie: Row) -> RunDir:
+    """Serve a run whose log is true and whose records of a hook say otherwise."""
+    run = cook.serve()
+    write(run, called(run))
+    for guest in cook.guests.values():
+        for event in guest.events:
+            if event["hook"] == hook:
+                event.update(lie)
+    return cook.serve()
+
+
+def test_names_of_a_true_run_agree(run: RunDir) -> None:
+    write(run, called(run))
+
+    assert ledger.build(run).proven
+
+
+@pytest.mark.parametrize(
+    ("hook", "lie", "says"),
+    [
+        ("_copy_to_iter", {"hook": "csum_and_copy_to_iter"}, "CPUs were in memcpy_orig < _copy_to"),
+        ("_copy_to_iter", {"hook": "virtio_net:page_to_skb>memcpy"}, "CPUs were in memcpy_orig"),
+        ("virtio_net:page_to_skb>memcpy", {"hook": "_copy_to_iter"}, "< receive_buf+0x308"),
+        ("csum_and_copy_from_iter_full", {"hook": "_copy_from_iter"}, "by _copy_from_iter, and"),
+        ("_copy_to_iter", {"caller": 0xFFFF_FFFF_8150_2010}, "CPUs were called from udp_recvmsg"),
+        ("_copy_to_iter", {"size": 20, "ret": 20}, "of 20 bytes, and CPUs copied 16"),
+        ("virtio_net:page_to_skb>memcpy", {"aux": 0xFFFF_FFFF_8150_1010}, "instruction elsewhere"),
+        (
+            "virtio_net:page_to_skb>memcpy",
+            {"hook": "virtio_net:xdp_linearize_page>memcpy"},
+            "instruction elsewhere",
+        ),
+    ],
+)
+def test_a_probe_that_names_a_copy_otherwise_is_named(
+    tmp_path: Path, hook: str, lie: Row, says: str
+) -> None:
+    found = ledger.build(relabelled(cooked.nic(tmp_path), hook, lie))
+
+    assert any(says in one.text for one in found.disagreements)
+    assert not found.proven
+
+
+def test_a_function_that_calls_another_last_is_on_no_stack(tmp_path: Path) -> None:
+    """What has no hook of its own may be what the hooked function became."""
+    cook = cooked.nic(tmp_path, absent=["csum_and_copy_from_iter_full"])
+    for event in cook.sender.events:
+        if event["hook"] == "csum_and_copy_from_iter_full":
+            event["hook"] = "_copy_from_iter"
+    run = cook.serve()
+    logs = logged(run)
+    for row in logs["sender"]:
+        row["caller"] = CALLED["csum_and_copy_from_iter_full"][:1]
+    write(run, logs)
+
+    assert ledger.build(run).complete
+    assert () == ledger.build(run).disagreements
 
 
 def test_a_copy_the_log_lacks_is_a_probe_that_lies(run: RunDir) -> None:
