@@ -62,7 +62,7 @@ struct lab_access_header {
 	uint64_t switch_ns; /* how long the last change of state held the vCPUs */
 	uint64_t raw_records; /* in a file that was filtered: records before that */
 	uint64_t left_out; /* in a file that was filtered: records that belong in and had no room */
-	uint64_t zero[2];
+	uint64_t digest[2]; /* in a file that was filtered: of all the rest of it; else 0 */
 };
 
 struct lab_access {

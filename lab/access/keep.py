@@ -24,6 +24,7 @@ from lab.access.layout import (
     encode_header,
     fault_of,
     parse_header,
+    sealed,
     sections,
 )
 from lab.access.tables import indirect
@@ -389,4 +390,4 @@ def _packed(
         raw_records=max(1, header.records),
         left_out=len(left_out),
     )
-    return kept + bytes(records) + bytes(pool)
+    return sealed(kept + bytes(records) + bytes(pool))

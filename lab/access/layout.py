@@ -10,6 +10,7 @@ run: adjoining accesses of one page, in one direction, by one call of one functi
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ MAGIC = int.from_bytes(b"LBACCESS", "little")
 VERSION = 1
 HEADER_SIZE = 4096
 PAGE = 4096
+DIGEST_SIZE = 16
 LEAST = 8  # bytes of a message in a row that cannot be there by chance
 WINDOWS = 1 << 18  # bytes of messages of which every LEAST in a row are looked up
 
@@ -54,7 +56,7 @@ HEADER_FIELDS = (
     ("switch_ns", "Q"),
     ("raw_records", "Q"),
     ("left_out", "Q"),
-    ("zero", "16s"),
+    ("digest", "16s"),
 )
 RECORD_FIELDS = (
     ("tsc", "Q"),
@@ -128,6 +130,7 @@ class Header:
     switch_ns: int
     raw_records: int
     left_out: int
+    digest: bytes = b""  # of a filtered log; zeros in any other
 
     @property
     def filtered(self) -> bool:
@@ -163,7 +166,6 @@ def parse_header(data: Data, *, where: str = "access log") -> Header:
     records, content = values["capacity"], values["content_capacity"]
     check("records", range(records + 1), f"at most {records}, its capacity")
     check("content", range(content + 1), f"at most {content}, its capacity")
-    del values["zero"]
     values["state"] = State(values["state"])
     return Header(**values)
 
@@ -220,12 +222,26 @@ def encode_header(base: Header | None = None, **values: Any) -> bytes:
         "version": VERSION,
         "header_size": HEADER_SIZE,
         "record_size": RECORD_LAYOUT.size,
-        "zero": b"",
+        "digest": b"",  # of what it was read from
     }
     if unknown := values.keys() - known.keys():
         raise TypeError(f"no field of a header: {', '.join(sorted(unknown))}")
     known |= values
     return HEADER_LAYOUT.pack(*known.values()).ljust(HEADER_SIZE, b"\0")
+
+
+def seal_of(data: Data) -> bytes:
+    """Return what `digest` is in a log of these bytes: of all of them but itself."""
+    at = OFFSETS["digest"]
+    found = hashlib.sha256(data[:at])
+    found.update(data[at + DIGEST_SIZE :])
+    return found.digest()[:DIGEST_SIZE]
+
+
+def sealed(data: bytes) -> bytes:
+    """Return a log with its digest: a record taken out of it, or changed, is noticed by itself."""
+    at = OFFSETS["digest"]
+    return data[:at] + seal_of(data) + data[at + DIGEST_SIZE :]
 
 
 def encode_log(records: Sequence[Mapping[str, Any]] = (), **header: Any) -> bytes:

@@ -16,6 +16,7 @@ from lab.access.layout import (
     State,
     fault_of,
     parse_header,
+    seal_of,
     sections,
 )
 from lab.errors import TraceCorrupt
@@ -108,6 +109,11 @@ def read(path: Path, *, guest: str) -> AccessLog:
     data = path.read_bytes()
     where = f"{guest}/{path.name}"
     header = parse_header(data, where=where)
+    if header.filtered and any(header.digest) and header.digest != seal_of(data):
+        raise TraceCorrupt(
+            f"{where}: offset {OFFSETS['digest']}: digest: expected {seal_of(data).hex()}, "
+            f"that of the file, found {header.digest.hex()}: it is not as it was kept"
+        )
     table, content = sections(data, header, where=where)
     records = []
     logged = before = 0

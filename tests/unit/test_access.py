@@ -685,6 +685,38 @@ def test_the_log_is_bounded_and_says_what_it_left_out(tmp_path: Path) -> None:
     assert (2, 4, False) == (log.lost, log.header.raw_records, log.complete)
 
 
+def take_out(data: bytes, number: int) -> bytes:
+    """Return a kept log without one record, its counts made right again."""
+    header = access.parse_header(data)
+    count = header.records - 1
+    start = access.HEADER_SIZE + number * access.RECORD_LAYOUT.size
+    rest = data[access.HEADER_SIZE : start] + data[start + access.RECORD_LAYOUT.size :]
+    head = bytearray(access.encode_header(header, records=count, capacity=count))
+    at = access.OFFSETS["digest"]
+    head[at : at + 16] = header.digest
+    return bytes(head) + rest
+
+
+def test_a_record_taken_out_of_a_kept_log_is_noticed_by_the_log_itself(tmp_path: Path) -> None:
+    records = [record(0x1000 * at, TEXTS[0]) for at in (1, 2, 3)]
+    data = access.keep(encode_log(records), TEXTS, needle=MESSAGES.needle())
+    assert 3 == len(read(tmp_path, data).records)
+
+    without = take_out(data, 1)
+    with pytest.raises(TraceCorrupt, match=r"digest: expected .* it is not as it was kept"):
+        read(tmp_path, without)
+    # Nothing else in it tells: of a log without a digest, as there were, it would go unnoticed.
+    at = access.OFFSETS["digest"]
+    assert 2 == len(read(tmp_path, without[:at] + bytes(16) + without[at + 16 :]).records)
+    for place in (access.OFFSETS["left_out"], access.HEADER_SIZE, len(data) - 1):
+        one = bytearray(data)
+        one[place] ^= 1
+        with pytest.raises(TraceCorrupt, match="digest: expected"):
+            read(tmp_path, bytes(one))
+    with pytest.raises(TraceCorrupt, match="digest: expected"):
+        read(tmp_path, data + b"more")
+
+
 def test_a_short_message_is_followed_by_address(tmp_path: Path) -> None:
     """Four bytes are everywhere; only those tied to a known place are kept."""
     text = b"\x01\x02\x03\x04"
