@@ -106,11 +106,18 @@ def test_a_playbook_passes_when_it_ends_as_expected_and_only_then(
 def test_a_playbook_is_a_trigger(up: Invoke) -> None:
     """What `nic` sends comes from the peer, over the link, into the guest with the probe."""
     done = up("lab.try", str(CORPUS / "worksheet_final.c"), "--playbook", "nic", "--json")
-    log = (Path(json.loads(done.out)["run"]) / "receiver" / "kernel.log").read_text()
+    run = Path(json.loads(done.out)["run"])
+    log = (run / "receiver" / "kernel.log").read_text()
+    held = json.loads((run / "receiver" / "observations.json").read_text())["held"]
 
     assert 0 == done.code, done.out + done.err
-    # The first load and those that look for leaks.
-    assert 7 == sum("comm=receiver" in line and "len=16" in line for line in log.splitlines())
+    # The first load, and those that look for leaks: more where something seemed to grow, none
+    # on a host so slow that they would take too long, which is said.
+    again = 0 if "absent" in held else held["loads"] * (len(held["pages"]) - 1)
+    assert again >= 6 or "too long" in held["absent"]
+    assert 1 + again == sum(
+        "comm=receiver" in line for line in log.splitlines() if "len=16" in line
+    )
 
 
 def test_a_failed_build_shows_the_compilers_words_and_is_5(up: Invoke, tmp_path: Path) -> None:

@@ -66,7 +66,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def invoke(runs: Path) -> Invoke:
     """Run `invoke WORDS` as a user would, in a lab of this session."""
 
-    def run(*words: str, lab: str = LAB, cwd: Path = TOP, **environ: str) -> Done:
+    def run(
+        *words: str, lab: str = LAB, cwd: Path = TOP, within_s: float = 300.0, **environ: str
+    ) -> Done:
         elsewhere = {} if cwd == TOP else {"PYTHONPATH": str(cwd)}  # another checkout
         done = subprocess.run(
             [str(INVOKE), *words],
@@ -74,7 +76,7 @@ def invoke(runs: Path) -> Invoke:
             capture_output=True,
             text=True,
             env={**os.environ, "LAB_NAME": lab, "LAB_RUNS": str(runs), **elsewhere, **environ},
-            timeout=300,
+            timeout=within_s,
             check=False,
         )
         return Done(done.returncode, done.stdout, done.stderr)
