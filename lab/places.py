@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lab import access, accesses, correlate
+from lab.blocks import Table
 from lab.correlate import Inputs, Place, outside
 from lab.correlate.inputs import RECEIVER
 from lab.correlate.rings import RingWitness
@@ -20,8 +21,8 @@ def names(run: RunDir) -> list[str]:
     return list(dict.fromkeys(_name(place, inputs) for place in _places(inputs)))
 
 
-def lines(run: RunDir, wanted: str, *, whole: bool = False) -> Iterator[str]:
-    """Yield a line for each run of accesses to the place called `wanted`.
+def told(run: RunDir, wanted: str, *, whole: bool = False) -> Iterator[str | Table]:
+    """Yield who touched the place called `wanted`, one run of accesses a row.
 
     `whole`: to all of it, not only to the message's bytes.  The log has that for user buffers
     and for the buffers a device was given; for others it raises `EvidenceError`.
@@ -43,11 +44,21 @@ def lines(run: RunDir, wanted: str, *, whole: bool = False) -> Iterator[str]:
         log = access.read(path, guest=place.guest)
         for start, size in _whole(inputs, place) if whole else place.extents:
             yield f"{wanted} message {place.message} physical {start:#x} size {size}"
-            yield from accesses.touched(log, start, start + size, symbols=symbols[place.guest])
+            rows = accesses.touches(log, start, start + size, symbols=symbols[place.guest])
+            if rows:
+                yield Table(accesses.TOUCH_HEAD, tuple(rows), accesses.TOUCH_RIGHT)
         lost[path] = log.lost
     for path, count in lost.items():
         if count:
             yield f"incomplete: {count} accesses did not fit into {path.parent.name}/{path.name}"
+
+
+def lines(told: Iterable[str | Table]) -> list[str]:
+    """Return what `told` yields as plain lines, one for each run of accesses."""
+    out: list[str] = []
+    for block in told:
+        out += accesses.touched_lines(block.rows) if isinstance(block, Table) else [block]
+    return out
 
 
 def _whole(inputs: Inputs, place: Place) -> list[tuple[int, int]]:

@@ -43,6 +43,11 @@ class Symbols:
             return ""
         return self.name(address) or f"0x{address:x}"
 
+    @property
+    def known(self) -> bool:
+        """Tell whether there are symbols at all."""
+        return any(self._load())
+
     def address(self, name: str) -> int:
         """Return where a symbol of the kernel itself lies; 0 where there is none."""
         wanted = b" " + name.encode()

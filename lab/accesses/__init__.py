@@ -30,6 +30,8 @@ from lab.message import Messages
 from lab.symbols import Symbols
 
 __all__ = [
+    "TOUCH_HEAD",
+    "TOUCH_RIGHT",
     "Accesses",
     "CopySeen",
     "DeviceWriteSeen",
@@ -38,6 +40,8 @@ __all__ = [
     "ReadSeen",
     "analyse",
     "touched",
+    "touched_lines",
+    "touches",
 ]
 
 
@@ -79,25 +83,45 @@ def analyse(
     return _Analysis(log, messages, names, present=present, holds=holds).run()
 
 
-def touched(
+TOUCH_HEAD = ("US", "DID", "FROM", "LEN", "IN", "BY", "RECORD")
+TOUCH_RIGHT = "US FROM LEN IN"
+
+
+def touches(
     log: AccessLog, start: int, end: int, *, symbols: Symbols, user: Names | None = None
-) -> list[str]:
-    """Return a line for each run that touched physical `[start, end)`, in order.
+) -> list[tuple[str, ...]]:
+    """Return a row for each run that touched physical `[start, end)`, in order.
 
     Columns: microseconds since the window began, what was done, from which byte of the
     place, how many bytes in how many accesses, by whom, called from where, the evidence.
     """
     name = Namer(symbols, user).name
-    lines = []
+    rows: list[tuple[str, ...]] = []
     for one in log.touching(start, end):
         after_us = (log.host_ns(one.tsc) - log.header.armed_ns) / 1000
         callers = " < ".join(name(caller) for caller in one.callers if caller)
         who = name(one.instruction) + (f" < {callers}" if callers else "")
-        lines.append(
-            f"{after_us:>10.1f} {'store' if one.store else 'load ':<5} "
-            f"{one.physical - start:>+6} {one.size:>5} in {one.count:<5} {who}  #{one.number}"
+        did = "store" if one.store else "load"
+        at = f"{one.physical - start:+}"
+        rows.append(
+            (f"{after_us:.1f}", did, at, str(one.size), str(one.count), who, f"#{one.number}")
         )
-    return lines
+    return rows
+
+
+def touched(
+    log: AccessLog, start: int, end: int, *, symbols: Symbols, user: Names | None = None
+) -> list[str]:
+    """Return `touches` as lines."""
+    return touched_lines(touches(log, start, end, symbols=symbols, user=user))
+
+
+def touched_lines(rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return rows of `touches` as lines."""
+    return [
+        f"{us:>10} {did:<5} {at:>6} {size:>5} in {count:<5} {who}  {record}"
+        for us, did, at, size, count, who, record in rows
+    ]
 
 
 class _Analysis:

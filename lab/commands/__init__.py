@@ -8,8 +8,10 @@ import json as jsonlib
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
+import textwrap
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -78,6 +80,25 @@ class Console:
         terminal = Terminal(highlight=False)
         for one in report.shown(blocks, width=terminal.width):
             terminal.print(one)
+
+    def line(self, text: str) -> None:
+        """Print one of many lines for people; at a terminal it breaks between its words."""
+        self.printed = True
+        width = self.width
+        if width is None or len(text) <= width:
+            print(text)
+            return
+        print(
+            textwrap.fill(
+                text, max(width, 20), subsequent_indent="    ", break_on_hyphens=False,
+                break_long_words=False,
+            )
+        )  # fmt: skip
+
+    @property
+    def width(self) -> int | None:
+        """Return how many columns the terminal has that results go to; None where none is."""
+        return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 @contextlib.contextmanager

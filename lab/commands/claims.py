@@ -31,6 +31,7 @@ def claims(console: Console, lab: str, options: Options) -> None:
     from lab import claims as stated
     from lab import experiment, rundir, settle
     from lab.claims import table
+    from lab.report.tables import WIDTH
 
     texts = [stated.load(name) for name in options.texts or stated.names()]
     wanted = frozenset(filter(None, options.only.replace(" ", "").split(",")))
@@ -62,6 +63,8 @@ def claims(console: Console, lab: str, options: Options) -> None:
     if options.markdown:
         document = table.markdown(judged, conditions=table.conditions(folder))
         Path(options.markdown).write_text(document, encoding="utf-8")
+    if console.width is not None:
+        text = table.render(judged, width=min(console.width, WIDTH))
     console.result(f"{text}\n{folder}", value | {"folder": str(folder)})
     _undecided(judged, folder)
 

@@ -59,13 +59,13 @@ def lines(console: Console, run: str, grep: str, *, everything: bool) -> None:
     found = rundir.resolve(run)
     if found.manifest().experiment == "socket":
         for line in socket.lines(found, grep=grep or None):
-            print(line)
+            console.line(line)
         return
     left_out = 0
     cited = None if everything else report.cited(found)
     for evidence, line in report.lines(found, grep=grep or None):
         if cited is None or evidence in cited:
-            print(line)
+            console.line(line)
         else:
             left_out += 1
     if left_out:
@@ -91,5 +91,6 @@ def accesses(console: Console, run: str, place: str, *, whole: bool = False) -> 
     if not place:
         console.result("\n".join(places.names(found)), places.names(found))
         return
-    rows = list(places.lines(found, place, whole=whole))
-    console.result("\n".join(rows), rows)
+    blocks = list(places.told(found, place, whole=whole))
+    rows = places.lines(blocks)
+    console.result("\n".join(rows), rows, blocks)

@@ -12,7 +12,8 @@ import pytest
 
 from lab import access, accesses
 from lab.access import encode_log
-from lab.accesses import Accesses, analyse
+from lab.accesses import Accesses, analyse, names
+from lab.accesses.names import Namer
 from lab.message import Messages
 from lab.symbols import Symbols
 
@@ -396,13 +397,32 @@ def test_who_touched_a_place_is_told_in_order(tmp_path: Path) -> None:
     (tmp_path / "access.bin").write_bytes(encode_log(given))
     (tmp_path / "symbols").write_text(SYMBOLS)
     log = access.read(tmp_path / "access.bin", guest="receiver")
-    names = Symbols(tmp_path / "symbols")
+    known = Symbols(tmp_path / "symbols")
 
-    first, second = accesses.touched(log, 0x1000, 0x1030, symbols=names)
+    first, second = accesses.touched(log, 0x1000, 0x1030, symbols=known)
     assert "store     +8     4 in 4     memcpy_orig+0x10 < page_to_skb+0x27c [virtio_net]" in first
     assert first.endswith("  #1")
     assert "     250.0 load      +0     4 in 1     csum_partial+0x10  #3" == second
-    assert [] == accesses.touched(log, 0x9000, 0x9100, symbols=names)
+    assert [] == accesses.touched(log, 0x9000, 0x9100, symbols=known)
+
+
+TRAMPOLINE = 0xFFFF_FFFF_C0FF_0155
+
+
+def test_code_that_kallsyms_has_no_name_for_is_said_to_be_such(tmp_path: Path) -> None:
+    """Trampolines and slots of kprobes lie where modules do, and may be younger than symbols."""
+    path = tmp_path / "symbols"
+    path.write_text(SYMBOLS)
+    assert names.MADE == Namer(Symbols(path), None).name(TRAMPOLINE)
+    assert names.MADE == Namer(Symbols(path), None).function(TRAMPOLINE)
+    assert "0xffff888000000000" == Namer(Symbols(path), None).name(0xFFFF_8880_0000_0000)  # data
+
+    path.write_text(f"{SYMBOLS}ffffffffc0ff0100 t ftrace_trampoline\t[__builtin__ftrace]\n")
+    named = "ftrace_trampoline+0x55 [__builtin__ftrace]"
+    assert named == Namer(Symbols(path), None).name(TRAMPOLINE)
+
+    path.unlink()  # then nothing has a name, and none is made up
+    assert f"{TRAMPOLINE:#x}" == Namer(Symbols(path), None).name(TRAMPOLINE)
 
 
 # --- Chance and speed -----------------------------------------------------------------------
