@@ -221,24 +221,31 @@ def no_file_beyond(size: int) -> Iterator[Callable[[], None]]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+def ends_for_want_of_room(stage: str, act: Callable[[], None]) -> str:
+    """Take a run in which `act` leaves no room at a stage; return what the user is told."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = [signal.getsignal(number) for number in numbers]
+    journal = AtStep(stage, act)
+    try:
+        with pytest.raises(Exit) as stop, told():
+            take(journal)
+    finally:
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
+    assert journal.acted
+    assert 3 == stop.value.code, stop.value
+    assert "try: free space" in str(stop.value)
+    return str(stop.value)
+
+
 @pytest.mark.parametrize(
     ("stage", "size"), [("read out traces", 16 << 10), ("ledger", 1 << 10), ("report", 1 << 10)]
 )
 def test_no_room_for_what_a_run_writes_is_the_host_s_fault(
     runs: Path, capsys: pytest.CaptureFixture[str], stage: str, size: int
 ) -> None:
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with no_file_beyond(size) as full:
-        journal = AtStep(stage, full)
-        try:
-            with pytest.raises(Exit) as stop, told():
-                take(journal)
-        finally:
-            for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
-                signal.signal(number, handler)
-    assert journal.acted
-    assert 3 == stop.value.code, stop.value
-    assert "try: free space" in str(stop.value)
+        ends_for_want_of_room(stage, full)
     written = {"read out traces": "sender/trace.bin", "ledger": "ledger.json"}
     if stage in written:
         assert not (last_run(runs) / "report.txt").exists()
@@ -294,20 +301,10 @@ def fill(folder: Path) -> None:
 def test_a_disk_that_is_full_is_the_host_s_fault(
     monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with small_disk("64m") as folder:
         monkeypatch.setenv("LAB_RUNS", str(folder))
-        journal = AtStep(stage, lambda: fill(folder))
-        try:
-            with pytest.raises(Exit) as stop, told():
-                take(journal)
-        finally:
-            for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
-                signal.signal(number, handler)
-        assert journal.acted
-        assert 3 == stop.value.code, stop.value
-        assert "No space left on device" in str(stop.value)
-        assert "try: free space" in str(stop.value)
+        said = ends_for_want_of_room(stage, lambda: fill(folder))
+        assert "No space left on device" in said
         ledger = last_run(folder) / "ledger.json"
         assert not ledger.exists() or ledger.read_text().endswith("}\n")  # whole, or not there
     nothing_left(OWN)

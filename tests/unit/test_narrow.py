@@ -48,7 +48,7 @@ def with_log(run: RunDir) -> None:
     buffer = run.guest("sender").workloads()[0].ready.buffer
     physical = buffer.pages[0][1] + buffer.virtual % access.PAGE
     touch = {"virt": buffer.virtual, "phys": physical, "bytes": bytes(16), "count": 16,
-             "caller": (0xFFFF_FFFF_8100_0000, 0xFFFF_FFFF_8100_0010)}  # fmt: skip
+             "caller": tuple(0xFFFF_FFFF_8100_0010 + at for at in (0, 16, 32))}  # fmt: skip
     run.guest("sender").file("access.bin").write_bytes(access.encode_log([touch, touch]))
 
 
