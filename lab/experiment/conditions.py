@@ -8,14 +8,6 @@ from lab.spec import Link
 
 NETDEV = "lab0"
 COPYBREAK = "/sys/module/e1000e/parameters/copybreak"
-# Features of `ethtool -k` that decide which functions copy.
-FEATURES = {
-    "tx-checksumming": "tx-checksum",
-    "rx-checksumming": "rx-checksum",
-    "scatter-gather": "scatter-gather",
-    "tcp-segmentation-offload": "tso",
-    "generic-receive-offload": "gro",
-}
 # `read` is the shell's own: a program started costs a guest under TCG 40 ms.
 ASKED = (
     "read release < /proc/sys/kernel/osrelease; echo kernel: $release;"
@@ -54,19 +46,3 @@ def set_link(guest: Guest, link: Link, *, deadline: Deadline) -> str:
     receives = guest.name == RECEIVER.name
     command = " && ".join([*settings(link, receives=receives), f"{{ {told}; }}"])
     return guest.require_shell().run(command, deadline=deadline).stdout
-
-
-def offloads(text: str) -> dict[str, str]:
-    """Return the features that decide how bytes are copied, from what the guest said."""
-    return {FEATURES[key]: value.split()[0] for key, value in _said(text) if key in FEATURES}
-
-
-def as_found(text: str) -> dict[str, str]:
-    """Return MTU, copybreak, queueing discipline and program, from what the guest said."""
-    told = ("mtu", "copybreak", "qdisc", "xdp")
-    return {key: value for key, value in _said(text) if key in told}
-
-
-def _said(text: str) -> list[tuple[str, str]]:
-    pairs = (line.partition(":") for line in text.splitlines())
-    return [(key.strip(), value.strip()) for key, _, value in pairs if value.strip()]

@@ -32,6 +32,7 @@ from lab.guest import Guest
 from lab.journal import Journal
 from lab.ledger import expected
 from lab.rings import Rings
+from lab.rundir import conditions as said_of
 
 # Which modules watch where: both on the one guest of a loopback run.
 MODULES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -364,8 +365,8 @@ def _conditions(taken: _Measurement, manifest: dict[str, Any]) -> None:
 
     told = _both(taken, gather)
     said = told[taken.sender.name]
-    manifest["link"] |= conditions.as_found(said) | {"offloads": conditions.offloads(said)}
-    if program := conditions.as_found(told[taken.receiver.name]).get("xdp"):
+    manifest["link"] |= said_of.as_found(said) | {"offloads": said_of.offloads(said)}
+    if program := said_of.as_found(told[taken.receiver.name]).get("xdp"):
         manifest["link"].setdefault("options", {})["xdp"] = program
 
 

@@ -186,6 +186,19 @@ class Cook:
         return SLICE if self.family == "ipv4" else SLICE_6
 
     @property
+    def local(self) -> str:
+        """The sender's end, as its program says it before it sends."""
+        if self.protocol == "tcp":
+            return "192.168.29.100:40000"
+        return "[::]:0" if self.family == "ipv6" else "0.0.0.0:0"
+
+    @property
+    def peer(self) -> str:
+        if self.family == "ipv6":
+            return f"[fd29::9e]:{PORT}"
+        return f"{'192.168.29.158' if self.over == 'link' else '127.0.0.1'}:{PORT}"
+
+    @property
     def whole(self) -> int:
         """The most bytes of a message that is one frame."""
         return SLICE - 8 if self.family == "ipv4" else 1500 - 40 - 8
@@ -333,8 +346,8 @@ class Cook:
                         "pid": pid,
                         "fd": 3,
                         "protocol": self.protocol,
-                        "local": "192.168.29.100:40000",
-                        "peer": f"192.168.29.158:{PORT}",
+                        "local": self.local,
+                        "peer": self.peer,
                         "size": self.size,
                         "count": self.count,
                         "slots": self.slots,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lab.experiment import conditions
+from lab.rundir import conditions as said_of
 from lab.spec import Link
 
 
@@ -27,5 +28,5 @@ def test_each_end_is_told_its_part(link: Link, sender: list[str], receiver: list
 def test_what_the_guest_said_is_what_is_noted() -> None:
     said = "xdp: pass\nFeatures for lab0:\ntx-checksumming: on [fixed]\nmtu: 1500\n"
 
-    assert {"xdp": "pass", "mtu": "1500"} == conditions.as_found(said)
-    assert {"tx-checksum": "on"} == conditions.offloads(said)
+    assert {"xdp": "pass", "mtu": "1500"} == said_of.as_found(said)
+    assert {"tx-checksum": "on"} == said_of.offloads(said)
