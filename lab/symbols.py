@@ -41,7 +41,8 @@ class Symbols:
         """Return the name, or the bare address where there is none; empty for 0."""
         if address == 0:
             return ""
-        return self.name(address) or f"0x{address:x}"
+        known = self._known.get(address)
+        return known or self.name(address) or f"0x{address:x}"
 
     @property
     def known(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from lab.correlate.board import Board, label, plain
-from lab.correlate.holdings import PHYSICAL, Extent, Held
+from lab.correlate.holdings import PHYSICAL, Extent, Held, new
 from lab.correlate.hooks import filled_by
 from lab.correlate.inputs import ACCESS_LOG, ENOENT, RECEIVER, SENDER
 from lab.correlate.memory_map import GuestMap
@@ -103,18 +103,11 @@ class Copies:
             target = self.memory.kernel(record.dst, size, record.dst_phys)
         if not source or not target:
             return None
-        return Copy(
-            record,
-            size,
-            source,
-            target,
-            source_address,
-            target_address,
-            src_user,
-            dst_user,
-            sends,
-            receives,
-        )
+        return new(
+            Copy,
+            (record, size, source, target, source_address, target_address,
+             src_user, dst_user, sends, receives, Certainty.OBSERVED),
+        )  # fmt: skip
 
     def take_between_skbs(self, record: Record) -> None:
         """Follow a copy from an skb to another, or within one.
@@ -300,22 +293,22 @@ class Copies:
         symbols = self.memory.guest.symbols
         at_call = record.kind is At.CALLSITE
         movement = Movement(
-            guest=self.memory.guest.name,
-            mover=Mover.GUEST_CPU,
-            kind=Kind.COPY,
-            function=record.hook,
-            instruction=symbols.show(record.aux) if at_call else "",
-            caller=symbols.show(record.caller),
-            source=part.place,
-            target=place,
-            message=part.message,
-            offset=part.offset,
-            size=copy.size,
-            payload_size=part.size,
-            certainty=copy.certainty,
-            tsc=record.tsc,
-            evidence=[record.id],
-            confirmed_by={self.memory.guest.witness},
+            self.memory.guest.name,
+            Mover.GUEST_CPU,
+            Kind.COPY,
+            record.hook,
+            symbols.show(record.aux) if at_call else "",  # instruction
+            symbols.show(record.caller),
+            part.place,
+            place,
+            part.message,
+            part.offset,
+            copy.size,
+            part.size,
+            copy.certainty,
+            record.tsc,
+            [record.id],
+            {self.memory.guest.witness},
         )
         self.board.move(movement, held)
         self.made.append(place)

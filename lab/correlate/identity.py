@@ -62,8 +62,8 @@ class Identity:
 
     def agrees(self, found: bytes, message: int, offset: int) -> bool:
         """Tell whether bytes read at a place are the message's from `offset` on."""
-        expected = self.bytes_of(message)[offset : offset + len(found)]
-        return found.startswith(expected)
+        whole = self._kept.get(message) or self.bytes_of(message)
+        return found.startswith(whole[offset : offset + len(found)])
 
     def find(self, data: bytes) -> list[Run]:
         """Return the runs of message bytes in a buffer, first one first."""

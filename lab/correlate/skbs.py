@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from lab.correlate.board import Board, plain
-from lab.correlate.holdings import KERNEL, PHYSICAL, Extent, Held
+from lab.correlate.holdings import KERNEL, PHYSICAL, Extent, Held, new
 from lab.correlate.hooks import DRIVER_XMIT, RECEIVE_SIDE, SEND_SIDE
 from lab.correlate.memory_map import GuestMap
 from lab.correlate.types import (
@@ -179,7 +179,8 @@ class Skbs:
         extents = self.memory.kernel(record.data, size)
         parts = self.memory.holdings.find(extents)
         for part in parts:
-            seen = record.bytes[part.at : part.at + part.size]
+            at = part.at
+            seen = record.bytes[at : at + part.size]
             if not self.identity.agrees(seen, part.message, part.offset):
                 # Freed, and another packet's by now: skb heads are given out again at once.
                 part.place.overwritten = True
@@ -231,20 +232,19 @@ class Skbs:
         for message in _messages(parts):
             if record.src and record.frags and self._seen(record, message):
                 continue
-            self.board.sight(
-                Sighting(
-                    side,
-                    message,
-                    self.memory.guest.name,
-                    record.hook,
-                    record.skb,
-                    record.head,
-                    record.data,
-                    record.skb_len,
-                    record.skb_data_len,
-                    record.id,
-                )
+            seen = (
+                side,
+                message,
+                self.memory.guest.name,
+                record.hook,
+                record.skb,
+                record.head,
+                record.data,
+                record.skb_len,
+                record.skb_data_len,
+                record.id,
             )
+            self.board.sight(new(Sighting, seen))
 
     def _side(self, record: Record, parts: list[Held]) -> str:
         if record.hook in SEND_SIDE:
@@ -290,6 +290,7 @@ class Skbs:
         made = []
         for message in _messages(parts):
             mine = [part for part in parts if part.message == message]
+            payload = sum([part.size for part in mine])
             movement = Movement(
                 guest=self.memory.guest.name,
                 mover=Mover.GUEST_CPU,
@@ -301,8 +302,8 @@ class Skbs:
                 target=mine[0].place,
                 message=message,
                 offset=mine[0].offset,
-                size=record.skb_len or sum(part.size for part in mine),
-                payload_size=sum(part.size for part in mine),
+                size=record.skb_len or payload,
+                payload_size=payload,
                 certainty=certainty,
                 tsc=record.tsc,
                 evidence=list(evidence),
@@ -353,7 +354,7 @@ def ranges(place: Place) -> list[Extent]:
     out: list[Extent] = []
     at = 0
     for start, size in place.extents:
-        out.append(Extent(PHYSICAL, start, size, at))
+        out.append(new(Extent, (PHYSICAL, start, size, at)))
         at += size
     return out
 
