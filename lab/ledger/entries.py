@@ -260,6 +260,7 @@ class Ledger:
 
 _known: dict[type[Any], Mapping[str, str]] = {}
 _lines: dict[type[Any], Callable[[Any], str]] = {}
+_flat: dict[type[Any], bool] = {}
 
 
 def _fields(kind: type[Any]) -> Mapping[str, str]:
@@ -323,11 +324,25 @@ def _rows(entries: Sequence[Any], depth: int) -> Iterator[str]:
 
 def _spread(entry: Any, depth: int) -> str:
     """Return an entry with a line for each of its fields, or one line if it has no table."""
-    names = tuple(_fields(type(entry)))
-    texts = [_text(getattr(entry, name), depth + 1) for name in names]
+    kind = type(entry)
+    if _is_flat(kind):
+        return _line(kind)(entry)
+    names = tuple(_fields(kind))
+    makers = _PLAIN_MAKERS
+    texts = [
+        makers[type(value)](value) if type(value) in makers else _text(value, depth + 1)
+        for value in _values_of(names)(entry)
+    ]
     if "[\n" not in [text[:2] for text in texts]:
-        return _line(type(entry))(entry)
+        return _line(kind)(entry)
     return _spread_out(names, depth) % tuple(texts)
+
+
+def _is_flat(kind: type[Any]) -> bool:
+    """Tell whether no field of such an entry can be a table: it is one line."""
+    if kind not in _flat:
+        _flat[kind] = all(of in _WORDS_OF or of == "int" for of in _fields(kind).values())
+    return _flat[kind]
 
 
 @cache
@@ -359,7 +374,7 @@ def _make_line(kind: type[Any]) -> Callable[[Any], str]:
     words = [name for name in makers if names[name] in _WORDS_OF and name not in VARIED]
     others = [name for name in names if name not in words]
     made = [(number, makers[name]) for number, name in enumerate(others) if name in makers]
-    words_of, others_of = _values_of(words), _values_of(others)
+    words_of, others_of = _values_of(tuple(words)), _values_of(tuple(others))
     patterns: dict[tuple[Any, ...], str] = {}
 
     def pattern(known: tuple[Any, ...]) -> str:
@@ -385,7 +400,8 @@ def _make_line(kind: type[Any]) -> Callable[[Any], str]:
     return line
 
 
-def _values_of(names: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
+@cache
+def _values_of(names: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:
     """Return what takes these fields of an entry; of one alone `attrgetter` makes no tuple."""
     if len(names) > 1:
         return attrgetter(*names)
@@ -399,6 +415,8 @@ def _other(value: Any) -> str:
 
 
 def _texts(value: tuple[str, ...]) -> str:
+    if len(value) == 1:
+        return f"[{encode_basestring(value[0])}]"
     return f"[{', '.join(map(encode_basestring, value))}]"
 
 

@@ -24,9 +24,9 @@ CALLS_WITHIN = 1.05
 TIME_WITHIN = 3.0
 TIMED_SMALL, TIMED_LARGE = 300, 2400
 # Of a message more, where page and timeline already show as many as they ever do: calls and
-# returns, of Python's functions and of C's.  On Python 3.11 there are 1820; there were 2750.
+# returns, of Python's functions and of C's.  On Python 3.11 there are 1674; there were 2750.
 FEW, MORE = 510, 560  # messages
-CALLS_MOST = 2200
+CALLS_MOST = 1950
 
 
 def run_of(path: Path, count: int) -> RunDir:
@@ -78,7 +78,9 @@ def warm(tmp_path: Path) -> None:
 def test_a_cooked_burst_is_complete(tmp_path: Path) -> None:
     run = run_of(tmp_path, 3)
 
-    assert bench_report.report(run) > 0
+    took = bench_report.report(run)
+    assert took.wall_s > 0
+    assert took.cpu_s > 0
     text = run.read_bytes("report.txt").decode()
     assert "COMPLETE: 3 messages of 64 bytes each copied twice by guest CPUs" in text
     assert "ip_generic_getfrag" in text
@@ -98,7 +100,7 @@ def test_more_messages_than_slots_are_complete(
     monkeypatch.setattr(bench_report, "SLOTS", 64)
     monkeypatch.setattr(bench_report, "SECTION_MOST", 100)
 
-    assert bench_report.report(run_of(tmp_path, 200)) > 0
+    assert bench_report.report(run_of(tmp_path, 200)).cpu_s > 0
 
 
 def test_a_message_takes_as_many_calls_among_many(tmp_path: Path) -> None:
@@ -161,6 +163,6 @@ def test_handovers_that_no_hook_saw_are_not_looked_for_among_all(
 
 
 def test_growth_is_of_the_time_a_record_takes() -> None:
-    rates = {count: {"per_s": rate} for count, rate in (("1", 20.0), ("2", 30.0), ("3", 10.0))}
+    rates = {count: {"per_cpu_s": rate} for count, rate in (("1", 20.0), ("2", 30.0), ("3", 10.0))}
 
     assert 2.0 == bench_report.growth(rates)

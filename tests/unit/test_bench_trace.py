@@ -38,6 +38,15 @@ def test_reading_is_measured_on_as_many_records_as_it_says(
     assert all(one["read_per_s"] > 0 for one in found.values())
 
 
+def test_a_report_is_as_fast_as_its_user_waits() -> None:
+    reading = {"90000": {"read_per_s": 1e6}}
+
+    for by_the_clock, held in ((50_000.0, True), (49_999.0, False)):
+        reported = {"90000": {"per_s": by_the_clock, "per_cpu_s": 60_000.0}}
+        found = bench_trace.targets(reading, reported)
+        assert held is found["report 50000 records/s of a burst, by the clock"]
+
+
 def test_without_a_record_there_is_nothing_to_measure() -> None:
     with pytest.raises(HostError, match="no record"):
         bench_trace.read_speed(record.encode_section([], capacity=10, hooks=["__netif_rx"]))

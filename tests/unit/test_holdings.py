@@ -1,0 +1,44 @@
+"""What memory holds, byte by byte, beside what `Holdings` says of it in runs."""
+
+from __future__ import annotations
+
+import random
+
+from lab.correlate.holdings import CHUNK_BITS, Extent, Held, Holdings, Way
+from lab.correlate.types import Place, PlaceKind
+
+CHUNK = 1 << CHUNK_BITS
+FIRST, LAST = 5 * CHUNK, 8 * CHUNK  # of the memory that is written to
+AROUND = 40  # bytes: near an edge, where runs are cut
+
+
+def place(number: int) -> Place:
+    return Place(number, "sender", PlaceKind.KERNEL, "", 0, 0, number, 0, [], 0)
+
+
+def told(holdings: Holdings, start: int, size: int) -> dict[int, tuple[int, int]]:
+    """Return message and offset of each byte of a range, by address."""
+    return {
+        start + held.at + byte: (held.message, held.offset + byte)
+        for held in holdings.find([Extent("physical", start, size, 0)])
+        for byte in range(held.size)
+    }
+
+
+def test_a_range_is_found_whichever_chunks_it_lies_in() -> None:
+    # Against a plain table of bytes: what is over an edge, inside a chunk, and over several.
+    chance = random.Random(0x10AB)
+    holdings = Holdings()
+    memory: dict[int, tuple[int, int]] = {}
+    for number in range(100):
+        edge = chance.randrange(FIRST, LAST + 1, CHUNK)
+        start = edge + chance.randrange(-AROUND, AROUND)
+        size = chance.choice([1, 7, AROUND, CHUNK, 2 * CHUNK + 1])
+        extents = [Extent("physical", start, size, 0)]
+        holdings.clear(extents)
+        holdings.put(extents, Held(0, size, number, 3, place(number), Way()))
+        memory |= {start + byte: (number, 3 + byte) for byte in range(size)}
+        near = chance.randrange(FIRST, LAST + 1, CHUNK) - AROUND
+        for length in (0, 1, 2 * AROUND, CHUNK + AROUND):
+            seen = {at: memory[at] for at in range(near, near + length) if at in memory}
+            assert seen == told(holdings, near, length)
