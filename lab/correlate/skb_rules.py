@@ -37,6 +37,7 @@ INSIDE = {OUTBUF: VIRTIO_XMIT, NETIF_RX: LOOPBACK_XMIT}
 # Records whose bytes are those at `data`, and where in these an IP header begins.
 IP_AT = {QUEUE: ETHERNET, **dict.fromkeys(XMIT, ETHERNET), NETIF_RX: 0}
 SHOWN_AT_DATA = frozenset({*IP_AT, ENQUEUE, "tcp_rcv_established"})
+DEVICE_HEADERS = (10, 12)  # of virtio, in front of a frame in its buffer
 BYTES_MOST = 64  # of a record
 IPV4, IPV6 = 0x0800, 0x86DD
 
@@ -77,6 +78,7 @@ def _broken(guest: GuestInputs, board: Board, seen: Iterable[str]) -> Iterator[B
             hook.name for hook in guest.hooks if hook.attached and not hook.left_out
         )
         yield from of_several(mine, attached=attached)
+        yield from _made_otherwise(mine)
 
 
 # --- One record ------------------------------------------------------------------------------
@@ -105,6 +107,9 @@ def of_one(
         told = _told(record)
         if told is not None and told != record.skb_len:
             yield f"len is {record.skb_len}, and its IP header makes it {told}"
+    header = record.size - record.skb_len
+    if record.hook == PAGE_TO_SKB and record.size and header not in DEVICE_HEADERS:
+        yield f"len is {record.skb_len}, of {record.size} bytes in the buffer"
     if datagram is not None and record.hook in (ENQUEUE, CONSUME) and record.skb_len != datagram:
         yield f"len is {record.skb_len}, of a datagram of {datagram} bytes"
 
@@ -170,6 +175,27 @@ def of_several(records: Sequence[Record], *, attached: frozenset[str]) -> Iterat
                 text = f"{hook} has skb 0x{skb:x}, which is in no queue of its socket"
                 yield Broken(text, (record,))
             waiting[record.sk].discard(skb)
+
+
+def _made_otherwise(records: Sequence[Record]) -> Iterator[Broken]:
+    """Yield where a datagram waits in another skb than the driver made of its head."""
+    made: dict[int, Record] = {}  # by head
+    for record in records:
+        if record.hook == PAGE_TO_SKB:
+            made[record.head] = record
+        elif record.hook == ENQUEUE:
+            first = made.pop(record.head, None)
+            if first is not None and first.skb != record.skb and _pulled_only(first, record):
+                yield Broken(
+                    f"{record.hook} has skb 0x{record.skb:x}, and {first.hook} made skb "
+                    f"0x{first.skb:x} of its head",
+                    (record, first),
+                )
+
+
+def _pulled_only(first: Record, record: Record) -> bool:
+    # Fragments that were put together are more than the first one had.
+    return record.data - first.data == first.skb_len - record.skb_len
 
 
 def _longest(queued: dict[int, int]) -> int:

@@ -171,6 +171,12 @@ def test_a_run_that_is_true_says_nothing(run: RunDir) -> None:
     assert [] == told(run)
 
 
+def test_the_way_a_bpf_program_is_attached_is_no_error_of_its_hook(run: RunDir) -> None:
+    lie(run, MANIFEST, put("probes", "hooks", "sender", "send_trace", "loopback_xmit", to="fentry"))
+
+    assert [] == told(run)
+
+
 @pytest.mark.parametrize(("name", "how", "says"), CAUGHT, ids=[one[2] for one in CAUGHT])
 def test_a_lie_that_a_record_gives_away(
     run: RunDir, name: str, how: Callable[[Tree], None] | tuple[str, str], says: str

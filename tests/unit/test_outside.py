@@ -167,6 +167,15 @@ def test_a_probe_that_names_a_copy_otherwise_is_named(
     assert not found.proven
 
 
+def test_the_log_alone_names_no_hook_and_its_instructions_lie_where_it_says(run: RunDir) -> None:
+    write(run, called(run))
+    for guest in run.guests():
+        guest.trace.unlink()
+    cooked.edit(run, "manifest.json", lambda it: it["probes"].update(kind="none"))
+
+    assert () == ledger.build(run).disagreements
+
+
 def test_a_function_that_calls_another_last_is_on_no_stack(tmp_path: Path) -> None:
     """What has no hook of its own may be what the hooked function became."""
     cook = cooked.nic(tmp_path, absent=["csum_and_copy_from_iter_full"])

@@ -16,6 +16,7 @@ from tests.unit.cooked import DIRECT_MAP, Cook, Event
 
 QUEUE, XMIT = "__dev_queue_xmit", "virtio_net:start_xmit"
 ENQUEUE, CONSUME = "__udp_enqueue_schedule_skb", "skb_consume_udp"
+MADE = "virtio_net:page_to_skb"
 ELSEWHERE = DIRECT_MAP + 0x0777_0000
 
 Lie = Callable[[Event], dict[str, Any]]
@@ -46,6 +47,7 @@ def broken(cook: Cook, hook: str, lie: Lie) -> list[str]:
         (cooked.nic, ENQUEUE, lambda e: {"skb_len": 17}, "17, of a datagram of 16 bytes"),
         (cooked.nic, CONSUME, lambda e: {"skb_len": 15}, "15, of a datagram of 16 bytes"),
         (cooked.nic, ENQUEUE, lambda e: {"skb_data_len": 2}, "16 bytes are shown of a linear"),
+        (cooked.nic, MADE, lambda e: {"skb_len": 57}, "57, of 70 bytes in the buffer"),
         # From one hook to the next.
         (cooked.nic, OUTBUF, lambda e: {"skb_len": 57}, "len of skb"),
         (cooked.nic, XMIT, lambda e: {"head": e["head"] - 64}, "head of skb"),
@@ -54,6 +56,7 @@ def broken(cook: Cook, hook: str, lie: Lie) -> list[str]:
         (cooked.nic, CONSUME, lambda e: {"skb_data_len": 3}, "data_len of skb"),
         (cooked.loopback, "__netif_rx", lambda e: {"data": e["data"] + 1}, "data of skb"),
         # One object.
+        (cooked.nic, MADE, lambda e: {"skb": ELSEWHERE}, "made skb"),
         (cooked.nic, OUTBUF, lambda e: {"skb": ELSEWHERE}, "which was given skb"),
         (cooked.nic, XMIT, lambda e: {"skb": ELSEWHERE}, "which was not queued"),
         (cooked.loopback, "__netif_rx", lambda e: {"skb": ELSEWHERE}, "which was given skb"),
