@@ -30,7 +30,10 @@ from lab.access.layout import (
 from lab.access.tables import indirect
 from lab.errors import TraceCorrupt
 
-LIMIT = 1 << 20  # bytes of a filtered log, and LIMIT_PER_BYTE for each byte of messages
+# Bytes of a filtered log, and LIMIT_PER_BYTE for each byte of messages.  Twenty-three messages of
+# 1400 bytes with modules and BPF programs took up to 3.3 MB: pages a message lay in serve programs
+# and stacks at other times.
+LIMIT = 1 << 23
 LIMIT_PER_BYTE = 16
 MOST_FOLLOWED = 2000  # stores that carry on a piece of a few bytes; the last step may add more
 FEW = 4  # bytes; who reads a message byte by byte makes sums of it, and no copy

@@ -63,7 +63,8 @@ __all__ = [
 ]
 
 MOST_NOTED = 4  # messages that notes name, and frames of each
-WITNESSES = ("access-log", "census", "probe:bpf", "probe:kmod", "rings", "wire")
+LOG = "access-log"
+WITNESSES = (LOG, "census", "probe:bpf", "probe:kmod", "rings", "wire")
 
 
 def schema() -> dict[str, Any]:
@@ -112,7 +113,7 @@ def build(run: RunDir) -> Ledger:
             "offloads": dict(manifest.offloads),
             **({"options": dict(manifest.options)} if manifest.options else {}),
         },
-        witnesses=_witnesses(inputs),
+        witnesses=_witnesses(inputs, log),
         messages=messages,
         incomplete=faults,
         unexplained=tuple(_unexplained(outside.without_spills(flow, log))),
@@ -204,13 +205,19 @@ def _lost(inputs: Inputs, log: outside.Outside | None) -> dict[str, int]:
     return dict(sorted(out.items()))
 
 
-def _witnesses(inputs: Inputs) -> dict[str, str]:
+def _witnesses(inputs: Inputs, log: outside.Outside | None) -> dict[str, str]:
     told = dict(inputs.manifest.witnesses)
+    beside = log is not None and inputs.manifest.probe_kind != "none"
+    accesses = sum(log.lost.values()) if log is not None and beside else 0
     out: dict[str, str] = {}
     for name in WITNESSES:
         absent = _absent(inputs, name)
         if told.get(name, "").startswith("absent"):
             out[name] = told[name]
+        elif name == LOG and accesses:
+            # Of what it saw nothing is taken back, but it vouches for nothing either.
+            lost = "1 access" if accesses == 1 else f"{accesses} accesses"
+            out[name] = f"lost {lost}: not held against the probes"
         else:
             out[name] = f"absent: {absent}" if absent else "present"
     return out
@@ -221,7 +228,7 @@ def _absent(inputs: Inputs, witness: str) -> str | None:
     lacking = [guest.name for guest in inputs.guests if _silent(guest, witness)]
     if not lacking:
         return None
-    if witness == "access-log" or not _asked(inputs, witness):
+    if witness == LOG or not _asked(inputs, witness):
         return "this run has none"
     if witness in ("wire", "rings") and inputs.loopback:
         return "over loopback nothing reaches a device"
@@ -240,7 +247,7 @@ def _silent(guest: GuestInputs, witness: str) -> bool:
         "probe:bpf": guest.bpf is None,
         "census": guest.census is None or guest.census.absent is not None,
         "wire": guest.frames is None,
-        "access-log": not guest.folder.has("access.bin"),
+        LOG: not guest.folder.has("access.bin"),
         "rings": guest.rings is None or not guest.rings.queues,
     }
     return silent.get(witness, True)

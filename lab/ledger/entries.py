@@ -26,6 +26,7 @@ PLAIN = frozenset({str, int, bool, float, type(None)})
 LINES_FROM = 4  # levels down: ledger, messages, message, places; each place is one line
 INDENT = "  "
 VARIED = frozenset({"evidence", "between", "why", "text"})  # words that few entries share
+LOG = "/access.bin"  # what ends the names of logs of accesses in `lost`
 PATTERNS = 4096  # lines' words that are kept at a time
 NOT_SHOWN = {"Sighting": ("side", "message")}  # said by where it stands
 LACKING = re.compile(rf"(\S+/{re.escape(WORKLOAD)}) (?:is missing|has no \w+):")
@@ -219,6 +220,16 @@ class Ledger:
         """
         found = (LACKING.match(entry.why) for entry in self.incomplete)
         return next((one[1] for one in found if one), "")
+
+    @property
+    def records_lost(self) -> int:
+        """How many records of probes are missing: with one of them a ledger is incomplete."""
+        return sum(lost for name, lost in self.lost.items() if not name.endswith(LOG))
+
+    @property
+    def accesses_lost(self) -> int:
+        """How many accesses the logs lack; beside probes these decide nothing."""
+        return sum(lost for name, lost in self.lost.items() if name.endswith(LOG))
 
     @property
     def searched(self) -> bool:

@@ -30,7 +30,7 @@ from lab.report.perfetto import trace
 from lab.report.sheet import sheet
 from lab.report.stations import copy_numbers
 from lab.report.tables import content, some, spread
-from lab.report.verdict import largest, sentences, unseen
+from lab.report.verdict import largest, looked_on, lost_words, sentences, short, unseen
 from lab.report.words import function_name
 from lab.rundir import Manifest, RunDir
 
@@ -371,7 +371,7 @@ def _totals(ledger: Ledger) -> list[Block]:
     return paragraph(
         f"Totals: {counts}{proven}; {verified} of {some(len(places), 'place')} verified "
         f"by content; {stray if ledger.searched else 'RAM was not searched for more'}; "
-        f"{some(sum(ledger.lost.values()), 'record')} lost{_messages_lost(ledger)}."
+        f"{lost_words(ledger)} lost{_messages_lost(ledger)}."
     )
 
 
@@ -386,14 +386,15 @@ def _rings(ledger: Ledger) -> list[Block]:
 
 
 def _witnesses(ledger: Ledger) -> list[Block]:
-    present = [name for name, state in ledger.witnesses.items() if state == "present"]
+    present = looked_on(ledger)
+    lossy = "".join(f"; {text}" for text in short(ledger))
     absent = [
         f"{name} ({state.partition(':')[2].strip()})"
         for name, state in ledger.witnesses.items()
-        if state != "present"
+        if state.startswith("absent")
     ]
     without = f"; absent: {', '.join(absent)}" if absent else ""
-    return paragraph(f"Witnesses: {', '.join(present) or 'none'}{without}.")
+    return paragraph(f"Witnesses: {', '.join(present) or 'none'}{lossy}{without}.")
 
 
 def _notes(ledger: Ledger) -> list[Block]:

@@ -15,7 +15,7 @@ from lab.report.drawing import Drawing, Words, draw
 from lab.report.evidence import Archive
 from lab.report.page import environment
 from lab.report.stations import way
-from lab.report.tables import paragraph, some, span
+from lab.report.tables import paragraph, span
 from lab.report.words import KINDS, PLACES, function_name
 from lab.rundir import RunDir
 
@@ -147,7 +147,7 @@ def _totals(ledgers: tuple[Ledger, Ledger], one: Message, two: Message) -> Itera
         values = [span(*message.totals.spread(field)) for message in (one, two)]
         yield Row(name=name, first=values[0], second=values[1])
     yield Row(name="skb", first=verdict.skb_words(one), second=verdict.skb_words(two))
-    lost = [some(sum(ledger.lost.values()), "record") for ledger in ledgers]
+    lost = [verdict.lost_words(ledger) for ledger in ledgers]
     yield Row(name="lost", first=lost[0], second=lost[1])
 
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from lab.ledger import Ledger, Message, Movement, Place
+from lab.ledger.entries import LOG
 from lab.report.stations import copy_numbers
 from lab.report.tables import some, spread, times
-from lab.report.verdict import unseen
+from lab.report.verdict import looked_on, short, unseen
 from lab.report.words import PLACES, function_name
 from lab.rundir import Manifest
 
@@ -193,8 +194,12 @@ def _where(ledger: Ledger, message: Message) -> Answer:
 def _lost(ledger: Ledger) -> Answer:
     lost = {name: count for name, count in ledger.lost.items() if count}
     if lost:
-        words = ", ".join(f"{count} of {name}" for name, count in lost.items())
+        words = ", ".join(f"{lost_of(name, count)} of {name}" for name, count in lost.items())
         said = f"Yes: {words}."
+        if ledger.accesses_lost and short(ledger):
+            said += " Accesses are not records: the ledger is by the probes, which "
+            said += f"lost {some(ledger.records_lost, 'record')}, and that log is not held "
+            said += "against them."
     else:
         said = f"No: 0 records were lost by {', '.join(ledger.lost) or 'any log'}."
     if ledger.messages_lost:
@@ -202,6 +207,11 @@ def _lost(ledger: Ledger) -> Answer:
     if not ledger.complete:
         said += f" The ledger is incomplete: {ledger.incomplete[0].why}."
     return Answer(question="Was anything lost?", answer=said)
+
+
+def lost_of(name: str, count: int) -> str:
+    """Return what a log lost, in its unit: accesses are no records of a probe."""
+    return some(count, "access", "accesses") if name.endswith(LOG) else some(count, "record")
 
 
 def _conditions(manifest: Manifest) -> Answer:
@@ -218,7 +228,8 @@ def _conditions(manifest: Manifest) -> Answer:
 
 
 def _why(ledger: Ledger, message: Message) -> Answer:
-    present = [name for name, state in ledger.witnesses.items() if state == "present"]
+    present = looked_on(ledger)
+    lossy = "".join(f" ({text})" for text in short(ledger))
     agree = min((len(movement.confirmed_by) for movement in message.movements), default=0)
     against = len(ledger.disagreements)
     derived = sum(movement.certainty == "derived" for movement in message.movements)
@@ -227,7 +238,7 @@ def _why(ledger: Ledger, message: Message) -> Answer:
         question="Why believe it?",
         answer=f"Every movement names its record: {seen} observed by one, {derived} derived from "
         f"records around them. {some(len(present), 'witness', 'witnesses')} looked on "
-        f"({', '.join(present)}), and each movement is confirmed by at least {agree} of them. "
-        f"They disagree {times(against)}. The run directory recomputes all of it: "
+        f"({', '.join(present)}){lossy}, and each movement is confirmed by at least {agree} of "
+        f"them. They disagree {times(against)}. The run directory recomputes all of it: "
         "invoke lab.report.",
     )

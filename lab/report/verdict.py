@@ -74,6 +74,27 @@ def largest(ledger: Ledger) -> Message:
     return max(ledger.messages, key=attrgetter("totals.guest_cpu_copies"))
 
 
+def lost_words(ledger: Ledger) -> str:
+    """Say how many records the probes lost, and apart from them what an access log did."""
+    accesses = ledger.accesses_lost
+    also = f", {some(accesses, 'access', 'accesses')}" if accesses else ""
+    return f"{some(ledger.records_lost, 'record')}{also}"
+
+
+def looked_on(ledger: Ledger) -> list[str]:
+    """Return the witnesses that lost nothing which would keep them from being held against."""
+    return [name for name, state in ledger.witnesses.items() if state == "present"]
+
+
+def short(ledger: Ledger) -> list[str]:
+    """Return the witnesses that looked on and lost some of it, with what they lost."""
+    return [
+        f"{name}: {state.replace(':', ',', 1)}"
+        for name, state in ledger.witnesses.items()
+        if state.startswith("lost ")
+    ]
+
+
 def unseen(ledger: Ledger, said: str) -> str:
     """Return what is said of something that was not seen, where anybody could have looked."""
     return f"Not to be told without {ledger.lacks}." if ledger.lacks else said

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from lab import access, correlate, ledger
+from lab import access, correlate, ledger, report
 from lab.correlate import outside
 from lab.correlate.types import Kind, Movement
+from lab.report import questions
 from lab.rundir import RunDir
+from tests import schema
 from tests.unit import cooked
 from tests.unit.cooked import Cook
 from tests.unit.cooked_dma import SHIFT, behind_iommu
@@ -240,7 +242,29 @@ def test_a_log_with_losses_confirms_nothing_and_is_said_to(run: RunDir) -> None:
 
     assert found.complete
     assert () == found.disagreements
-    assert any(count for name, count in found.lost.items() if name.endswith("access.bin"))
+    lost = 3 * len(run.guests())
+    assert (0, lost) == (found.records_lost, found.accesses_lost)
+    assert f"lost {lost} accesses: not held against the probes" == found.witnesses["access-log"]
+    schema.check(found.as_json())
+    text = " ".join(report.render(found, run).split())
+    assert f"0 records, {lost} accesses lost." in text
+    listed = text.partition("Witnesses: ")[2].partition(" absent:")[0]
+    assert "access-log" not in listed.partition(";")[0]
+    assert f"; access-log: lost {lost} accesses, not held against the probes" in listed
+    answers = questions.answers(found, found.messages[0], run.manifest(), "")
+    told = {one.question: one.answer for one in answers}
+    assert " 3 accesses of " in told["Was anything lost?"]
+    assert f"(access-log: lost {lost} accesses" in told["Why believe it?"]
+    assert "access-log," not in told["Why believe it?"].partition(" (access-log: lost")[0]
+
+
+def test_a_log_that_lost_nothing_is_a_witness_like_others(run: RunDir) -> None:
+    write(run, logged(run))
+
+    found = ledger.build(run)
+
+    assert "present" == found.witnesses["access-log"]
+    assert "accesses lost" not in report.render(found, run)
 
 
 def test_without_probes_the_log_alone_is_complete(tmp_path: Path) -> None:
@@ -356,6 +380,8 @@ def test_without_probes_a_loss_is_incomplete(tmp_path: Path) -> None:
 
     assert not found.complete
     assert any("lost 1 accesses" in one.why for one in found.incomplete)
+    assert not found.witnesses["access-log"].startswith("lost")
+    schema.check(found.as_json())
 
 
 def test_one_guest_without_a_log_is_no_witness(run: RunDir) -> None:
