@@ -14,7 +14,7 @@ from lab.report.conditions import conditions
 from lab.report.drawing import Drawing, Words, draw
 from lab.report.evidence import Archive
 from lab.report.page import environment
-from lab.report.stations import way
+from lab.report.stations import heads, way
 from lab.report.tables import paragraph, span
 from lab.report.words import KINDS, PLACES, function_name
 from lab.rundir import RunDir
@@ -117,7 +117,7 @@ def _side(ledger: Ledger, run: RunDir, anchor: str) -> Side:
     words = Words(
         kernel=f"Linux {manifest.kernel}",
         device=manifest.device,
-        rings=Archive(run).descriptors(message, most=MOST),
+        rings=Archive(run).descriptors(message, heads(message)),
         anchor=anchor,
         linked=False,
     )

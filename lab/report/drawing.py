@@ -30,6 +30,7 @@ STRIP = 78  # what a handover adds to the box it happens in
 TITLE = 48
 FOOT = 18
 ANCHOR = 44  # from a box's edge to its arrow
+NARROW = 36  # letters of a label that a phone has room for
 GUTTER = 9  # beside the boxes, for arrows that pass one by
 
 
@@ -202,7 +203,12 @@ def _lay_narrow(sheet: _Sheet) -> None:
             last = number == len(rows) - 1
             y += deep + (0 if turn and link and last else INTERVAL)
         if link and lane is Lane.OUT:
-            _panel(sheet, _guest(sheet, lane), (0, start, sheet.width, y + 6 - start), line=True)
+            _panel(
+                sheet,
+                _guest(sheet, lane),
+                (0, start, sheet.width, y + RING - 14 - start),
+                line=True,
+            )
             y += RING
         if link and lane is Lane.IN:
             y -= INTERVAL if rows else 0
@@ -239,7 +245,7 @@ def _panel(
             height=height,
             name=name,
             kernel=sheet.words.kernel,
-            title=x + (18 if line or sheet.wide else 12 + ANCHOR + 24),
+            title=x + (18 if sheet.wide else 12 + ANCHOR + 24),
             user_line=y + TITLE + BOX + 8 if line and sheet.wide else 0,
             device_line=y + height - RING - 8 if sheet.message.over == "link" and sheet.wide else 0,
         )
@@ -391,13 +397,14 @@ def _ring(
 
 def _descriptor(sheet: _Sheet, arrow: Arrow) -> str:
     side = "TX ring" if arrow.kind == "dma-read" else "RX ring"
-    for number in arrow.movements:
-        for one in sheet.message.movements[number].evidence:
-            if one in sheet.words.rings:
-                others = len(arrow.movements) - 1
-                more = f" (+{others})" if others else ""  # a narrow badge has no room for words
-                return f"{side} · {sheet.words.rings[one]}{more}"
-    return f"{side} · its descriptor is in no snapshot of it"
+    others = len(arrow.movements) - 1
+    # Of the place that is drawn, which is the first movement's; another's would contradict it.
+    for one in sheet.message.movements[arrow.movements[0]].evidence:
+        if one in sheet.words.rings:
+            more = f" (+{others})" if others else ""  # a narrow badge has no room for words
+            return f"{side} · {sheet.words.rings[one]}{more}"
+    whose = "the first's" if others else "its descriptor"
+    return f"{side} · {whose} is in no snapshot"
 
 
 def _inside(sheet: _Sheet, arrow: Arrow, number: int, of: int) -> Line:
@@ -430,14 +437,18 @@ def _line(sheet: _Sheet, arrow: Arrow, track: _Track) -> Line:
         moved = "no byte moves"
     elif arrow.kind.startswith("dma"):
         moved = f"{payload} of {sum(movement.size for movement in movements)} bytes{times}"
+    function = function_name(first) + (" (derived)" if _derived(arrow, first.certainty) else "")
+    told = f"{what} · {moved}"
+    if not sheet.wide and len(told) > NARROW:  # the second line has room for the bytes
+        told, function = what + times, f"{moved.removesuffix(times)} · {function}"
     return Line(
         arrow=arrow,
         path=track.path,
         tip=track.tip,
         mark=track.mark,
         label=track.label,
-        what=f"{what} · {moved}",
-        function=function_name(first) + (" (derived)" if _derived(arrow, first.certainty) else ""),
+        what=told,
+        function=function,
         proof=f"{first.evidence[0]}{rest}",
         target=f"{sheet.words.anchor}-{arrow.movements[0]}" if sheet.words.linked else "",
         ring=track.ring,

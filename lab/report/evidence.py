@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -150,10 +150,10 @@ class Archive:
         except (LabError, ValueError, LookupError) as error:
             return Card(id=evidence, title=f"cannot be read: {error}")
 
-    def descriptors(self, message: Message, *, most: int) -> dict[str, str]:
-        """Return in a few words what the first descriptors of a message say, by evidence id."""
-        ids = (one for movement in message.movements for one in movement.evidence)
-        wanted = [one for one in ids if "/rings.json#" in one][:most]
+    def descriptors(self, message: Message, movements: Sequence[int]) -> dict[str, str]:
+        """Return in a few words what the descriptors of some movements say, by evidence id."""
+        ids = (one for number in movements for one in message.movements[number].evidence)
+        wanted = [one for one in ids if "/rings.json#" in one]
         return {one: dict(self.card(one, NOTHING).fields).get("says", "") for one in wanted}
 
     def touched(self, guest: str, start: int, size: int) -> list[str]:

@@ -26,7 +26,7 @@ from lab.report.frames import holds, known_addresses
 from lab.report.maps import MemoryMap, maps
 from lab.report.moments import Timeline, timeline
 from lab.report.rings import Ring, rings
-from lab.report.stations import copy_numbers
+from lab.report.stations import copy_numbers, heads
 from lab.report.tables import content, some, span
 from lab.report.words import KINDS, PLACES, function_name
 from lab.rundir import Manifest, RunDir
@@ -176,7 +176,7 @@ def _shown(
     words = Words(
         kernel=f"Linux {manifest.kernel}",
         device=manifest.device,
-        rings=archive.descriptors(message, most=SHOWN_ROWS),
+        rings=archive.descriptors(message, heads(message)),
         anchor=anchor,
     )
     frame = _frame(message, archive)
@@ -187,7 +187,7 @@ def _shown(
         wide=draw(message, words, wide=True),
         narrow=draw(message, words, wide=False),
         steps=tuple(_steps(message, anchor, archive, data)),
-        steps_left_out=max(0, len(message.movements) - SHOWN_ROWS),
+        steps_left_out=len(message.movements) - len(kept(message)),
         spots=tuple(_spots(message, data, searched=ledger.searched)),
         spots_left_out=max(0, len(message.places) - SHOWN_ROWS),
         sightings=tuple(sightings[:SHOWN_ROWS]),
@@ -199,9 +199,17 @@ def _shown(
     )
 
 
+def kept(message: Message) -> list[int]:
+    """Return which movements are shown: those that arrows lead to, and as many more as fit."""
+    first = heads(message)
+    others = [n for n in range(len(message.movements)) if n not in first]
+    return sorted([*first, *others[: max(0, SHOWN_ROWS - len(first))]])
+
+
 def _steps(message: Message, anchor: str, archive: Archive, data: bytes) -> Iterator[Step]:
     numbers = copy_numbers(message)
-    for number, movement in enumerate(message.movements[:SHOWN_ROWS]):
+    for number in kept(message):
+        movement = message.movements[number]
         wanted = Wanted(message=data, offset=movement.offset, size=movement.payload_size)
         yield Step(
             id=f"{anchor}-{number}",

@@ -234,11 +234,12 @@ def _why(ledger: Ledger, message: Message) -> Answer:
     against = len(ledger.disagreements)
     derived = sum(movement.certainty == "derived" for movement in message.movements)
     seen = len(message.movements) - derived
+    disagree = f"They disagree {times(against)}" if against else "No two of them disagree"
     return Answer(
         question="Why believe it?",
         answer=f"Every movement names its record: {seen} observed by one, {derived} derived from "
         f"records around them. {some(len(present), 'witness', 'witnesses')} looked on "
         f"({', '.join(present)}){lossy}, and each movement is confirmed by at least {agree} of "
-        f"them. They disagree {times(against)}. The run directory recomputes all of it: "
+        f"them. {disagree}. The run directory recomputes all of it: "
         "invoke lab.report.",
     )

@@ -85,6 +85,11 @@ def way(message: Message) -> Way:
     return Way(stations=stations, arrows=tuple(_arrows(message, of)), gaps=gaps)
 
 
+def heads(message: Message) -> list[int]:
+    """Return the first movement of each arrow: where the arrow's evidence begins."""
+    return sorted(arrow.movements[0] for arrow in way(message).arrows)
+
+
 def copy_numbers(message: Message) -> list[int]:
     """Return which copy of its bytes each movement is: fragments share one number."""
     reached: dict[int, int] = {}

@@ -25,6 +25,7 @@ RUNS: dict[str, Callable[[Path], Cook]] = {
     "loopback": cooked.loopback,
     "tcp": lambda path: cooked.tcp(path, size=5000),
     "pieces": lambda path: cooked.nic(path, size=9000, count=2),
+    "large": lambda path: cooked.nic(path, size=65507),
     "left-out": lambda path: cooked.nic(path, without=("virtio_net:page_to_skb>memcpy",)),
     "hostile": lambda path: cooked.nic(path, payload=HOSTILE, size=len(HOSTILE)),
 }
