@@ -77,7 +77,7 @@ def test_other_runs_get_other_answers(tmp_path: Path) -> None:
     assert ask(over_lo, "the one that was sent?", r"^ (\w+):") == "Yes"
     assert ask(over_lo, "from where?", r"^ (Nothing was read by a device)")
     assert ask(over_lo, "over the wire?", r"^ (Nothing)") == "Nothing"
-    assert ask(lossy, "Was anything lost?", r"^ (Yes: 7 of [\w/]+)")
+    assert ask(lossy, "Was anything lost?", r"^ (Yes: 7 records of [\w/]+)")
 
 
 def test_an_incomplete_run_says_so_first(tmp_path: Path) -> None:
