@@ -135,6 +135,7 @@ def run(
     It lies in `base`, which is not one of the user's own runs; else among those.  With
     `playbook` it has that one's name and bytes.
     """
+    crash.require(path)  # what is no module leaves no run directory
     start = time.monotonic()
     digest = hashlib.sha256(f"{path}{time.time_ns()}".encode()).hexdigest()
     title = f"try-{path.stem}" if playbook is None else playbook.name

@@ -34,7 +34,8 @@ Every error prints as three lines: what failed, where its log is, what to try.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -214,3 +215,10 @@ def hinted(*, log: Path | str | None = None, hint: str | None = None) -> Iterato
         if error.hint is None:
             error.hint = hint
         raise
+
+
+def did_you_mean(text: str, choices: Iterable[str]) -> str:
+    """Return a remark with the nearest of the choices, empty when none is near."""
+    plain = {choice.replace("_", "-"): choice for choice in choices}
+    near = difflib.get_close_matches(text[:80].lower().replace("_", "-"), plain, n=1)
+    return f" (did you mean '{plain[near[0]]}'?)" if near else ""

@@ -11,7 +11,7 @@ from lab.correlate import Inputs, Place, outside
 from lab.correlate.inputs import RECEIVER
 from lab.correlate.rings import RingWitness
 from lab.correlate.types import LINK, PlaceKind
-from lab.errors import EvidenceError
+from lab.errors import EvidenceError, PlaybookError, did_you_mean
 from lab.rundir import RunDir
 
 
@@ -31,8 +31,10 @@ def told(run: RunDir, wanted: str, *, whole: bool = False) -> Iterator[str | Tab
     symbols = {guest.name: guest.symbols for guest in inputs.guests}
     found = [place for place in _places(inputs) if _name(place, inputs) == wanted]
     if not found:
-        raise EvidenceError(
-            f"run {run.name} has no place '{wanted}'", hint="--place " + " | ".join(names(run))
+        known = names(run)
+        raise PlaybookError(
+            f"run {run.name} has no place '{wanted}'{did_you_mean(wanted, known)}",
+            hint="--place " + " | ".join(known),
         )
     lost: dict[Path, int] = {}
     for place in found:

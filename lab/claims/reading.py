@@ -13,9 +13,9 @@ import yaml
 from lab import paths
 from lab.claims.measures import MEASURES
 from lab.claims.types import Claim, Experiment, Op, Test, Text, Value
-from lab.errors import PlaybookError
+from lab.errors import PlaybookError, did_you_mean
 from lab.playbook.reading import Reading
-from lab.playbook.values import KERNELS, OPTIONS, did_you_mean, shown
+from lab.playbook.values import KERNELS, OPTIONS, shown
 
 T = TypeVar("T")
 FILE_LIMIT = 256 * 1024

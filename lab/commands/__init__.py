@@ -15,7 +15,7 @@ import textwrap
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from invoke.exceptions import Exit
 
@@ -65,13 +65,21 @@ class Console:
             self.told(text, blocks)
             return
         self.printed = True
-        print(jsonlib.dumps(value, indent=1, sort_keys=True) if self.json else text, flush=True)
+        told = jsonlib.dumps(value, indent=1, sort_keys=True) if self.json else text
+        print(told, file=self._out(), flush=True)
+
+    def _out(self) -> TextIO:
+        """Return where results go: not between a program and the JSON of another task.
+
+        In `invoke lab.up lab.run-nic --json | jq` only the second was asked for JSON.
+        """
+        return sys.stderr if not self.json and "--json" in sys.argv[1:] else sys.stdout
 
     def told(self, text: str, blocks: Sequence[Block]) -> None:
         """Print for people: tables that fit a terminal, or `text` where it is piped."""
         self.printed = True
         if not (blocks and sys.stdout.isatty()):
-            print(text.rstrip(), flush=True)
+            print(text.rstrip(), file=self._out(), flush=True)
             return
         from rich.console import Console as Terminal
 

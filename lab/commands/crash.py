@@ -147,6 +147,7 @@ def _trying(
         raise PlaybookError(
             f"'{options.expect}' is no verdict", hint=", ".join(postmortem.VERDICTS)
         )
+    crash.require(Path(path))
     trial = crash.Trial(
         parameters=tuple(options.params.split()),
         command=options.run or None,

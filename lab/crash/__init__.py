@@ -14,7 +14,7 @@ from pathlib import Path
 from lab import snapshot, spec
 from lab.crash import leak
 from lab.crash.core import write_core
-from lab.crash.module import Module, module_name, prepare, prepare_all
+from lab.crash.module import Module, module_name, prepare, prepare_all, require
 from lab.crash.session import LOAD, RUN, UNLOAD, Session, Trigger, watched
 from lab.guest import Guest
 from lab.image import Image
@@ -30,6 +30,7 @@ __all__ = [
     "module_name",
     "prepare",
     "prepare_all",
+    "require",
     "watched",
     "write_core",
 ]

@@ -23,10 +23,11 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
 from lab import build, paths, process
-from lab.errors import PlaybookError, ProbeBuildFailed
+from lab.errors import PlaybookError, ProbeBuildFailed, did_you_mean
 from lab.journal import Journal
 
 SOURCES = frozenset({".c", ".h", ".S"})
+SUFFIXES = (".c", ".ko")
 KBUILD_FILES = frozenset({"Makefile", "Kbuild"})
 MOST_SOURCES = 2000
 MOST_BYTES = 64 << 20
@@ -47,6 +48,17 @@ class Module:
     log: str = field(repr=False)  # what the compiler said, warnings included
 
 
+def require(path: Path) -> None:
+    """Raise `PlaybookError` unless `path` can be a module: before anything is started for it."""
+    hint = "a .c file, a folder with a Makefile, or a .ko"
+    if not path.exists():
+        beside = path.parent.iterdir() if path.parent.is_dir() else ()
+        near = did_you_mean(path.name, [one.name for one in beside if one.suffix in SUFFIXES])
+        raise PlaybookError(f"{path}: no such file{near}", hint=hint)
+    if not (path.is_dir() or (path.is_file() and path.suffix in SUFFIXES)):
+        raise PlaybookError(f"{path} is no module", hint=hint)
+
+
 def prepare(
     path: Path, target: build.Target, *, journal: Journal, name: str | None = None
 ) -> Module:
@@ -55,6 +67,7 @@ def prepare(
     `name` picks one where a folder makes several.  Raises `ProbeBuildFailed` with the
     compiler's own words in `.log`.
     """
+    require(path)
     if path.is_file() and path.suffix == ".ko":
         return Module(
             name=module_name(path),
@@ -69,12 +82,8 @@ def prepare(
         if not any(file.name in KBUILD_FILES for file in files):
             raise PlaybookError(f"there is no Makefile in {path}")
         texts = {str(file.relative_to(path)): file.read_bytes() for file in files}
-    elif path.is_file() and path.suffix == ".c":
-        texts = _one(path)
     else:
-        raise PlaybookError(
-            f"{path} is no module", hint="a .c file, a folder with a Makefile, or a .ko"
-        )
+        texts = _one(path)
     home = _built(texts, target, journal=journal, what=path.name)
     found = {module_name(ko): ko for ko in sorted(home.glob("*.ko"))}
     if name is None and len(found) > 1:

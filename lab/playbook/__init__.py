@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lab import paths
-from lab.errors import PlaybookError
+from lab.errors import PlaybookError, did_you_mean
 from lab.message import SEARCHABLE_SIZE
 from lab.playbook.reading import FILE_LIMIT, Problem, Reading
 from lab.playbook.values import (
@@ -23,7 +23,6 @@ from lab.playbook.values import (
     PARTNERS,
     Fault,
     contradictions,
-    did_you_mean,
     kernel,
     misplaced,
     shown,
@@ -148,7 +147,7 @@ def override(
             f"--{o}: {message}" for o in (key, *PARTNERS.get(key, ())) if given[o] is not None
         ][:1]
     if faults:
-        raise PlaybookError("\n".join(faults), hint="'invoke --help lab.run' names the options")
+        raise PlaybookError("\n".join(faults), hint="invoke --help TASK, with its name")
     if changed.experiment == "crash":
         return changed
     return dataclasses.replace(changed, expect=_still_expected(playbook, changed))

@@ -12,12 +12,12 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
+from lab.errors import did_you_mean
 from lab.playbook.values import (
     ENTANGLED,
     READERS,
     Fault,
     contradictions,
-    did_you_mean,
     misplaced,
     one_of,
     shown,

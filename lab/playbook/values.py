@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import cast, get_args
 
+from lab.errors import did_you_mean
 from lab.spec import (
     BPF_HOOKS,
     HOOKS,
@@ -207,8 +207,11 @@ def _hook(text: str) -> str:
     full = [hook for hook in HOOKS if hook.partition(":")[2] == text]
     if len(full) == 1:
         return full[0]
-    guess = did_you_mean(text, HOOKS)
-    known = guess or f"; there are {', '.join(sorted(HOOKS))}"
+    known = did_you_mean(text, (*HOOKS, *(hook.partition(":")[2] for hook in HOOKS)))
+    known = (
+        known
+        or f"; there are {len(HOOKS)}, probes.hooks in a run's manifest.json has those of its guests"
+    )
     raise Fault(f"unknown hook {shown(text)}{known}")
 
 
@@ -420,13 +423,6 @@ def misplaced(
         named = line.replace("_", "-")
         out.append(("expect", f"an experiment '{kind}' says no '{named}'"))
     return out
-
-
-def did_you_mean(text: str, choices: Iterable[str]) -> str:
-    """Return a remark with the nearest of the choices, empty when none is near."""
-    plain = {choice.replace("_", "-"): choice for choice in choices}
-    near = difflib.get_close_matches(text[:80].lower().replace("_", "-"), plain, n=1)
-    return f" (did you mean '{plain[near[0]]}'?)" if near else ""
 
 
 def shown(text: str) -> str:

@@ -237,13 +237,31 @@ def _virtual(place: Place) -> str:
     return f"0x{place.virtual:x}" if place.virtual else "not known"
 
 
-def _unverified(ledger: Ledger, place: Place) -> str:
+def _unverified(ledger: Ledger, message: Message, place: Place) -> str:
     """Say why no content is shown: nobody looked, or the memory was used again by then."""
     if not ledger.searched:
         return "not searched"
     if not place.physical:
         return "not looked for"
-    return "not found" if place.place == "user" else "used again since"
+    if place.place != "user" or _used_again(ledger, message, place):
+        return "used again since"
+    return "not found"
+
+
+def _used_again(ledger: Ledger, message: Message, place: Place) -> bool:
+    """Tell whether a later message was in the same slot of a program's buffer.
+
+    It has 8192 slots of 256 bytes, fewer of larger messages: guest/workload.h.
+    """
+    end = place.virtual + place.size
+    return any(
+        other.place == "user"
+        and other.guest == place.guest
+        and other.virtual < end
+        and place.virtual < other.virtual + other.size
+        for later in ledger.messages[message.id + 1 :]
+        for other in later.places
+    )
 
 
 def _addresses(ledger: Ledger, message: Message, messages: Messages) -> list[Block]:
@@ -261,7 +279,7 @@ def _addresses(ledger: Ledger, message: Message, messages: Messages) -> list[Blo
                 "no address" if wire else physical,
                 content(data[place.offset : place.offset + min(place.size, 16)])
                 if place.content_verified
-                else _unverified(ledger, place),
+                else _unverified(ledger, message, place),
                 _verified(place),
             )
         )

@@ -18,6 +18,7 @@ from lab.report.rings import in_order
 from lab.rundir import Descriptor, Queue, RingGate, RunDir
 from lab.rundir.artefacts import INDEXES
 
+MOST_RANGES = 6  # of one queue, in a line
 LIKE = 2  # descriptors that are shown of those nothing happened to
 HEAD = ("DESC", "GATE", "ADDRESS", "LENGTH", "FLAGS", "BEFORE", "AFTER", "MOVEMENT")
 WAYS: Mapping[str, str] = {"dma-read": "reads", "dma-write": "writes"}
@@ -214,7 +215,7 @@ def _after(
 
 def summary(ledger: Ledger) -> str:
     """Return in one line which descriptors the first message went through; "" for none."""
-    touched: dict[str, None] = {}
+    touched: dict[tuple[str, str], list[int]] = {}
     for message in ledger.messages[:1]:
         for movement in message.movements:
             for one in movement.evidence:
@@ -222,8 +223,27 @@ def summary(ledger: Ledger) -> str:
                 if place:
                     _, queue, number = place.split("/")
                     word = "filled" if queue == "rx" else "read"
-                    touched[f"{where} {queue} descriptor {number} {word}"] = None
-    return f"Rings: {', '.join(touched)}; all of them: invoke lab.rings RUN." if touched else ""
+                    mine = touched.setdefault((f"{where} {queue}", word), [])
+                    if int(number) not in mine:
+                        mine.append(int(number))
+    told = [
+        f"{queue} descriptor{'s' * (len(numbers) > 1)} {_ranges(numbers)} {word}"
+        for (queue, word), numbers in touched.items()
+    ]
+    return f"Rings: {', '.join(told)}; all of them: invoke lab.rings RUN." if told else ""
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Return numbers as people list them: "0-44, 60", in the order of a ring's descriptors."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    told = [str(low) if low == high else f"{low}-{high}" for low, high in runs]
+    more = len(told) - MOST_RANGES
+    return ", ".join(told[:MOST_RANGES]) + (f" and {more} more runs" if more > 0 else "")
 
 
 def lines(found: Sequence[Table], *, whole: bool = False) -> list[str]:

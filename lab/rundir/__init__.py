@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab import paths
-from lab.errors import EvidenceError, HostError, TraceCorrupt
+from lab.errors import HostError, PlaybookError, TraceCorrupt, did_you_mean
 from lab.rundir import faults, reading
 from lab.rundir.artefacts import (
     Census,
@@ -39,7 +39,7 @@ from lab.rundir.artefacts import (
     transport,
 )
 from lab.rundir.fields import Fields, Json, read_bytes, read_json
-from lab.rundir.prune import RAM
+from lab.rundir.prune import RAM, runs
 
 __all__ = [
     "Census",
@@ -336,7 +336,9 @@ def resolve(text: str | Path = LAST, base: Path | None = None) -> RunDir:
     for path in (base / text, Path(text)):
         if path.is_dir() and (path / "manifest.json").is_file():
             return RunDir(path.resolve())
-    raise EvidenceError(
-        f"no run '{text}': expected a run directory with a manifest.json in {base} or at that path",
+    known = [path.name for path in runs(base)]
+    raise PlaybookError(
+        f"no run '{text}'{did_you_mean(Path(text).name, known)}: expected a run directory with a "
+        f"manifest.json in {base} or at that path",
         hint="invoke lab.runs",
     )

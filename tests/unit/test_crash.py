@@ -7,11 +7,12 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lab import attempt, paths, snapshot
-from lab.crash import compare, corpus, module, watch
+from lab.crash import Trial, compare, corpus, module, watch
 from lab.errors import PlaybookError, ProbeBuildFailed
 from lab.journal import Journal
 from lab.postmortem import VERDICTS, log
@@ -108,8 +109,26 @@ def test_what_is_no_module_is_refused(target: Target, tmp_path: Path, name: str)
     (folder / "broken.ko").write_bytes(b"\x7fELF, or so it says")
     (folder / "a b.c").write_text("")
 
-    with pytest.raises(PlaybookError):
+    with pytest.raises(PlaybookError, match="no such file" if name == "none.c" else None):
         module.prepare(folder / name, target, journal=Journal())
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("null_wirte.c", "no such file (did you mean 'null_write.c'?)"),
+                       ("notes.txt", "is no module")],
+)  # fmt: skip
+def test_what_is_no_module_leaves_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: str
+) -> None:
+    monkeypatch.setenv("LAB_RUNS", str(tmp_path / "runs"))
+    (tmp_path / "null_write.c").write_text("")
+    (tmp_path / "notes.txt").write_text("")
+    bench: Any = None  # it is not asked for anything
+
+    with pytest.raises(PlaybookError, match=re.escape(said)) as refused:
+        attempt.run(bench, tmp_path / name, Trial(), journal=Journal(), command="")
+    assert 2 == refused.value.exit_code
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_built_module_is_taken_as_it_is(target: Target, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 
@@ -26,6 +27,25 @@ def tree(cls: type[LabError] = LabError) -> Iterator[type[LabError]]:
     for child in cls.__subclasses__():
         if child.__module__ == errors.__name__:
             yield from tree(child)
+
+
+def test_in_an_invocation_with_json_only_json_is_on_stdout(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["invoke", "lab.up", "lab.run-nic", "--json"])
+    with told() as plain, told(json=True) as out:
+        plain.result("lab 'x' was already up", {})
+        plain.told("a table", ())
+        out.result("", {"complete": True})
+    caught = capsys.readouterr()
+    assert {"complete": True} == json.loads(caught.out)
+    assert "was already up" in caught.err
+    assert "a table" in caught.err
+
+    monkeypatch.setattr("sys.argv", ["invoke", "lab.up"])
+    with told() as plain:
+        plain.result("lab 'x' was already up", {})
+    assert "was already up" in capsys.readouterr().out
 
 
 def test_each_branch_has_an_exit_code_of_its_own() -> None:

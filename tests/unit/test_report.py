@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -379,3 +380,22 @@ def test_nothing_is_said_to_be_sent_again_that_was_not(tmp_path: Path) -> None:
 
     assert [0, 0] == [message.sent_again for message in built.messages]
     assert "again" not in " ".join([*verdict.sentences(built), *built.notes])
+
+
+@pytest.mark.parametrize(("count", "said"), [(4, "not found"), (6, "used again since")])
+def test_a_program_s_buffer_that_a_later_message_lay_in_is_said_to_be_used_again(
+    tmp_path: Path, count: int, said: str
+) -> None:
+    """A program's slots are four here; of a message nobody overwrote it says another thing."""
+    run = cooked.nic(tmp_path, count=count, slots=4).serve()
+    for guest in run.guests():
+        path = guest.file("census.json")
+        census = json.loads(path.read_text())
+        for gate in census["gates"]:
+            gate["hits"] = []
+        path.write_text(json.dumps(census))
+
+    text = report.render(ledger.build(run), run)
+
+    (line,) = [line for line in text.splitlines() if line.startswith("sender user buffer")]
+    assert said in line

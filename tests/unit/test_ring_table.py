@@ -204,6 +204,22 @@ def test_the_report_has_one_line_of_it(tmp_path: Path) -> None:
     assert "receiver rx descriptor 0 filled" in lines[0]
 
 
+@pytest.mark.parametrize(
+    ("numbers", "told"),
+    [([3], "3"), ([33, 34, 35], "33-35"), ([60, 0, 1, 2], "0-2, 60"),
+     (range(0, 20, 2), "0, 2, 4, 6, 8, 10 and 4 more runs")],
+)  # fmt: skip
+def test_many_descriptors_are_told_as_ranges(tmp_path: Path, numbers: list[int], told: str) -> None:
+    found = ledger.build(cooked.nic(tmp_path).serve())
+    (first,) = found.messages
+    rings_ids = tuple(f"receiver/rings.json#before/rx/{number}" for number in numbers)
+    moved = tuple(one._replace(evidence=rings_ids) for one in first.movements[-1:])
+    many = replace(found, messages=(first._replace(movements=moved),))
+
+    plural = "s" if len(numbers) > 1 else ""
+    assert f"receiver rx descriptor{plural} {told} filled; all" in ring_table.summary(many)
+
+
 def test_over_loopback_there_is_none(tmp_path: Path) -> None:
     run = cooked.loopback(tmp_path).serve()
 

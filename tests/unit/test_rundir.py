@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lab import rundir, spec
-from lab.errors import EvidenceError, HostError, TraceCorrupt
+from lab.errors import HostError, PlaybookError, TraceCorrupt
 from lab.experiment import message
 from lab.journal import Journal
 from lab.rundir import RunDir
@@ -104,8 +104,18 @@ def test_last_a_name_and_a_path_all_resolve(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["last", "no-such-run", "."])
 def test_what_is_no_run_is_refused(tmp_path: Path, text: str) -> None:
-    with pytest.raises(EvidenceError, match="expected a run directory"):
+    with pytest.raises(PlaybookError, match="expected a run directory"):
         rundir.resolve(text, tmp_path)
+
+
+def test_a_name_that_is_nearly_one_is_guessed(tmp_path: Path) -> None:
+    run = rundir.create(tmp_path, "nic", "0" * 16)
+    run.write_manifest({})
+    near = run.name[:-1] + "7"
+
+    with pytest.raises(PlaybookError, match=f"did you mean '{run.name}'") as refused:
+        rundir.resolve(f"runs/{near}", tmp_path)
+    assert 2 == refused.value.exit_code
 
 
 def test_json_is_the_same_text_for_the_same_value(tmp_path: Path) -> None:
