@@ -208,10 +208,7 @@ def _hook(text: str) -> str:
     if len(full) == 1:
         return full[0]
     known = did_you_mean(text, (*HOOKS, *(hook.partition(":")[2] for hook in HOOKS)))
-    known = (
-        known
-        or f"; there are {len(HOOKS)}, probes.hooks in a run's manifest.json has those of its guests"
-    )
+    known = known or f"; there are {len(HOOKS)}, see probes.hooks in the manifest.json of a run"
     raise Fault(f"unknown hook {shown(text)}{known}")
 
 
