@@ -8,7 +8,7 @@ its policy forbids any.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -121,8 +121,8 @@ def page(
     first = shown[0]
     if expected is None:
         expected = expectations(ledger, asked(manifest))
-    held = [one for one in expected if one.held]
-    failed = [one for one in expected if not one.held]
+    held = _alike(one for one in expected if one.held)
+    failed = _alike(one for one in expected if not one.held)
     return environment().get_template("run.html.j2").render(
         run=run.name,
         word=verdict.word(ledger),
@@ -135,6 +135,7 @@ def page(
         messages=[_row(message) for message in ledger.messages[:SHOWN_MESSAGES]],
         messages_left_out=max(0, len(ledger.messages) - SHOWN_MESSAGES),
         answers=questions.answers(ledger, first.message, manifest, first.frame_told),
+        ring_key=RING_KEY,
         rings=[ring for guest in manifest.guests for ring in _rings(run, guest, first.message)],
         incomplete=ledger.incomplete[:SHOWN_ROWS],
         incomplete_left_out=max(0, len(ledger.incomplete) - SHOWN_ROWS),
@@ -150,6 +151,22 @@ def page(
         conditions=list(conditions(ledger, manifest)),
         notes=notes(ledger),
     )  # fmt: skip
+
+
+def _alike(found: Iterable[Expectation]) -> list[tuple[Expectation, str]]:
+    """Return expectations that say the same of several messages as one, and of which it is."""
+    groups: dict[tuple[object, ...], list[Expectation]] = {}
+    for one in found:
+        key = one.name, one.expected, one.found, one.message is None
+        groups.setdefault(key, []).append(one)
+    return [(group[0], _of(group)) for group in groups.values()]
+
+
+def _of(group: Sequence[Expectation]) -> str:
+    ids = [one.message for one in group if one.message is not None]
+    if len(ids) > 1:
+        return f" of {len(ids)} messages, {min(ids)} to {max(ids)}"
+    return f" of message {ids[0]}" if ids else ""
 
 
 def _groups(ledger: Ledger) -> list[list[Message]]:
@@ -310,6 +327,13 @@ def _told(message: Message, frame: Frame) -> str:
 # --- All messages, rings and conditions -----------------------------------------------------
 
 
+RING_KEY = (
+    ("free", "lowest: neither given nor used"),
+    ("posted", "low and pale: given to the device, not used yet"),
+    ("used", "high and full: used by the device"),
+    ("mine", "highest: held the message's buffer then"),
+    ("unknown", "lowest and red: this gate did not record it"),
+)
 COUNTS = ("guest_cpu_copies", "device_reads", "device_writes", "handovers")
 
 

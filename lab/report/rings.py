@@ -14,23 +14,26 @@ MOST = 6  # descriptors of a message that are marked and told
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Strip:
-    """One queue at one gate: runs of (first slot, how many, state)."""
+    """One queue at one gate: runs of (first slot, how many, state).
+
+    `marked` are the descriptors that held the message's buffer at this gate.
+    """
 
     gate: str
     available: int
     used: int
     runs: tuple[tuple[int, int, str], ...]
+    marked: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ring:
-    """One queue at every gate; `marked` are descriptors of the message."""
+    """One queue at every gate."""
 
     guest: str
     name: str
     size: int
     strips: tuple[Strip, ...]
-    marked: tuple[int, ...]
     told: tuple[str, ...]
 
 
@@ -39,19 +42,28 @@ def rings(guest: str, found: Rings, used: Sequence[str]) -> list[Ring]:
     out = []
     for queue in found.queues:
         mine = [words for words in (one.split("/") for one in used) if words[1] == queue.kind]
-        marked = tuple(dict.fromkeys(int(words[2]) for words in mine))[:MOST]
-        gates = in_order(queue)
+        held = _held(queue, mine[:MOST])
         out.append(
             Ring(
                 guest=guest,
                 name=f"{queue.kind.upper()} ring {queue.index}",
                 size=queue.size,
-                strips=tuple(_strip(gate, queue) for gate in gates),
-                marked=marked,
+                strips=tuple(_strip(gate, queue, held) for gate in in_order(queue)),
                 told=tuple(dict.fromkeys(_told(queue, words) for words in mine[:MOST])),
             )
         )
     return out
+
+
+def _held(queue: Queue, cited: Sequence[Sequence[str]]) -> frozenset[tuple[int, int]]:
+    """Return number and address of the descriptors that are cited, as they were when they were."""
+    wanted = {(gate, int(number)) for gate, _, number in cited}
+    return frozenset(
+        (one.id, one.address)
+        for gate in queue.gates
+        for one in gate.descriptors
+        if (gate.name, one.id) in wanted
+    )
 
 
 def in_order(queue: Queue) -> list[RingGate]:
@@ -63,9 +75,11 @@ def _order(gate: RingGate) -> int:
     return ORDER.index(gate.name) if gate.name in ORDER else len(ORDER)
 
 
-def _strip(gate: RingGate, queue: Queue) -> Strip:
-    states = ["empty"] * max(queue.size, len(gate.descriptors))
-    for numbers, state in ((gate.posted() or (), "posted"), (dict(gate.used), "used")):
+def _strip(gate: RingGate, queue: Queue, held: frozenset[tuple[int, int]]) -> Strip:
+    posted = gate.posted()
+    states = ["unknown" if posted is None else "free"] * max(queue.size, len(gate.descriptors))
+    # One that was used and given once more is the device's again.
+    for numbers, state in ((dict(gate.used), "used"), (posted or (), "posted")):
         for number in numbers:
             if number < len(states):
                 states[number] = state
@@ -75,7 +89,14 @@ def _strip(gate: RingGate, queue: Queue) -> Strip:
             runs[-1] = (runs[-1][0], runs[-1][1] + 1, state)
         else:
             runs.append((slot, 1, state))
-    return Strip(gate=gate.name, available=gate.avail_idx, used=gate.used_idx, runs=tuple(runs))
+    mine = [one.id for one in gate.descriptors if (one.id, one.address) in held]
+    return Strip(
+        gate=gate.name,
+        available=gate.avail_idx,
+        used=gate.used_idx,
+        runs=tuple(runs),
+        marked=tuple(n for n in mine if n < len(states) and states[n] != "free"),
+    )
 
 
 def address(queue: Queue, gate: RingGate, one: Descriptor) -> str:

@@ -11,8 +11,9 @@ import pytest
 from lab import ledger, report, spec
 from lab.experiment import socket as socket_experiment
 from lab.journal import Journal
-from lab.report import cells
+from lab.report import cells, rings
 from lab.rundir import RunDir
+from lab.rundir.artefacts import Descriptor, Queue, RingGate, Rings
 from tests.unit import cooked, cooked_socket, reader
 from tests.unit.cooked import Cook
 
@@ -175,6 +176,41 @@ def test_many_messages_make_no_larger_page_and_it_says_so(tmp_path: Path) -> Non
 
     assert len(many) < len(few) * 1.1
     assert "Left out here: 260 more messages; all are in ledger.json" in reader.words(many)
+
+
+def test_a_mark_on_a_ring_stands_only_where_the_descriptor_held_the_buffer(tmp_path: Path) -> None:
+    def gate(name: str, *, given: tuple[int, ...], used: tuple[tuple[int, int], ...] = (),
+             address: int = 0x1000) -> RingGate:  # fmt: skip
+        held = (
+            Descriptor(id=0, address=address, length=70, flags=0, next=1),
+            Descriptor(id=1, address=0x5000, length=70, flags=0, next=2),
+        )
+        return RingGate(name=name, avail_idx=len(used) + len(given), used_idx=len(used),
+                        descriptors=held, used=used, given=given)  # fmt: skip
+
+    gates = (
+        gate("armed", given=(), address=0),
+        gate("sent", given=(0,)),
+        gate("received", given=(), used=((0, 0),)),
+        gate("later", given=(0,), used=((0, 0),), address=0x9000),
+    )
+    queue = Queue(kind="tx", index=0, size=2, gates=gates)
+    (ring,) = rings.rings("sender", Rings(device="x", queues=(queue,)), ["sent/tx/0"])
+
+    assert [strip.marked for strip in ring.strips] == [(), (0,), (0,), ()]
+    assert [strip.runs[0][2] for strip in ring.strips] == ["free", "posted", "used", "posted"]
+
+
+def test_expectations_of_many_messages_are_one_row(tmp_path: Path) -> None:
+    run = cooked.nic(tmp_path, count=23).serve()
+    found = [
+        ledger.Expectation(name="handovers", message=n, expected="0", found="0") for n in range(23)
+    ]
+    odd = ledger.Expectation(name="handovers", message=4, expected="0", found="1")
+    text = reader.words(report.page(ledger.build(run), run, [*found, odd]))
+
+    assert text.count("handovers of 23 messages, 0 to 22") == 1
+    assert text.count("handovers of message 4") == 2  # at the top and in the table
 
 
 def test_it_is_the_same_each_time(tmp_path: Path) -> None:
