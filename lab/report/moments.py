@@ -32,10 +32,19 @@ class Moment:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Alike:
+    """Moments that look the same and have no pause between them: one of each fragment."""
+
+    first: Moment
+    others: tuple[Moment, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Timeline:
     """All moments of one message."""
 
     moments: tuple[Moment, ...]
+    rows: tuple[Alike, ...]
     guests: tuple[str, ...]
     bound_ns: int  # the widest of them
     certain: bool | None  # whether the machines' order is beyond the bound; None for one machine
@@ -56,7 +65,7 @@ def timeline(message: Message, archive: Archive) -> Timeline:
             guest=record.guest,
             kind=kind,
             what=what,
-            who=_who(record),
+            who=_who(record, kind),
             evidence=evidence,
             ns=at.ns,
             bound_ns=at.bound_ns,
@@ -70,6 +79,7 @@ def timeline(message: Message, archive: Archive) -> Timeline:
     moments = tuple(_counted([moment for *_, moment in found], gates))
     return Timeline(
         moments=moments,
+        rows=tuple(_folded(moments)),
         guests=guests,
         bound_ns=max((moment.bound_ns for moment in moments), default=0),
         certain=_certain(moments, guests),
@@ -90,8 +100,21 @@ def _entries(message: Message) -> Iterator[tuple[str, str, str]]:
             yield "skb", f"skb at {seen.at.partition(':')[2] or seen.at}", seen.evidence
 
 
-def _who(record: Record) -> str:
-    return f"{record.comm}, CPU {record.cpu}, {context(record.context)}"
+def _who(record: Record, kind: str) -> str:
+    task = f"{record.comm}, CPU {record.cpu}, {context(record.context)}"
+    # The task in whose time a device was seen to be done moved nothing.
+    return f"the device; seen by a record taken in {task}" if kind.startswith("dma") else task
+
+
+def _folded(moments: Sequence[Moment]) -> Iterator[Alike]:
+    groups: list[dict[tuple[str, str, str], list[Moment]]] = [{}]
+    for moment in moments:
+        if moment.pause_ns:
+            groups.append({})
+        groups[-1].setdefault((moment.guest, moment.kind, moment.what), []).append(moment)
+    for group in groups:
+        for first, *others in group.values():
+            yield Alike(first=first, others=tuple(others))
 
 
 def _counted(moments: list[Moment], gates: Sequence[HeldAt]) -> Iterator[Moment]:

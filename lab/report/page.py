@@ -24,7 +24,7 @@ from lab.report.drawing import Drawing, Words, draw
 from lab.report.evidence import Archive, Card, Wanted
 from lab.report.frames import holds, known_addresses
 from lab.report.maps import MemoryMap, maps
-from lab.report.moments import Timeline, timeline
+from lab.report.moments import Moment, Timeline, timeline
 from lab.report.rings import Ring, rings
 from lab.report.stations import copy_numbers, heads
 from lab.report.tables import content, some, span
@@ -34,6 +34,7 @@ from lab.rundir import Manifest, RunDir
 SHOWN_WAYS = 3  # messages in full, one of each way
 SHOWN_MESSAGES = 40  # rows
 SHOWN_ROWS = 24  # of any other table, and of evidence
+SHOWN_ALIKE = 64  # lines of what is folded into one row
 TEMPLATES = Path(__file__).with_name("templates")
 
 
@@ -67,6 +68,16 @@ class Spot:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Sighted:
+    """The skbs that one side had at one hook: the first one's row, and the others' words."""
+
+    side: str
+    hook: str
+    first: tuple[str, str, str, str, str]  # skb, head, data, len and record
+    others: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Shown:
     """One message in full, for all that went the same way."""
 
@@ -78,7 +89,7 @@ class Shown:
     steps_left_out: int
     spots: tuple[Spot, ...]
     spots_left_out: int
-    sightings: tuple[tuple[str, str, str, str, str, str, str], ...]
+    sightings: tuple[Sighted, ...]
     sightings_left_out: int
     frame: tuple[tuple[str, int, str], ...]
     frame_told: str
@@ -101,6 +112,8 @@ def environment() -> jinja2.Environment:
     made.filters["quiet"] = cells.sentence
     made.filters["codes"] = cells.codes
     made.globals["kinds"] = KINDS
+    made.globals["most"] = SHOWN_ALIKE
+    made.globals["later"] = _later
     return made
 
 
@@ -289,12 +302,23 @@ def _address(value: int) -> str:
     return f"0x{value:x}" if value else "not known"
 
 
-def _sightings(message: Message) -> Iterator[tuple[str, str, str, str, str, str, str]]:
+def _sightings(message: Message) -> Iterator[Sighted]:
+    groups: dict[tuple[str, str], list[tuple[str, str, str, str, str]]] = {}
     for side, seen in (("sender", message.skb.sender), ("receiver", message.skb.receiver)):
         for one in seen:
             hook = one.at.partition(":")[2] or one.at
             addresses = f"0x{one.skb:x}", f"0x{one.head:x}", f"0x{one.data:x}"
-            yield side, hook, *addresses, str(one.len), one.evidence
+            groups.setdefault((side, hook), []).append((*addresses, str(one.len), one.evidence))
+    for (side, hook), (first, *others) in groups.items():
+        told = (
+            f"skb {skb}, head {head}, data {data}, len {size}, {record}"
+            for skb, head, data, size, record in others
+        )
+        yield Sighted(side=side, hook=hook, first=first, others=tuple(told))
+
+
+def _later(moments: Sequence[Moment]) -> list[str]:
+    return [f"+{one.since_ns / 1000:.1f} µs  {one.evidence}  {one.who}" for one in moments]
 
 
 # --- The wire -------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ import pytest
 from lab import ledger, report, spec
 from lab.experiment import socket as socket_experiment
 from lab.journal import Journal
-from lab.report import cells, rings
+from lab.report import Archive, cells, rings
+from lab.report.moments import timeline
 from lab.rundir import RunDir
 from lab.rundir.artefacts import Descriptor, Queue, RingGate, Rings
 from tests.unit import cooked, cooked_socket, reader
@@ -211,6 +212,24 @@ def test_expectations_of_many_messages_are_one_row(tmp_path: Path) -> None:
 
     assert text.count("handovers of 23 messages, 0 to 22") == 1
     assert text.count("handovers of message 4") == 2  # at the top and in the table
+
+
+def test_what_looks_the_same_is_one_row_and_none_of_it_is_lost(tmp_path: Path) -> None:
+    run = cooked.nic(tmp_path, size=65507).serve()
+    built = ledger.build(run)
+    shown = timeline(built.messages[0], Archive(run))
+    html = report.page(built, run)
+    text = reader.words(html)
+
+    assert sum(1 + len(row.others) for row in shown.rows) == len(shown.moments)
+    assert len({(row.first.guest, row.first.what) for row in shown.rows}) == len(shown.rows) < 24
+    assert all(
+        one.who.startswith("the device") == one.kind.startswith("dma") for one in shown.moments
+    )
+    assert text.count("skb at __dev_queue_xmit ×45") == 1
+    assert "__dev_queue_xmit ×45 0x" in text
+    assert all(moment.evidence in text for moment in shown.moments)
+    assert "Left out here: " not in html.partition('id="skb"')[2].partition('id="rings"')[0]
 
 
 def test_it_is_the_same_each_time(tmp_path: Path) -> None:
