@@ -59,6 +59,8 @@ class Answer:
 
     @property
     def trouble(self) -> tuple[str, ...]:
+        if self.ledger.interrupted:
+            return ("the run was interrupted",)
         out = [] if self.ledger.complete else ["the ledger is incomplete"]
         out += [f"expected {failure}" for failure in self.failures[:MOST_TOLD]]
         if len(self.failures) > MOST_TOLD:
@@ -195,7 +197,7 @@ def answer(run_dir: rundir.RunDir, expect: spec.Expect, *, journal: Journal) -> 
         result = ledger.build(run_dir)
         run_dir.write_pieces("ledger.json", result.pieces())
         found = ledger.expectations(result, expect)
-        if found:
+        if found or result.interrupted:
             run_dir.write_json(expected.FILE, expected.as_json(found))
     with journal.step("report"):
         told = report.told(result, run_dir, found)

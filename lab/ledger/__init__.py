@@ -20,6 +20,7 @@ from lab.correlate.spans import missing
 from lab.correlate.types import Sighting
 from lab.ledger.arrivals import taken
 from lab.ledger.entries import (
+    INTERRUPTED,
     SCHEMA,
     Disagreement,
     Extent,
@@ -98,6 +99,8 @@ def build(run: RunDir) -> Ledger:
     flow, against, notes = _flow(inputs, log)
     received = taken(inputs, flow)
     faults = (*_faults(inputs, flow, received), *_log_faults(inputs, log))
+    if run.interrupted():
+        faults = (_fault("host", INTERRUPTED), *faults)
     manifest = inputs.manifest
     messages = tuple(_messages(inputs, flow, faults))
     return Ledger(

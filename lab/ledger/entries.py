@@ -26,6 +26,7 @@ PLAIN = frozenset({str, int, bool, float, type(None)})
 LINES_FROM = 4  # levels down: ledger, messages, message, places; each place is one line
 INDENT = "  "
 VARIED = frozenset({"evidence", "between", "why", "text"})  # words that few entries share
+INTERRUPTED = "the run was interrupted and did not end"
 LOG = "/access.bin"  # what ends the names of logs of accesses in `lost`
 PATTERNS = 4096  # lines' words that are kept at a time
 NOT_SHOWN = {"Sighting": ("side", "message")}  # said by where it stands
@@ -220,6 +221,11 @@ class Ledger:
         """
         found = (LACKING.match(entry.why) for entry in self.incomplete)
         return next((one[1] for one in found if one), "")
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether somebody ended the run before it was whole: of it nothing can be expected."""
+        return any(entry.why == INTERRUPTED for entry in self.incomplete)
 
     @property
     def records_lost(self) -> int:

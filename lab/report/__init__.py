@@ -138,11 +138,14 @@ def _conditions(ledger: Ledger, manifest: Manifest) -> list[Block]:
 
 def _trouble(ledger: Ledger) -> list[Block]:
     out: list[Block] = []
-    for entry in ledger.incomplete[:SHOWN_ROWS]:
+    faults = ledger.incomplete
+    if ledger.interrupted:  # what it did not come to is no gap in what it did
+        faults = tuple(entry for entry in faults if not entry.between)
+    for entry in faults[:SHOWN_ROWS]:
         of = "" if entry.message is None else f"message {entry.message}: "
         gap = f"{entry.bytes} bytes between {' and '.join(entry.between)}: "
         out += paragraph(f"- {entry.guest}: {of}{gap if entry.between else ''}{entry.why}")
-    out += _more(len(ledger.incomplete), "reason")
+    out += _more(len(faults), "reason")
     for one in ledger.disagreements[:SHOWN_ROWS]:
         out += paragraph(f"! {one.guest}: {one.text} ({', '.join(one.evidence)})")
     out += _more(len(ledger.disagreements), "disagreement")

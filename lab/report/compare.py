@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
 from itertools import zip_longest
 
-from lab.ledger import Ledger, Message
+from lab.ledger import Ledger, Message, Place
 from lab.report import verdict
 from lab.report.blocks import Block, plain, table
 from lab.report.conditions import conditions
@@ -167,20 +167,38 @@ def _aligned(name: str, one: Sequence[str], two: Sequence[str]) -> Iterator[Row]
             yield Row(name=name, first=left, second=right)
 
 
+def _whose(message: Message, place: Place) -> str:
+    """Return what a place is called and whose it is; over loopback a buffer is a program's."""
+    name = PLACES.get(place.place, place.place)
+    if place.place == "wire":
+        return name
+    side = place.guest
+    if message.over == "loopback":
+        users = [one for one in message.places if one.place == "user"]
+        side = "kernel"
+        if place.place == "user":
+            side = "sender" if place is users[0] else "receiver"
+    return f"{side} {name}"
+
+
 def _places(one: Message, two: Message) -> Iterator[Row]:
-    kinds = list(dict.fromkeys(place.place for message in (one, two) for place in message.places))
+    kinds = list(
+        dict.fromkeys(_whose(message, p) for message in (one, two) for p in message.places)
+    )
     for kind in kinds:
-        sides = [[p for p in message.places if p.place == kind] for message in (one, two)]
+        sides = [
+            [p for p in message.places if _whose(message, p) == kind] for message in (one, two)
+        ]
         for number, (left, right) in enumerate(zip_longest(*sides)):
             if number >= MOST:
                 rest = [str(max(0, len(side) - MOST)) for side in sides]
-                yield Row(name=f"{PLACES.get(kind, kind)}, more", first=rest[0], second=rest[1])
+                yield Row(name=f"{kind}, more", first=rest[0], second=rest[1])
                 break
             words = [
                 "–" if place is None else f"0x{place.virtual:x}" if place.virtual else "a frame"
                 for place in (left, right)
             ]
-            yield Row(name=PLACES.get(kind, kind), first=words[0], second=words[1])
+            yield Row(name=kind, first=words[0], second=words[1])
 
 
 def _conditions(first: tuple[Ledger, RunDir], second: tuple[Ledger, RunDir]) -> Iterator[Row]:

@@ -12,7 +12,8 @@ from typing import Any
 
 from lab.ledger import expected
 from lab.report.blocks import Block, plain, table
-from lab.rundir import transport
+from lab.rundir import JOURNAL, transport
+from lab.rundir.faults import interrupted
 
 HEAD = 4096  # bytes of ledger.json in which `complete` stands
 DISAGREEMENTS = b'\n  "disagreements": ['  # as only the ledger's own list begins a line
@@ -26,6 +27,7 @@ OWN = {
 }
 # What these kinds write besides a ledger; where it has trouble the ledger's word is not enough.
 BESIDE = {"arrival": "arrival.json", "steps": "steps.json"}
+BAD = ("unproven", "failed")  # states of a sweep's cells
 UNEXPECTED = ", NOT AS EXPECTED"
 
 
@@ -40,6 +42,9 @@ class Row:
     complete: bool | None
     verdict: str
     size: int
+    kind: str = "run"  # or "sweep", "claims": folders of many
+    kernel: str = ""
+    probes: str = ""
 
     def as_json(self) -> dict[str, object]:
         """Return all fields."""
@@ -50,10 +55,13 @@ def row(path: Path) -> Row | None:
     """Return what a run directory says of itself; None for a folder that is none."""
     manifest = _read(path / "manifest.json")
     if not manifest:
-        return None
+        return _folder(path)
     complete, verdict = _verdict(path, str(manifest.get("experiment", "message")))
-    if _read(path / expected.FILE).get("failed"):
+    if "files" not in manifest and interrupted(path / JOURNAL):
+        complete, verdict = None, "INTERRUPTED"
+    elif _read(path / expected.FILE).get("failed"):
         verdict += UNEXPECTED
+    probes = manifest.get("probes")
     crash = _read(path / "postmortem.json").get("verdict")
     asked = ""
     if manifest.get("size"):
@@ -70,7 +78,45 @@ def row(path: Path) -> Row | None:
         message=asked,
         complete=complete,
         verdict=str(crash) if crash else verdict,
-        size=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+        size=_size(path),
+        kernel=str(manifest.get("kernel", "")),
+        probes=str(probes.get("kind", "")) if isinstance(probes, dict) else "",
+    )
+
+
+def _folder(path: Path) -> Row | None:
+    """Return what a folder of many runs says of itself: one of a sweep, or of claims."""
+    index, judged = _read(path / "index.json"), _read(path / "claims.json")
+    taken = _read(path / "experiments.json").get("experiments")
+    cells = index.get("cells")
+    if isinstance(cells, list):
+        bad = sum(isinstance(one, dict) and one.get("state") in BAD for one in cells)
+        kind, name, message = "sweep", f"sweep {index.get('playbook', '?')}", f"{len(cells)} cells"
+        complete = index.get("proven") is True
+        verdict = "PROVEN" if complete else f"NOT PROVEN: {bad} cells"
+    elif isinstance(taken, dict):
+        kind, name, message = "claims", "claims", f"{len(taken)} experiments"
+        complete = bool(judged)
+        verdict = "JUDGED" if judged else "not judged"
+        if judged:
+            message = str(judged.get("summary", message)).partition(":")[0]
+    else:
+        return None
+    return Row(
+        run=str(path),
+        when=_when(path.name),
+        playbook=name,
+        message=message,
+        complete=complete,
+        verdict=verdict,
+        size=_size(path),
+        kind=kind,
+    )
+
+
+def _size(path: Path) -> int:
+    return sum(
+        file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink()
     )
 
 
@@ -81,9 +127,18 @@ def render(rows: Sequence[Row]) -> str:
 
 def told(rows: Sequence[Row]) -> list[Block]:
     """Return the runs as a table, oldest first."""
-    head = ("WHEN (UTC)", "VERDICT", "PLAYBOOK", "MESSAGES", "MIB", "RUN")
+    head = ("WHEN (UTC)", "VERDICT", "PLAYBOOK", "MESSAGES", "KERNEL", "PROBES", "MIB", "RUN")
     cells = [
-        (one.when, one.verdict, one.playbook, one.message, f"{one.size / (1 << 20):.1f}", one.run)
+        (
+            one.when,
+            one.verdict,
+            one.playbook,
+            one.message,
+            one.kernel,
+            one.probes,
+            f"{one.size / (1 << 20):.1f}",
+            one.run,
+        )
         for one in rows
     ]
     return table(head, cells, right="MIB")

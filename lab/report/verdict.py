@@ -12,7 +12,9 @@ from lab.report.words import function_name
 
 
 def word(ledger: Ledger) -> str:
-    """Return COMPLETE, INCOMPLETE or DISAGREEMENT."""
+    """Return COMPLETE, INCOMPLETE, INTERRUPTED or DISAGREEMENT."""
+    if ledger.interrupted:
+        return "INTERRUPTED"
     if not ledger.complete:
         return "INCOMPLETE"
     return "DISAGREEMENT" if ledger.disagreements else "COMPLETE"
@@ -20,6 +22,8 @@ def word(ledger: Ledger) -> str:
 
 def sentences(ledger: Ledger) -> list[str]:
     """Return the verdict; the first sentence begins with its word."""
+    if ledger.interrupted:
+        return ["INTERRUPTED: the run did not end; below is what it had written by then."]
     if not ledger.complete:
         return [f"INCOMPLETE: {_first_reason(ledger)}"]
     if ledger.disagreements:

@@ -70,6 +70,7 @@ __all__ = [
 ]
 
 LAST = "last"
+JOURNAL = "journal.jsonl"
 WORKLOAD = "workload.json"  # of a guest
 ATTEMPTS = ("try", "test")  # kinds of manifests: `lab.try`, and a crash in a test of pytest
 ATTEMPT_PARTS = ("module", "build.log", "playbook.yaml")  # of an attempt, besides its guest's
@@ -190,6 +191,13 @@ class RunDir:
             return ()
         folders = {guest.name: guest.path for guest in self.guests()}
         return tuple(why for _, why in faults.file_faults(self.manifest().values, folders))
+
+    def interrupted(self) -> bool:
+        """Tell whether somebody ended the run (Ctrl-C, SIGTERM) before it was whole.
+
+        A run that ends lists its files in the manifest; how its last step ended is in the journal.
+        """
+        return "files" not in self.manifest_json() and faults.interrupted(self.file(JOURNAL))
 
     def is_attempt(self) -> bool:
         """Tell whether a module was tried: such a run has a verdict, and no experiment."""

@@ -21,6 +21,15 @@ def digests(root: Path, parts: Iterable[str]) -> dict[str, str]:
     }
 
 
+def interrupted(journal: Path) -> bool:
+    """Tell whether a step of a journal ended by Ctrl-C or SIGTERM."""
+    try:
+        text = journal.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return any(f'"outcome": "{name}"' in text for name in ("Interrupted", "KeyboardInterrupt"))
+
+
 def file_faults(
     values: Mapping[str, Json], parts: Mapping[str, Path], *, unread: Collection[str] = ()
 ) -> Iterator[tuple[str, str]]:

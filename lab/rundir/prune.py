@@ -9,7 +9,8 @@ from pathlib import Path
 
 LAST = "last"
 RAM = ("ram", "vmcore")  # of a guest; hundreds of MiB, where all else of a run is less than one
-RESULTS = ("ledger.json", "postmortem.json", "report.txt", "index.json")
+RESULTS = ("ledger.json", "postmortem.json", "report.txt", "index.json", "claims.json")
+FOLDERS = ("index.json", "experiments.json")  # of a sweep, of lab.claims
 UNDER_WAY_S = 3600.0  # a run takes at most an hour
 
 
@@ -22,12 +23,12 @@ class Removed:
 
 
 def runs(base: Path) -> list[Path]:
-    """Return the runs and sweeps below `base`, the oldest first: names begin with the time."""
+    """Return the runs below `base`, and folders of them, the oldest first: by their names."""
     return sorted(
         path
         for path in base.glob("*")
         if not path.is_symlink()
-        and any((path / name).is_file() for name in ("manifest.json", "index.json"))
+        and any((path / name).is_file() for name in ("manifest.json", *FOLDERS))
     )
 
 

@@ -55,6 +55,9 @@ def test_a_run_against_itself_differs_in_nothing(both: tuple[Side, Side]) -> Non
     found = compare.compare(both[1], both[1])
     rows = (*found.totals, *found.movements, *found.places, *found.conditions)
 
+    names = [row.name for row in found.places]
+    assert len(names) == len(set(names)), "each place is told from the others"
+    assert {"sender user buffer", "receiver user buffer"} <= {*names}
     assert all(row.same for row in rows)
     assert "The conditions are the same." in compare.render(found)
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from lab import blocks, ledger, report
 from lab.report import listing, ring_table, tables, verdict
-from lab.rundir import RunDir
+from lab.rundir import RunDir, prune
 from tests.unit import cooked
 from tests.unit.cooked import Cook
 
@@ -399,3 +399,48 @@ def test_a_program_s_buffer_that_a_later_message_lay_in_is_said_to_be_used_again
 
     (line,) = [line for line in text.splitlines() if line.startswith("sender user buffer")]
     assert said in line
+
+
+def test_of_an_interrupted_run_nothing_is_expected(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    cook.manifest["expect"] = {"complete": True, "guest_cpu_copies": 7}
+    run = cook.serve()
+    assert "! expected guest-cpu-copies 7, found 3" in " ".join(render(run).split())
+
+    manifest = run.manifest_json()
+    manifest.pop("files", None)
+    run.write_manifest(manifest)
+    run.write_text("journal.jsonl", json.dumps({"outcome": "Interrupted"}) + "\n")
+    account = ledger.build(run)
+
+    assert not account.complete
+    assert "INTERRUPTED" == verdict.word(account)
+    text = report.render(account, run)
+    assert text.startswith("INTERRUPTED: the run did not end")
+    assert "xpected" not in text
+    row = listing.row(run.path)
+    assert row is not None
+    assert (None, "INTERRUPTED") == (row.complete, row.verdict)
+
+
+def test_folders_of_many_runs_are_listed(tmp_path: Path) -> None:
+    folders: dict[str, dict[str, object]] = {
+        "20261126T120000Z-sweep-1": {"index.json": {"playbook": "wide", "proven": False,
+            "cells": [{"state": "proven"}, {"state": "failed"}]}},
+        "20261126T120001Z-claims-2": {"experiments.json": {"experiments": {"lo": {}}},
+            "claims.json": {"summary": "90 claims: 50 confirmed"}},
+        "20261126T120002Z-claims-3": {"experiments.json": {"experiments": {"lo": {}}}},
+    }  # fmt: skip
+    for name, files in folders.items():
+        (tmp_path / name).mkdir()
+        for file, value in files.items():
+            (tmp_path / name / file).write_text(json.dumps(value))
+
+    known = prune.runs(tmp_path)
+    rows = [row for path in known if (row := listing.row(path)) is not None]
+
+    assert [("sweep", "NOT PROVEN: 1 cells"), ("claims", "JUDGED"), ("claims", "not judged")] == [
+        (row.kind, row.verdict) for row in rows
+    ]
+    assert ["2 cells", "90 claims", "1 experiments"] == [row.message for row in rows]
+    assert 2 == len(prune.prune(tmp_path, keep=1).paths)

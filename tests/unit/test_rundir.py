@@ -314,3 +314,18 @@ def test_a_run_of_one_guest_that_names_two_is_no_evidence(tmp_path: Path) -> Non
 
     with pytest.raises(TraceCorrupt, match="expected one guest, found 2"):
         run.only_guest()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "listed", "interrupted"),
+    [("Interrupted", False, True), ("KeyboardInterrupt", False, True),
+     ("DeadlineExceeded", False, False), ("Interrupted", True, False)],
+)  # fmt: skip
+def test_a_run_that_somebody_ended_is_told_from_others(
+    tmp_path: Path, outcome: str, *, listed: bool, interrupted: bool
+) -> None:
+    run = rundir.create(tmp_path, "nic", "0" * 16)
+    run.write_manifest({"files": {}} if listed else {})
+    assert not run.interrupted()
+    run.write_text("journal.jsonl", json.dumps({"step": "gate", "outcome": outcome}) + "\n")
+    assert interrupted == run.interrupted()
