@@ -206,7 +206,7 @@ def test_a_failed_expectation_is_in_both_reports_and_in_the_list(tmp_path: Path)
     assert "! expected device-reads of message 0 7, found 1" in text
     assert "! expected device-reads of message 1 7, found 1" in text
     assert "Expected by the playbook, and held: complete yes, guest-cpu-copies 3 (x 2)." in text
-    assert "<li>device-reads of message 0: expected 7, found 1</li>" in page
+    assert "<li>device-reads of 2 messages, 0 to 1: expected 7, found 1</li>" in page
     assert "What the playbook expected" in page
     assert verdict == "COMPLETE, NOT AS EXPECTED"
 
