@@ -89,7 +89,10 @@ def accesses(console: Console, run: str, place: str, *, whole: bool = False) -> 
 
     found = rundir.resolve(run)
     if not place:
-        console.result("\n".join(places.names(found)), places.names(found))
+        names = places.names(found)
+        console.result("\n".join(names), names)
+        if names and not console.json:
+            console.journal.say(f"who touched one: --place {names[-1]}")
         return
     blocks = list(places.told(found, place, whole=whole))
     rows = places.lines(blocks)
