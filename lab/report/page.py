@@ -8,8 +8,8 @@ its policy forbids any.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -54,8 +54,17 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """Movements that look the same: the step of the first, all their bytes, the others' words."""
+
+    step: Step
+    bytes: int
+    others: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Spot:
-    """One place: its row in the table."""
+    """Places that look the same: the first, all their bytes, the others' words."""
 
     name: str
     guest: str
@@ -65,6 +74,7 @@ class Spot:
     size: int
     content: str
     verified: str
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +97,7 @@ class Shown:
     narrow: Drawing
     steps: tuple[Step, ...]
     steps_left_out: int
+    rows: tuple[Row, ...]
     spots: tuple[Spot, ...]
     spots_left_out: int
     sightings: tuple[Sighted, ...]
@@ -210,16 +221,19 @@ def _shown(
         anchor=anchor,
     )
     frame = _frame(message, archive)
+    steps = tuple(_steps(message, anchor, archive, data))
+    spots = _alike_spots(list(_spots(message, data, searched=ledger.searched)))
     sightings = list(_sightings(message))
     return Shown(
         message=message,
         alike=len(group),
         wide=draw(message, words, wide=True),
         narrow=draw(message, words, wide=False),
-        steps=tuple(_steps(message, anchor, archive, data)),
-        steps_left_out=len(message.movements) - len(kept(message)),
-        spots=tuple(_spots(message, data, searched=ledger.searched)),
-        spots_left_out=max(0, len(message.places) - SHOWN_ROWS),
+        steps=steps,
+        steps_left_out=len(message.movements) - len(steps),
+        rows=tuple(_rows(message, {step.id: step for step in steps}, anchor)),
+        spots=tuple(spots[:SHOWN_ROWS]),
+        spots_left_out=max(0, len(spots) - SHOWN_ROWS),
         sightings=tuple(sightings[:SHOWN_ROWS]),
         sightings_left_out=max(0, len(sightings) - SHOWN_ROWS),
         frame=() if frame is None else tuple(_frame_rows(frame)),
@@ -229,9 +243,52 @@ def _shown(
     )
 
 
+def _alike_movements(message: Message) -> list[list[int]]:
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for number, (one, copy) in enumerate(
+        zip(message.movements, copy_numbers(message), strict=True)
+    ):
+        of = copy if one.kind == "copy" else None
+        key = one.kind, one.function, one.guest, of, one.certainty, one.confirmed_by
+        groups.setdefault(key, []).append(number)
+    return list(groups.values())
+
+
+def _rows(message: Message, steps: Mapping[str, Step], anchor: str) -> Iterator[Row]:
+    for first, *others in _alike_movements(message):
+        all_of_them = [message.movements[number] for number in (first, *others)]
+        told = (
+            f"{_end(message, one.source, one.offset)} → {_end(message, one.target, one.offset)}, "
+            f"{some(one.payload_size, 'byte')}, {one.evidence[0]}"
+            for one in all_of_them[1:]
+        )
+        yield Row(
+            step=steps[f"{anchor}-{first}"],
+            bytes=sum(one.payload_size for one in all_of_them),
+            others=tuple(told),
+        )
+
+
+def _alike_spots(spots: Sequence[Spot]) -> list[Spot]:
+    groups: dict[tuple[str, ...], list[Spot]] = {}
+    for one in spots:
+        groups.setdefault((one.name, one.guest, one.region, one.verified), []).append(one)
+    return [
+        replace(
+            first,
+            size=first.size + sum(one.size for one in others),
+            others=tuple(
+                f"virtual {one.virtual}, physical {one.physical}, {some(one.size, 'byte')}"
+                for one in others
+            ),
+        )
+        for first, *others in groups.values()
+    ]
+
+
 def kept(message: Message) -> list[int]:
-    """Return which movements are shown: those that arrows lead to, and as many more as fit."""
-    first = heads(message)
+    """Return which movements are shown: those that links lead to, and as many more as fit."""
+    first = {*heads(message), *(group[0] for group in _alike_movements(message))}
     others = [n for n in range(len(message.movements)) if n not in first]
     return sorted([*first, *others[: max(0, SHOWN_ROWS - len(first))]])
 
@@ -275,7 +332,7 @@ def _end(message: Message, number: int, offset: int) -> str:
 
 
 def _spots(message: Message, data: bytes, *, searched: bool) -> Iterator[Spot]:
-    for place in message.places[:SHOWN_ROWS]:
+    for place in message.places:
         wire = place.place == "wire"
         last = place.evidence[-1] if place.evidence else ""
         gate = last.rpartition("#")[2].partition("/")[0]

@@ -229,6 +229,8 @@ def test_what_looks_the_same_is_one_row_and_none_of_it_is_lost(tmp_path: Path) -
     assert text.count("skb at __dev_queue_xmit ×45") == 1
     assert "__dev_queue_xmit ×45 0x" in text
     assert all(moment.evidence in text for moment in shown.moments)
+    assert all(one.evidence[0] in text for one in built.messages[0].movements)
+    assert html.count('<tr class="movement">') < 10
     assert "Left out here: " not in html.partition('id="skb"')[2].partition('id="rings"')[0]
 
 
