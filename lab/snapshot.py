@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -106,8 +106,13 @@ def begin(name: str) -> Path:
     return target
 
 
-def commit(part: Path, name: str, guests: Mapping[str, Frozen]) -> Snapshot:
-    """Make the folder `part` the snapshot `name` and evict old ones beyond the budget."""
+def commit(
+    part: Path, name: str, guests: Mapping[str, Frozen], *, used: Collection[str] = ()
+) -> Snapshot:
+    """Make the folder `part` the snapshot `name` and evict old ones beyond the budget.
+
+    Those `used`, which labs that are up restore from, stay.
+    """
     facts = {guest: asdict(frozen) for guest, frozen in guests.items()}
     # Where each page goes is as much part of the memory as what is in it.
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -116,7 +121,7 @@ def commit(part: Path, name: str, guests: Mapping[str, Frozen]) -> Snapshot:
     final = folder() / name
     shutil.rmtree(final, ignore_errors=True)
     part.rename(final)
-    evict(keep=name)
+    evict(keep={name, *used})
     return Snapshot(folder=final, guests=dict(guests))
 
 
@@ -125,7 +130,7 @@ def discard(name: str) -> None:
     shutil.rmtree(folder() / name, ignore_errors=True)
 
 
-def evict(*, keep: str, budget: int = BUDGET_BYTES) -> list[str]:
+def evict(*, keep: Collection[str], budget: int = BUDGET_BYTES) -> list[str]:
     """Remove the least recently used snapshots beyond `budget` bytes; return their names."""
     known = [path for path in folder().iterdir() if (path / "meta.json").exists()]
     known.sort(key=lambda path: (path / "meta.json").stat().st_mtime, reverse=True)
@@ -133,7 +138,7 @@ def evict(*, keep: str, budget: int = BUDGET_BYTES) -> list[str]:
     used = 0
     for path in known:
         used += sum(file.stat().st_blocks * 512 for file in path.iterdir())
-        if used > budget and path.name != keep:
+        if used > budget and path.name not in keep:
             shutil.rmtree(path, ignore_errors=True)
             gone.append(path.name)
     return gone

@@ -309,7 +309,7 @@ class Lab:
                 hint="free space, or LAB_CACHE=FOLDER",
             )
             self.both(_stop)
-            return snapshot.commit(part, name, self.both(freeze))
+            return snapshot.commit(part, name, self.both(freeze), used=_snapshots_used())
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
@@ -607,6 +607,17 @@ def collect_garbage() -> list[str]:
                 shutil.rmtree(part, ignore_errors=True)
                 removed.append(f"half snapshot {part.name}")
     return removed
+
+
+def _snapshots_used() -> set[str]:
+    """Return the snapshots that labs which are up restore from, of whatever runtime folder."""
+    owners: set[Path] = set()
+    for mark in paths.ram().glob(f"*/{admission.MARK}"):
+        with contextlib.suppress(FileNotFoundError):
+            if base := admission.owner(mark):
+                owners.add(base)
+    states = [_read_state(base / "state.json") for base in owners]
+    return {state.snapshot for state in states if state is not None}
 
 
 def _stray_ram() -> list[str]:

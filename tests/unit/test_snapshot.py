@@ -118,8 +118,9 @@ def test_the_oldest_go_first(tmp_path: Path, ram: Path) -> None:
         meta = snapshot.folder() / name / "meta.json"
         os.utime(meta, (1000 - age, 1000 - age))
     one = sum(path.stat().st_blocks * 512 for path in (snapshot.folder() / "new").iterdir())
-    assert ["old"] == snapshot.evict(keep="new", budget=2 * one)
-    assert ["middle"] == snapshot.evict(keep="new", budget=0)
+    assert ["old"] == snapshot.evict(keep={"new"}, budget=2 * one)
+    assert [] == snapshot.evict(keep={"new", "middle"}, budget=0), "a lab that is up needs it"
+    assert ["middle"] == snapshot.evict(keep={"new"}, budget=0)
     assert (snapshot.folder() / "new").is_dir()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 from pathlib import Path
@@ -37,6 +38,25 @@ def test_gc_leaves_a_lab_of_another_runtime_folder(tmp_path: Path) -> None:
     (folder / admission.MARK).write_text(f"{elsewhere}\n")
     assert [] == topology.collect_garbage()
     assert folder.is_dir()
+
+
+def test_a_snapshot_of_a_lab_that_is_up_is_in_use(tmp_path: Path) -> None:
+    """Whoever saves a snapshot evicts old ones, and would take what others restore from."""
+    ram = paths.private(paths.ram())
+    state = {
+        **dict.fromkeys(topology.LabState.__slots__, ""),
+        "snapshot": "theirs",
+        "guests": {},
+        "pristine": True,
+    }
+    for name, text in (("up", json.dumps(state)), ("torn", "{"), ("down", None)):
+        base = tmp_path / "elsewhere" / name
+        base.mkdir(parents=True)
+        if text is not None:
+            (base / "state.json").write_text(text)
+        (ram / name).mkdir()
+        (ram / name / admission.MARK).write_text(f"{base}\n")
+    assert {"theirs"} == topology._snapshots_used()
 
 
 def test_gc_follows_no_link(tmp_path: Path) -> None:
