@@ -491,7 +491,10 @@ def parse_header(data: bytes | memoryview, *, where: str = "ring", at: int = 0) 
     check("capacity", capacity, range(room + 1), f"at most {room}, which the chunks hold")
     hooks = []
     for index in range(hook_count):
-        raw, *rest = HOOK_LAYOUT.unpack_from(data, at + HOOKS_AT + index * HOOK_LAYOUT.size)
+        here = at + HOOKS_AT + index * HOOK_LAYOUT.size
+        raw, *rest = HOOK_LAYOUT.unpack_from(data, here)
+        if raw.startswith(b"\0"):
+            raise TraceCorrupt(f"{where}: offset {here}: expected a hook's name, found none")
         hooks.append(Hook(_text(raw), *rest))
     return Header(
         name=_text(name),

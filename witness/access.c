@@ -36,6 +36,9 @@
 #define SHADOW_SIZE 0x100000000000ull
 #define STACKS 64
 #define DEPTH 48
+#define PUSHED 8 /* text addresses stored that are remembered; a probe's handler stores some */
+#define TEXT(address) ((address) >> 31 == 0x1ffffffffull) /* kernel and modules: the last 2 GiB */
+#define IRET_RSP 3 /* the word of an interrupt's frame that says where the stack was */
 #define FARTHEST 1024u /* bytes between two instructions of one run; bounds a record's reach */
 #define WIDEST 64u /* bytes of one access: AVX-512 */
 
@@ -64,10 +67,21 @@ struct run {
 	uint8_t bytes[PAGE];
 };
 
+/* An address of kernel text that was stored where a stack may be. */
+struct pushed {
+	uint64_t slot;
+	uint64_t back;
+};
+
 struct vcpu {
 	struct stack stacks[STACKS];
 	struct stack *stack; /* the one in use */
 	uint64_t switches;
+	struct pushed pushed[PUSHED];
+	unsigned int oldest_pushed;
+	uint64_t popper; /* the instruction of two bytes that loaded last, */
+	uint64_t popped; /* where from, */
+	unsigned int words; /* and how many words in a row before that one */
 	struct run runs[2][OPEN_RUNS]; /* loads, stores */
 	unsigned int victim[2];
 };
@@ -185,6 +199,50 @@ static void enter(struct vcpu *vcpu, uint64_t slot, uint64_t back)
 	frame->call = __atomic_add_fetch(&last_call, 1, __ATOMIC_RELAXED);
 }
 
+/* Whether a call's return address lies there: a kretprobe puts another in its place. */
+static bool is_slot(const struct stack *stack, uint64_t slot)
+{
+	for (unsigned int i = 0; i < stack->depth; i++)
+		if (stack->frames[i].slot == slot)
+			return true;
+	return false;
+}
+
+/*
+ * A kprobe on a call instruction makes the call itself (int3_emulate_call()): its handler
+ * stores the return address on the stack of who was interrupted, and iretq goes on in the
+ * function called, with a stack that ends there.
+ */
+static void follow_iret(struct vcpu *vcpu, uint64_t virt, uint64_t value, uint64_t ip)
+{
+	struct pushed *pushed;
+
+	vcpu->words = vcpu->popper == ip && vcpu->popped + 8 == virt ? vcpu->words + 1 : 0;
+	vcpu->popper = ip;
+	vcpu->popped = virt;
+	if (vcpu->words != IRET_RSP)
+		return;
+	for (pushed = vcpu->pushed; pushed < vcpu->pushed + PUSHED; pushed++)
+		if (pushed->slot == value && pushed->back) {
+			if (!is_slot(stack_of(vcpu, value), value))
+				enter(vcpu, value, pushed->back);
+			pushed->back = 0;
+			return;
+		}
+}
+
+static void remember(struct vcpu *vcpu, uint64_t slot, uint64_t back)
+{
+	struct pushed *pushed;
+
+	for (pushed = vcpu->pushed; pushed < vcpu->pushed + PUSHED; pushed++)
+		if (pushed->slot == slot)
+			goto found;
+	pushed = &vcpu->pushed[vcpu->oldest_pushed++ % PUSHED];
+found:
+	*pushed = (struct pushed){ slot, back };
+}
+
 /*
  * Follow calls by what they do to the stack; whether the access was a return address's.
  *
@@ -203,10 +261,14 @@ static bool follow(struct vcpu *vcpu, uint64_t virt, uint64_t value, uint64_t ip
 		enter(vcpu, virt, value);
 		return true;
 	}
+	if (store && TEXT(value))
+		remember(vcpu, virt, value);
 	if (length == 1) {
 		stack = vcpu->stack = stack_of(vcpu, virt);
 		cut(stack, virt);
 	}
+	if (length == 2 && !store)
+		follow_iret(vcpu, virt, value, ip);
 	if (length > 2 || store || !stack || !stack->depth ||
 	    stack->frames[stack->depth - 1].slot != virt)
 		return false;

@@ -121,7 +121,7 @@ def _same(identity: Identity, place: Place, hit: Hit, span: Span, offset: int) -
 
     By content: a payload that repeats itself, or is sent twice, is found at its lowest offset.
     """
-    if hit.message is None or hit.offset is None or hit.message >= identity.count:
+    if hit.message >= identity.count:
         return False
     here, size = hit.offset + span[0] - hit.physical, span[1] - span[0]
     found = identity.bytes_of(hit.message)[here : here + size]
@@ -142,9 +142,9 @@ def unexplained(board: Board) -> list[Unexplained]:
                         (guest.name, first, last),
                         Unexplained(
                             guest=guest.name,
-                            message=-1 if hit.message is None else hit.message,
+                            message=hit.message,
                             physical=first,
-                            offset=(hit.offset or 0) + shift,
+                            offset=hit.offset + shift,
                             size=last - first,
                             evidence=f"{guest.name}/census.json#{gate.name}/{number}",
                             page=hit.page,

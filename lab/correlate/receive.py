@@ -261,8 +261,8 @@ class Receive:
         end = physical + part.size
         for start, last, hit in self._hits.touching(physical, end):
             inside = start <= physical and end <= last
-            same = hit.message in (None, part.message) and hit.offset is not None
-            if inside and same and (hit.offset or 0) + physical - start == part.offset:
+            same = hit.message == part.message
+            if inside and same and hit.offset + physical - start == part.offset:
                 return True
         identity = self.board.inputs.identity
         for start, _, record in self._shown.touching(physical, physical + 1):

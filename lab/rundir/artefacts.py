@@ -117,15 +117,11 @@ class Workload:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hit:
-    """A run of message bytes found in guest RAM.
-
-    `message` is None where several messages have these bytes, `offset` where only
-    what begins a block was there.
-    """
+    """A run of message bytes found in guest RAM; the lowest where several messages have them."""
 
     physical: int
-    message: int | None
-    offset: int | None
+    message: int
+    offset: int
     size: int
     page: str = ""  # what the kernel used its first page for, such as "slab kmalloc-512"
 

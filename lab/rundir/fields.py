@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -64,6 +64,15 @@ class Fields:
         value = self.values.get(name, default)
         if not isinstance(value, str):
             raise self.fault("text", value, name)
+        return value
+
+    def word(self, name: str, among: Sequence[str] = (), *, default: str | None = None) -> str:
+        """Return a text that is not empty, and one of those `among` which it must be."""
+        value = self.text(name, default)
+        if value == default:
+            return value
+        if not value or (among and value not in among):
+            raise self.fault(" or ".join(among) or "a text that is not empty", value, name)
         return value
 
     def shown(self, name: str) -> str:

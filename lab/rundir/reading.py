@@ -39,10 +39,10 @@ def read_manifest(value: Json, path: Path) -> Manifest:
     no_text, no_size = (None, None) if experiment == MESSAGE else ("", 0)
     return Manifest(
         experiment=experiment,
-        playbook=top.text("playbook"),
-        over=top.text("over", no_text),
-        family=top.text("family", "ipv4"),
-        protocol=top.text("protocol", no_text),
+        playbook=top.word("playbook"),
+        over=top.word("over", ("link", "loopback"), default=no_text),
+        family=top.word("family", ("ipv4", "ipv6"), default="ipv4"),
+        protocol=top.word("protocol", ("udp", "tcp"), default=no_text),
         connected=top.flag("connect", default=False),
         size=top.size("size", no_size),
         count=top.size("count", no_size),
@@ -50,7 +50,7 @@ def read_manifest(value: Json, path: Path) -> Manifest:
         payload=_payload(top),
         accelerator=accelerator.text("name"),
         accelerator_why=accelerator.text("why", ""),
-        device=link.text("device"),
+        device=link.word("device"),
         backend=link.text("backend"),
         offloads=_pairs(link, "offloads"),
         options=_pairs(link, "options"),
@@ -184,8 +184,8 @@ def read_census(value: Json, path: Path) -> Census:
             hits=tuple(
                 Hit(
                     physical=hit.address("physical"),
-                    message=hit.size("message") if hit.has("message") else None,
-                    offset=hit.size("offset") if hit.has("offset") else None,
+                    message=hit.size("message"),
+                    offset=hit.size("offset"),
                     size=hit.size("size"),
                     page=hit.text("page", ""),
                 )

@@ -13,7 +13,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,8 @@ SPOKEN = b"hello 1 6.12\npong 1 17\nout x a%20b\nexit x 0\nheartbeat 1 5\nok sta
 class Eater:
     """A reader and something it reads without complaint."""
 
-    likes: bytes
+    # A file of a megabyte is too long for what hypothesis says of an example that fails.
+    likes: bytes = field(repr=False)
     read: Reader
 
     def eat(self, data: bytes) -> bool:

@@ -337,6 +337,51 @@ def test_an_interrupt_between_does_not_end_the_call_it_came_into(qemu: FakeQemu)
     assert (0x9005, 0x2004, 0x1005) == handler.callers
 
 
+KERNEL = 0xFFFF_FFFF_8100_0000
+
+
+@pytest.mark.parametrize("emulated", [True, False])
+def test_a_call_that_a_probe_makes_in_its_place_is_one(qemu: FakeQemu, *, emulated: bool) -> None:
+    """A kprobe on a call: its handler stores the return address, iretq goes to who is called."""
+    stack, slot = DIRECT + 0x8000, DIRECT + 0x80F8
+    back, called = KERNEL + 0x2005, KERNEL + 0x5000
+    frame = stack + 0x98
+    qemu.arm()
+    qemu.call(KERNEL, stack + 0x100)  # of the caller, which holds a probed call at 0x2000
+    qemu.at(KERNEL + 0x2000, 3, frame, struct.pack("<Q", KERNEL + 0x2001), store=True)  # int3
+    qemu.call(KERNEL + 0x9000, stack + 0x90)
+    if emulated:
+        qemu.at(KERNEL + 0x9100, 4, slot, struct.pack("<Q", back), store=True)
+    qemu.ret(KERNEL + 0x9110, stack + 0x90, KERNEL + 0x9005)
+    for at, word in enumerate((called, 0x10, 0x202, slot, 0x18)):
+        qemu.at(KERNEL + 0x9010, 2, frame + 8 * at, struct.pack("<Q", word))
+    qemu.at(called, 4, DIRECT, b"memcpy()")
+    if emulated:
+        qemu.ret(called + 4, slot, back)
+    qemu.at(back, 4, DIRECT + 0x100, b"goes on.")
+    # Loads are written out as their run ends: by place, since the frame's words are in between.
+    by_place = {one.physical: one.callers for one in qemu.disarm().records}
+
+    outer = (KERNEL + 5, 0, 0)
+    assert ((back, KERNEL + 5, 0) if emulated else outer) == by_place[DIRECT & 0xFFFFFFF]
+    assert outer == by_place[(DIRECT + 0x100) & 0xFFFFFFF]
+
+
+def test_a_return_address_that_a_probe_replaces_is_no_call(qemu: FakeQemu) -> None:
+    """A kretprobe: its handler, at the function's first byte, puts its own address there."""
+    slot = DIRECT + 0x80F8
+    qemu.arm()
+    qemu.call(KERNEL, slot + 0x40)
+    qemu.call(KERNEL + 0x100, slot)
+    qemu.at(KERNEL + 0x9100, 4, slot, struct.pack("<Q", KERNEL + 0xABCD), store=True)
+    for at, word in enumerate((KERNEL + 0x5001, 0x10, 0x202, slot, 0x18)):
+        qemu.at(KERNEL + 0x9010, 2, slot - 0x60 + 8 * at, struct.pack("<Q", word))
+    qemu.at(KERNEL + 0x5001, 4, DIRECT, b"memcpy()")
+    callers = {one.physical: one.callers for one in qemu.disarm().records}
+
+    assert (KERNEL + 0x105, KERNEL + 5, 0) == callers[DIRECT & 0xFFFFFFF]
+
+
 def test_vcpus_do_not_share_runs(qemu: FakeQemu) -> None:
     qemu.arm()
     qemu.at(0x1000, 3, DIRECT, b"01234567")
