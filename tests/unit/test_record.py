@@ -349,3 +349,11 @@ def test_a_ring_of_scattered_pages_is_read_page_by_page(tmp_path: Path) -> None:
 def test_a_trace_that_is_gone_is_no_evidence(tmp_path: Path) -> None:
     with pytest.raises(TraceCorrupt, match=r"sender/trace\.bin: expected a trace, found none"):
         record.read(tmp_path / "trace.bin", guest="sender")
+
+
+def test_a_hook_without_a_name_is_corrupt(tmp_path: Path) -> None:
+    data = record.encode_section([COPY], nonce=NONCE)
+    end = record.HOOKS_AT + record.HOOK_LAYOUT.size
+    data = data[: record.HOOKS_AT] + bytes(record.HOOK_LAYOUT.size) + data[end:]
+    with pytest.raises(TraceCorrupt, match=f"offset {record.HOOKS_AT}: expected a hook's name"):
+        read(data, tmp_path)

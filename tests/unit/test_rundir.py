@@ -329,3 +329,36 @@ def test_a_run_that_somebody_ended_is_told_from_others(
     assert not run.interrupted()
     run.write_text("journal.jsonl", json.dumps({"step": "gate", "outcome": outcome}) + "\n")
     assert interrupted == run.interrupted()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("protocol", "x"),
+        ("over", ""),
+        ("family", "ipx"),
+        ("playbook", ""),
+        ("link", {"device": ""}),
+    ],
+)
+def test_a_manifest_s_word_is_one_there_is(name: str, value: Any, tmp_path: Path) -> None:
+    run = cooked.nic(tmp_path / "run").serve()
+    path = run.path / "manifest.json"
+    manifest = json.loads(path.read_text())
+    changed = {**manifest[name], **value} if isinstance(value, dict) else value
+    path.write_text(json.dumps({**manifest, name: changed}))
+
+    with pytest.raises(TraceCorrupt, match=name if name != "link" else "device"):
+        run.manifest()
+
+
+@pytest.mark.parametrize("name", ["message", "offset", "size"])
+def test_a_place_that_a_census_found_says_what_lies_there(name: str, tmp_path: Path) -> None:
+    run = cooked.nic(tmp_path / "run").serve()
+    path = run.guest("receiver").path / "census.json"
+    census = json.loads(path.read_text())
+    del census["gates"][0]["hits"][0][name]
+    path.write_text(json.dumps(census))
+
+    with pytest.raises(TraceCorrupt, match=name):
+        run.guest("receiver").census()
