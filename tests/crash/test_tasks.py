@@ -67,7 +67,7 @@ def up(runs: Path) -> Iterator[Invoke]:
         (("init_never_returns.c", "--deadline", "1"), 7, "did not end after 1"),
         (("clean.c", "--params", "nosuch=1", "--soak", "0.1"), 0, "LOADED"),
         (("null_write.c", "--expect", "ooops"), 2, "is no verdict"),
-        (("nosuch.c",), 2, "is no module"),
+        (("nosuch.c",), 2, "no such file"),
     ],
 )
 def test_exit_codes(up: Invoke, words: tuple[str, ...], code: int, text: str) -> None:
