@@ -47,3 +47,13 @@ def tags(page: str) -> list[tuple[str, dict[str, str | None]]]:
     parser = _Words()
     parser.feed(page)
     return parser.tags
+
+
+def dead(html: str) -> set[str]:
+    """Return the links within a page that lead nowhere."""
+    found = tags(html)
+    ids = [told["id"] for _, told in found if "id" in told]
+    links = [told.get("href") or "" for _, told in found]
+
+    assert len(ids) == len(set(ids))
+    return {link for link in links if link.startswith("#")} - {f"#{one}" for one in ids}

@@ -134,31 +134,21 @@ LINKED: dict[str, Callable[[Path], Cook]] = {
 }
 
 
-def dead(html: str) -> set[str]:
-    """Return the links within a page that lead nowhere."""
-    tags = reader.tags(html)
-    ids = [told["id"] for _, told in tags if "id" in told]
-    links = [told.get("href") or "" for _, told in tags]
-
-    assert len(ids) == len(set(ids))
-    return {link for link in links if link.startswith("#")} - {f"#{one}" for one in ids}
-
-
 @pytest.mark.parametrize("name", LINKED)
 def test_every_link_leads_somewhere(tmp_path: Path, name: str) -> None:
     html = page(LINKED[name](tmp_path).serve())
     led = {told["href"] for _, told in reader.tags(html) if "href" in told}
 
-    assert dead(html) == set()
+    assert reader.dead(html) == set()
     assert {one for one in led if one and one.startswith("#m0-")}
-    assert dead(html.replace('id="m0-0"', "")) == {"#m0-0"}
+    assert reader.dead(html.replace('id="m0-0"', "")) == {"#m0-0"}
 
 
 def test_every_link_on_the_page_of_a_socket_leads_somewhere(tmp_path: Path) -> None:
     out = cooked_socket.cook(tmp_path / "run").serve()
     socket_experiment.analyse(out, spec.Expect(), journal=Journal())
 
-    assert dead(out.file("report.html").read_text()) == set()
+    assert reader.dead(out.file("report.html").read_text()) == set()
 
 
 def test_a_badge_is_of_the_place_that_is_drawn_or_says_that_none_is(tmp_path: Path) -> None:

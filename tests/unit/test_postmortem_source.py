@@ -10,6 +10,7 @@ import pytest
 
 from lab import postmortem, report
 from lab.postmortem.source import Debug, Place
+from tests.unit import reader
 from tests.unit.test_postmortem import cook, finish
 
 SOURCE = """\
@@ -136,6 +137,7 @@ def test_a_module_without_debug_information_is_said_to_have_none(
     assert stripped == (found.as_json()["lacks"] == told)
     finish(run)
     assert stripped == (told in report.crash_page(run))
+    assert reader.dead(report.crash_page(run)) == set()
 
 
 @pytest.mark.parametrize(
