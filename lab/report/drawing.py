@@ -369,7 +369,15 @@ def _between(sheet: _Sheet, arrow: Arrow, number: int, of: int) -> Line:
         else:
             top = near.y - INTERVAL if near is source else near.y + near.height
         ring = _ring(sheet, arrow, source, target)
-    return _line(sheet, arrow, _Track(path, tip, (x, top + 46), (x + 24, top + 30), ring))
+    line = _line(sheet, arrow, _Track(path, tip, (x, top + 46), (x + 24, top + 30), ring))
+    if sheet.wide or of == 1:
+        return line
+    # Beside each other on a phone two have room for little.
+    times = f" ×{len(arrow.movements)}" if len(arrow.movements) > 1 else ""
+    proof = line.proof.partition(" ")[0].rpartition("/")[2]
+    return replace(
+        line, what=line.what.partition(" · ")[0].removesuffix(times) + times, proof=proof
+    )
 
 
 def _passes(sheet: _Sheet, source: Box, target: Box, x: float) -> bool:
