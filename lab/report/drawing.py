@@ -30,6 +30,8 @@ STRIP = 78  # what a handover adds to the box it happens in
 TITLE = 48
 FOOT = 18
 ANCHOR = 44  # from a box's edge to its arrow
+LETTER = 7.25  # a letter's width, at most
+BESIDE = 24 + 11 + 5  # what of an arrow's room is before its words, and the next one's mark
 NARROW = 36  # letters of a label that a phone has room for
 GUTTER = 9  # beside the boxes, for arrows that pass one by
 
@@ -375,9 +377,10 @@ def _between(sheet: _Sheet, arrow: Arrow, number: int, of: int) -> Line:
     # Beside each other on a phone two have room for little.
     times = f" ×{len(arrow.movements)}" if len(arrow.movements) > 1 else ""
     proof = line.proof.partition(" ")[0].rpartition("/")[2]
-    return replace(
-        line, what=line.what.partition(" · ")[0].removesuffix(times) + times, proof=proof
-    )
+    what = line.what.partition(" · ")[0].removesuffix(times) + times
+    room = int((narrower.width / of - BESIDE) / LETTER)
+    function = line.function if len(line.function) <= room else f"{line.function[: room - 1]}…"
+    return replace(line, what=what, function=function, proof=proof)
 
 
 def _passes(sheet: _Sheet, source: Box, target: Box, x: float) -> bool:
@@ -400,7 +403,7 @@ def _ring(
     kernel = source if arrow.kind == "dma-read" else target
     y = wire.y - RING - 4 if wire.y > kernel.y else kernel.y - TITLE - RING + 6
     words = _descriptor(sheet, arrow)
-    return kernel.x, y, min(kernel.width, 28 + 7.25 * len(words)), words
+    return kernel.x, y, min(kernel.width, 28 + LETTER * len(words)), words
 
 
 def _descriptor(sheet: _Sheet, arrow: Arrow) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -252,3 +253,20 @@ def test_a_cell_breaks_before_a_value_and_is_escaped() -> None:
         "f(<wbr>net=<wbr>ffffffff87eb6540, &lt;b&gt;)"
     )
     assert cells.breaks("") == ""
+
+
+def test_words_of_arrows_beside_each_other_fit_a_phone(tmp_path: Path) -> None:
+    run = cooked.nic(tmp_path, size=9000).serve()
+    built = ledger.build(run)
+    (message,) = built.messages
+    mine = [one for one in message.movements if one.kind == "copy"][1::2]
+    long = "a_function_of_a_very_long_name"
+    movements = tuple(
+        one._replace(function=long) if one in mine else one for one in message.movements
+    )
+    html = report.page(replace(built, messages=(message._replace(movements=movements),)), run)
+    short = re.findall(r">(a_func\w*…)<", html)
+
+    assert short  # on the narrow drawing alone
+    assert all(len(one) < 22 for one in short)
+    assert f">{long}<" in html
