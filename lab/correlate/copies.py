@@ -20,6 +20,7 @@ from lab.correlate.types import (
     Place,
     PlaceKind,
 )
+from lab.message import SEARCHABLE_SIZE
 from lab.record import Flag, Record
 from lab.record import Kind as At
 from lab.rundir import Ready
@@ -223,7 +224,8 @@ class Copies:
             for part in known:
                 if part.at < end and at < part.at + part.size:
                     end = max(at, part.at)
-            if end <= at:
+            # The last byte of a header may be the message's byte before those behind it.
+            if end <= at or (end < at + size and end - at < SEARCHABLE_SIZE):
                 continue
             out.append(self._orphan(copy, (at, message, offset, end - at)))
         return out

@@ -12,7 +12,7 @@ from lab.correlate.holdings import PHYSICAL, Extent, Held
 from lab.correlate.hooks import DMA_UNMAP, filled_by
 from lab.correlate.inputs import GuestInputs
 from lab.correlate.memory_map import GuestMap
-from lab.correlate.rings import Found, RingWitness, device_address, named
+from lab.correlate.rings import INDEXES, Found, RingWitness, device_address, named
 from lab.correlate.spans import Index
 from lab.correlate.types import Certainty, Gap, Kind, Movement, Mover, PlaceKind
 from lab.record import Record
@@ -377,13 +377,16 @@ class Receive:
 
     def _once(self, found: Found) -> bool:
         # A descriptor's number is given to a new buffer; then its length is another's.
-        numbers = {
-            (used, length)
-            for gate in found.queue.gates
+        queue = found.queue
+        lengths = {
+            length
+            for gate in queue.gates
             for used, length in gate.used
             if used == found.descriptor.id
         }
-        return len(numbers) == 1
+        # Of a ring that was gone through more than once the first lengths are written over.
+        most = max((gate.used_idx - queue.gates[0].used_idx) % INDEXES for gate in queue.gates)
+        return len(lengths) == 1 and most <= queue.size
 
     def _check_order(self, record: Record, arrival: Arrival) -> None:
         here, there = self.guest.clock, self.sender.clock

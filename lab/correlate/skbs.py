@@ -178,17 +178,25 @@ class Skbs:
         # What the linear area holds, compared with the bytes the record shows.
         extents = self.memory.kernel(record.data, size)
         parts = self.memory.holdings.find(extents)
-        for part in parts:
-            at = part.at
-            seen = record.bytes[at : at + part.size]
-            if not self.identity.agrees(seen, part.message, part.offset):
-                # Freed, and another packet's by now: skb heads are given out again at once.
+        stale = [part for part in parts if not self._agrees(record, part)]
+        if stale:
+            # Freed, and another packet's by now: skb heads are given out again at once.  What
+            # was brought there later than what is gone is this packet's: of the one before a
+            # few bytes may be left where this one has headers.
+            gone = max(part.place.born for part in stale)
+            for part in stale:
                 part.place.overwritten = True
-                self.memory.holdings.clear(extents)
-                return self._strangers(record, size)
+            for part in parts:
+                if part.place.born <= gone:
+                    self.memory.holdings.clear(self.memory.kernel(record.data + part.at, part.size))
+            parts = [part for part in parts if part.place.born > gone]
         if self.spent and record.hook in SEND_SIDE:
             parts = [part for part in parts if self._still_there(record, part)]
         return parts or self._strangers(record, size)
+
+    def _agrees(self, record: Record, part: Held) -> bool:
+        seen = record.bytes[part.at : part.at + part.size]
+        return self.identity.agrees(seen, part.message, part.offset)
 
     def _still_there(self, record: Record, part: Held) -> bool:
         # A place that was sent once is residue unless the record shows its bytes again.

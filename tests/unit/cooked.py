@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +21,7 @@ from lab.record import HOOK_COPY, HOOK_LEFT_OUT, Flag, Hook, Kind, encode_sectio
 from lab.rundir import RunDir
 
 SEED = 0x0123456789ABCDEF
+IP_LAST = 158  # the receiver's address, and an IPv4 header, end with it
 DIRECT_MAP = 0xFF11_0000_0000_0000
 PAGE = 4096
 SENDER_MAC = bytes.fromhex("525400000064")
@@ -147,6 +148,8 @@ class Cook:
     lost: tuple[int, ...] = ()  # messages that never arrive at the receiver
     without: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
+    seed: int = SEED
+    heads: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)  # whose again
     header: dict[str, Any] = field(default_factory=dict)  # of every section
     missed: dict[str, int] = field(default_factory=dict)
     skip_files: set[str] = field(default_factory=set)
@@ -163,7 +166,7 @@ class Cook:
 
     @property
     def messages(self) -> Messages:
-        seed = SEED if self.payload is None else None
+        seed = self.seed if self.payload is None else None
         return Messages(seed=seed, payload=self.payload, size=self.size, count=self.count)
 
     @property
@@ -283,7 +286,7 @@ class Cook:
             "guests": list(self.guests),
         }
         if self.payload is None:
-            out["seed"] = f"{SEED:x}"
+            out["seed"] = f"{self.seed:x}"
         else:
             out["payload_masked"] = messages.mask(self.payload)
         return out
@@ -425,7 +428,7 @@ def ipv4(
     flags = (0x2000 if more else 0) | offset >> 3
     number &= 0xFFFF
     head = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(payload), number, flags, 64, kind, 0)
-    return head + bytes((192, 168, 29, 100)) + bytes((192, 168, 29, 158)) + payload
+    return head + bytes((192, 168, 29, 100)) + bytes((192, 168, 29, IP_LAST)) + payload
 
 
 def ipv6(payload: bytes, *, number: int, offset: int | None = None, more: bool = False) -> bytes:
@@ -465,8 +468,13 @@ def nic(
     lost: Sequence[int] = (),
     without: Sequence[str] = (),
     absent: Sequence[str] = (),
+    seed: int = SEED,
+    heads: Mapping[tuple[int, int], tuple[int, int]] | None = None,
 ) -> Cook:
-    """Cook UDP over a link whose backend has no vnet header."""
+    """Cook UDP over a link whose backend has no vnet header.
+
+    `heads`: a fragment, as (message, number), that lies where another one did.
+    """
     cook = Cook(
         path=path,
         over="link",
@@ -481,6 +489,8 @@ def nic(
         lost=tuple(lost),
         without=tuple(without),
         absent=tuple(absent),
+        seed=seed,
+        heads=dict(heads or {}),
     )
     cook.receiver.tsc += 500_000
     cook.buffer("sender", 0x5555_5555_9040, 0x0A00_0000)
@@ -579,7 +589,8 @@ def _send(cook: Cook, number: int) -> None:
     for index, (offset, size) in enumerate(_slices(cook, number)):
         frame = frame_of(cook, number, offset, size)
         header = cook.headers(offset)
-        page = 0x0100_0000 + (number * 64 + index) * 2048
+        whose, which = cook.heads.get((number, index), (number, index))
+        page = 0x0100_0000 + (whose * 64 + which) * 2048
         head = DIRECT_MAP + page
         start = page + 18 + header  # physical address of the payload: Ethernet at head+18
         skb = {

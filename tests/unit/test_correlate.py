@@ -18,6 +18,7 @@ from lab.correlate.holdings import PHYSICAL, Extent, Held, Holdings, Way
 from lab.correlate.rings import RingWitness
 from lab.correlate.spans import Index, missing
 from lab.correlate.types import Place
+from lab.message import derive
 from lab.record import Kind as At
 from tests.unit import cooked
 from tests.unit.cooked import DIRECT_MAP, Cook
@@ -691,6 +692,38 @@ def test_a_used_length_that_differs_disagrees(tmp_path: Path) -> None:
 
     assert ["descriptor"] == disagreements(flow)
     assert "the used ring says 71" in flow.disagreements[0].text
+
+
+def test_a_ring_gone_through_twice_says_no_more_how_long_the_first_were(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    gate = cook.receiver.queues["rx"]["gates"]["received"]
+    gate["used"][0][1] = 71  # of the same number, one round later
+    gate["used_idx"] += 256
+
+    assert [] == disagreements(follow(cook))
+
+
+def test_what_another_packet_left_where_a_frame_has_headers_is_not_the_frame_s(
+    tmp_path: Path,
+) -> None:
+    """The first fragment's UDP header lies where a later fragment had eight bytes of a message."""
+    cook = cooked.nic(tmp_path, family="ipv6", size=3000, count=2, heads={(1, 0): (0, 1)})
+    flow = follow(cook)
+
+    assert () == flow.gaps + flow.disagreements + flow.unexplained
+
+
+def test_a_header_s_last_byte_that_is_the_message_s_one_before_is_no_part_of_it(
+    tmp_path: Path,
+) -> None:
+    """e1000e copies a short frame whole; of a later fragment the byte before may be any."""
+    size, first = 1600, 1472  # of the second fragment
+    seed = next(one for one in range(9999) if derive(one, 0, size)[first - 1] == cooked.IP_LAST)
+    cook = cooked.nic(tmp_path, size=size, device="e1000e", seed=seed)
+    flow = follow(cook)
+
+    assert () == flow.gaps + flow.disagreements + flow.unexplained
+    assert 1 == sum(one.function.endswith("memcpy") for one in flow.movements)
 
 
 def test_a_descriptor_without_a_frame_disagrees(tmp_path: Path) -> None:
