@@ -167,7 +167,7 @@ def test_a_lab_that_is_busy_says_so(up: Invoke) -> None:
         (("lab.run-nic", "--size", "0"), 2, "size"),
         (("lab.run-nic", "--size", "65508"), 2, "65507"),
         (("lab.run-nic", "--without", "page_to_skbb"), 2, "page_to_skb"),
-        (("lab.report", "no-such-run"), 6, "no-such-run"),
+        (("lab.report", "no-such-run"), 2, "no-such-run"),
     ],
 )
 def test_bad_input_names_what_is_wrong(
