@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from lab import access, correlate, ledger, report
 from lab.correlate import outside
+from lab.correlate.naming import Names
 from lab.correlate.types import Kind, Movement
 from lab.report import questions
 from lab.rundir import RunDir
@@ -192,6 +194,25 @@ def test_a_function_that_calls_another_last_is_on_no_stack(tmp_path: Path) -> No
 
     assert ledger.build(run).complete
     assert () == ledger.build(run).disagreements
+
+
+@pytest.mark.parametrize(("hook", "faults"), [("first", 0), ("second", 0), ("third", 2)])
+def test_of_the_same_bytes_copied_twice_one_of_both_acts_is_a_probe_s(
+    hook: str, faults: int
+) -> None:
+    """TCP sends again, from and to the same places by another function."""
+    acts: dict[str, Any] = {
+        name: SimpleNamespace(function=name, callers=("__tcp_transmit_skb+0x1",))
+        for name in ("first", "second")
+    }
+    twins: list[Any] = [
+        SimpleNamespace(evidence=[name], size=9, payload_size=9, function=name) for name in acts
+    ]
+    movement: Any = SimpleNamespace(function=hook, caller="", size=9, payload_size=9)
+    hooks = frozenset({"first", "second", "third"})
+    names = Names(functions=hooks, copying=hooks, seen=acts, callers=False)
+
+    assert faults == len(list(names.unlike(movement, twins)))
 
 
 def test_a_copy_the_log_lacks_is_a_probe_that_lies(run: RunDir) -> None:
