@@ -2,8 +2,8 @@
 
 A probe names the function that it is at; the access log names the function whose instructions
 copied, and the three calls around it.  Where these cannot be compared nothing is said: what
-calls another function last (a tail call) is on no stack, a kprobe that executes a call itself
-leaves no return address, and two acts of one copy have a size each.
+calls another function last (a tail call) is on no stack, and two acts of one copy have a size
+each.
 """
 
 from __future__ import annotations

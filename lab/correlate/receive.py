@@ -12,7 +12,7 @@ from lab.correlate.holdings import PHYSICAL, Extent, Held
 from lab.correlate.hooks import DMA_UNMAP, filled_by
 from lab.correlate.inputs import GuestInputs
 from lab.correlate.memory_map import GuestMap
-from lab.correlate.rings import INDEXES, Found, RingWitness, device_address, named
+from lab.correlate.rings import ARMED, INDEXES, Found, RingWitness, device_address, named
 from lab.correlate.spans import Index
 from lab.correlate.types import Certainty, Gap, Kind, Movement, Mover, PlaceKind
 from lab.record import Record
@@ -385,7 +385,8 @@ class Receive:
             if used == found.descriptor.id
         }
         # Of a ring that was gone through more than once the first lengths are written over.
-        most = max((gate.used_idx - queue.gates[0].used_idx) % INDEXES for gate in queue.gates)
+        first = next((gate for gate in queue.gates if gate.name == ARMED), queue.gates[0])
+        most = max((gate.used_idx - first.used_idx) % INDEXES for gate in queue.gates)
         return len(lengths) == 1 and most <= queue.size
 
     def _check_order(self, record: Record, arrival: Arrival) -> None:

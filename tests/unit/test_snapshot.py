@@ -124,6 +124,20 @@ def test_the_oldest_go_first(tmp_path: Path, ram: Path) -> None:
     assert (snapshot.folder() / "new").is_dir()
 
 
+def test_a_new_snapshot_evicts_none_that_is_in_use(
+    ram: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evict = snapshot.evict
+    monkeypatch.setattr(snapshot, "evict", lambda *, keep: evict(keep=keep, budget=0))
+    for age, name in enumerate(("used", "idle", "new")):
+        part = snapshot.begin(name)
+        facts = {"sender": frozen(ram, part / "sender.ram")}
+        snapshot.commit(part, name, facts, used={"used", "idle"} if age < 2 else {"used"})
+
+    left = {path.name for path in snapshot.folder().iterdir()}
+    assert left == {"used", "new"}
+
+
 def test_too_little_space_is_said_before_it_hurts(tmp_path: Path) -> None:
     snapshot.require_space(tmp_path, 1, what="a test", hint="more")
     with pytest.raises(NoSpace, match="a test needs"):
