@@ -59,6 +59,22 @@ def test_a_snapshot_of_a_lab_that_is_up_is_in_use(tmp_path: Path) -> None:
     assert {"theirs"} == topology._snapshots_used()
 
 
+def test_a_lab_that_saves_its_snapshot_leaves_those_that_others_restore_from(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    evict = snapshot.evict
+    monkeypatch.setattr(snapshot, "evict", lambda *, keep: evict(keep=keep, budget=-1))
+    monkeypatch.setattr(topology, "_snapshots_used", lambda: {"theirs"})
+    monkeypatch.setattr(topology.Lab, "both", lambda *_: {})  # there are no guests to freeze
+    for name in ("theirs", "idle"):
+        (paths.private(snapshot.folder()) / name).mkdir()
+        (snapshot.folder() / name / "meta.json").touch()
+
+    topology.Lab("mine")._save("new", {})
+
+    assert {"theirs", "new"} == {path.name for path in snapshot.folder().iterdir()}
+
+
 def test_gc_follows_no_link(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.mkdir()
