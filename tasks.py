@@ -472,13 +472,16 @@ def compare(_: Context, first: str, second: str, json: bool = False) -> None:
         "run": RUN,
         "grep": "only lines with this text",
         "everything": "every record, also those of other packets and programs",
+        "json": JSON,
     },
 )
-def lines(_: Context, run: str, grep: str = "", everything: bool = False) -> None:
+def lines(
+    _: Context, run: str, grep: str = "", everything: bool = False, json: bool = False
+) -> None:
     """Print the worksheet's log lines of a run's messages, from their records."""
     from lab.commands import read, told
 
-    with told() as out:
+    with told(json=json) as out:
         read.lines(out, run, grep, everything=everything)
 
 

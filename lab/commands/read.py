@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from lab import paths
 from lab.commands import Console
 from lab.errors import PlaybookError
@@ -58,20 +60,32 @@ def lines(console: Console, run: str, grep: str, *, everything: bool) -> None:
 
     found = rundir.resolve(run)
     if found.manifest().experiment == "socket":
-        for line in socket.lines(found, grep=grep or None):
-            console.line(line)
+        _lines(console, socket.lines(found, grep=grep or None))
         return
-    left_out = 0
     cited = None if everything else report.cited(found)
-    for evidence, line in report.lines(found, grep=grep or None):
-        if cited is None or evidence in cited:
-            console.line(line)
-        else:
-            left_out += 1
+    left_out = 0
+
+    def chosen() -> Iterator[str]:
+        nonlocal left_out
+        for evidence, line in report.lines(found, grep=grep or None):
+            if cited is None or evidence in cited:
+                yield line
+            else:
+                left_out += 1
+
+    _lines(console, chosen())
     if left_out:
         console.journal.say(
             f"{left_out} records that no message's ledger cites are left out; --everything"
         )
+
+
+def _lines(console: Console, found: Iterable[str]) -> None:
+    if console.json:
+        console.result("", list(found))
+        return
+    for line in found:
+        console.line(line)
 
 
 def rings(console: Console, run: str, *, whole: bool = False) -> None:

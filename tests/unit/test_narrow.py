@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import sys
@@ -18,6 +19,7 @@ from lab.commands.claims import claims as judge
 from lab.journal import Journal
 from lab.rundir import RunDir
 from tests.unit import cooked
+from tests.unit.cooked_socket import cook
 
 MINE = """\
 title: A text
@@ -86,3 +88,19 @@ def test_lines_fit_a_terminal_and_no_record_is_broken(
             if "#" in word or "=" in word or "0x" in word:
                 assert word in shown
     assert 80 < max(map(len, piped.splitlines()))
+
+
+@pytest.mark.parametrize("name", ["lo", "socket"])
+def test_the_lines_of_a_run_for_a_program(
+    run: RunDir, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    cook(run.path.parent / "socket").serve()
+    read.lines(Console(json=False, journal=Journal()), name, "", everything=False)
+    told = capsys.readouterr()
+    read.lines(Console(json=True, journal=Journal()), name, "", everything=False)
+    found = capsys.readouterr()
+
+    assert told.out.splitlines() == json.loads(found.out) != []
+    assert told.err == found.err
+    read.lines(Console(json=True, journal=Journal()), name, "no such text", everything=True)
+    assert [] == json.loads(capsys.readouterr().out)
