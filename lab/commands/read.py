@@ -100,6 +100,7 @@ def rings(console: Console, run: str, *, whole: bool = False) -> None:
 
 def accesses(console: Console, run: str, place: str, *, whole: bool = False) -> None:
     from lab import places, rundir
+    from lab.report import plain
 
     found = rundir.resolve(run)
     if not place:
@@ -109,5 +110,4 @@ def accesses(console: Console, run: str, place: str, *, whole: bool = False) -> 
             console.journal.say(f"who touched one: --place {names[-1]}")
         return
     blocks = list(places.told(found, place, whole=whole))
-    rows = places.lines(blocks)
-    console.result("\n".join(rows), rows, blocks)
+    console.result("\n".join(plain(blocks)), places.lines(blocks), blocks)

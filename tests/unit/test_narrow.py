@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lab import access, claims, ledger
+from lab.accesses import TOUCH_HEAD
 from lab.commands import Console, read
 from lab.commands.claims import Options
 from lab.commands.claims import claims as judge
@@ -104,3 +105,19 @@ def test_the_lines_of_a_run_for_a_program(
     assert told.err == found.err
     read.lines(Console(json=True, journal=Journal()), name, "no such text", everything=True)
     assert [] == json.loads(capsys.readouterr().out)
+
+
+def test_who_touched_a_place_is_told_with_the_names_of_its_columns(
+    run: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    accesses(Console(json=False, journal=Journal()), run)
+    place, head, line, *rows = capsys.readouterr().out.splitlines()
+
+    assert place.startswith("sender/user message 0 physical ")
+    assert list(TOUCH_HEAD) == head.split()
+    assert {"─"} == set(line)
+    assert ["load", "#0"] == [rows[0].split()[1], rows[0].split()[-1]]
+    assert 2 == len(rows)
+
+    accesses(Console(json=True, journal=Journal()), run)
+    assert 3 == len(json.loads(capsys.readouterr().out))
