@@ -80,7 +80,7 @@ class Lab:
         """
         __tracebackhide__ = True
         asked = playbook.override(
-            playbook.load(what if what in playbook.names() else self.find(what)),
+            playbook.load(self._playbook(what)),
             size=size,
             count=count,
             family=family,
@@ -125,6 +125,13 @@ class Lab:
         if check and answer.trouble:
             raise LedgerIncomplete("; ".join(answer.trouble), log=run_dir.path / "ledger.json")
         return answer.ledger
+
+    def _playbook(self, what: str | Path) -> str | Path:
+        """Return what `playbook.load` takes: a name of the lab's, or a file beside the test."""
+        if what in playbook.names():
+            return what
+        found = self.find(what)
+        return found if found.is_file() else what  # which is refused, with a guess
 
     def find(self, path: str | Path) -> Path:
         """Return where `path` is: beside the test, else as seen from the current folder."""
