@@ -7,6 +7,7 @@ import pty
 import re
 import shutil
 import subprocess
+import sys
 import time
 import tomllib
 from pathlib import Path
@@ -47,6 +48,15 @@ case "$*" in
 *install*) [ -z "${APT_FAILS-}" ] || { echo "E: no mirror"; exit 100; }
 	[ -n "${APT_LIES-}" ] || { touch "${0%/*}/gcc"; chmod +x "${0%/*}/gcc"; } ;;
 esac
+"""
+
+TASKS = """\
+import os
+from invoke import task
+
+@task
+def where(_, what):
+    print(os.path.dirname(__file__), os.getcwd(), what)
 """
 
 
@@ -376,6 +386,29 @@ def test_it_is_called_from_anywhere(host: Host, tmp_path: Path) -> None:
             timeout=60,
         )
         assert f"VIRTUAL_ENV={host.checkout}/.venv" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("stands", ["in the checkout", "below it", "elsewhere"])
+def test_invoke_finds_the_tasks_from_anywhere(host: Host, tmp_path: Path, stands: str) -> None:
+    invoke = Path(sys.executable).with_name("invoke")
+    host.program("invoke", f'#!/bin/sh\nexec {invoke} "$@"\n')
+    (host.checkout / "tasks.py").write_text(TASKS, encoding="utf-8")
+    folder = {"in the checkout": host.checkout, "below it": host.checkout / "docs"}.get(
+        stands, tmp_path / "the checkout of another"
+    )
+    folder.mkdir(exist_ok=True)
+    done = subprocess.run(
+        host.argv("invoke", "where", "--what", "a b"),
+        cwd=folder,
+        env=host.environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+    assert f"{host.checkout} {folder} a b\n" == done.stdout, done.stderr
 
 
 def test_the_command_inherits_no_lock(host: Host) -> None:
