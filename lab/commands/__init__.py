@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
 from invoke.exceptions import Exit
+from invoke.main import program
 
 from lab import paths
 from lab.errors import (
@@ -73,7 +74,7 @@ class Console:
 
         In `invoke lab.up lab.run-nic --json | jq` only the second was asked for JSON.
         """
-        return sys.stderr if not self.json and "--json" in sys.argv[1:] else sys.stdout
+        return sys.stderr if not self.json and _a_task_has_json() else sys.stdout
 
     def told(self, text: str, blocks: Sequence[Block]) -> None:
         """Print for people: tables that fit a terminal, or `text` where it is piped."""
@@ -94,19 +95,25 @@ class Console:
         self.printed = True
         width = self.width
         if width is None or len(text) <= width:
-            print(text)
+            print(text, file=self._out())
             return
         print(
             textwrap.fill(
                 text, max(width, 20), subsequent_indent="    ", break_on_hyphens=False,
                 break_long_words=False,
-            )
+            ),
+            file=self._out(),
         )  # fmt: skip
 
     @property
     def width(self) -> int | None:
         """Return how many columns the terminal has that results go to; None where none is."""
         return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _a_task_has_json() -> bool:
+    """Say whether a task of this command has --json, as Invoke read its words."""
+    return any(one.as_kwargs.get("json") for one in getattr(program, "tasks", ()))
 
 
 @contextlib.contextmanager

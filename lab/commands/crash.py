@@ -196,11 +196,9 @@ def _tell_attempt(
     """
     from lab import attempt
 
-    if console.json:
-        console.result("", result.found.as_json())
-    else:
-        print((result.run.path / "postmortem.txt").read_text(encoding="utf-8").rstrip())
-        print(result.run.path, flush=True)
+    if not console.json:
+        console.told((result.run.path / "postmortem.txt").read_text(encoding="utf-8"), ())
+    console.result(str(result.run.path), result.found.as_json())
     failed = attempt.failure(result.found, verdict, at)
     if failed is not None:
         if again:

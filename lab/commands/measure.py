@@ -130,11 +130,9 @@ def recompute(console: Console, run: str) -> None:
 
 def tell_outcome(console: Console, outcome: experiment.Outcome) -> None:
     path = outcome.run.path
-    if console.json:
-        console.result("", {**outcome.value, "run": str(path)})
-    else:
+    if not console.json:
         console.told((path / "report.txt").read_text(encoding="utf-8"), outcome.told)
-        print(path, flush=True)
+    console.result(str(path), {**outcome.value, "run": str(path)})
     if outcome.trouble:
         raise LedgerIncomplete(
             "; ".join(outcome.trouble), log=path / outcome.result, hint=outcome.hint or None

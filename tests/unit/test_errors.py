@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from invoke.exceptions import Exit
+from invoke.main import program
+from invoke.parser import Parser
 
+import tasks
 from lab import errors
-from lab.commands import told
+from lab.commands import measure, told
 from lab.errors import (
     CommandFailed,
     DeadlineExceeded,
@@ -20,6 +27,7 @@ from lab.errors import (
     ToolMissing,
     hinted,
 )
+from tests.unit import cooked
 
 
 def tree(cls: type[LabError] = LabError) -> Iterator[type[LabError]]:
@@ -29,23 +37,68 @@ def tree(cls: type[LabError] = LabError) -> Iterator[type[LabError]]:
             yield from tree(child)
 
 
+def types(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    """Let this be the process of `invoke WORDS`."""
+    monkeypatch.setattr("sys.argv", ["invoke", *words])
+    parsed = Parser(contexts=tasks.ns.to_contexts()).parse_argv([*words])
+    monkeypatch.setattr(program, "tasks", parsed, raising=False)
+
+
 def test_in_an_invocation_with_json_only_json_is_on_stdout(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["invoke", "lab.up", "lab.run-nic", "--json"])
+    types(monkeypatch, "lab.up", "lab.run-nic", "--json")
     with told() as plain, told(json=True) as out:
         plain.result("lab 'x' was already up", {})
         plain.told("a table", ())
+        plain.line("one of many")
         out.result("", {"complete": True})
     caught = capsys.readouterr()
     assert {"complete": True} == json.loads(caught.out)
-    assert "was already up" in caught.err
-    assert "a table" in caught.err
+    assert ["lab 'x' was already up", "a table", "one of many"] == caught.err.splitlines()
 
-    monkeypatch.setattr("sys.argv", ["invoke", "lab.up"])
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["lab.up"],
+        ["lab.up", "lab.put", "sender", "--json", "/x"],
+        ["lab.up", "test", "--select", "--json"],
+    ],
+)
+def test_without_json_results_are_on_stdout_whatever_a_value_is_called(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    types(monkeypatch, *words)
     with told() as plain:
         plain.result("lab 'x' was already up", {})
-    assert "was already up" in capsys.readouterr().out
+    assert "lab 'x' was already up\n" == capsys.readouterr().out
+
+
+def test_a_report_is_not_told_between_a_program_and_its_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LAB_RUNS", str(tmp_path))
+    run = cooked.loopback(tmp_path / "lo").serve()
+    types(monkeypatch, "lab.report", "lo", "lab.runs", "--json")
+    with told() as plain:
+        measure.recompute(plain, "lo")
+    caught = capsys.readouterr()
+    assert "" == caught.out
+    assert str(run.path) == caught.err.splitlines()[-1]
+
+
+def test_a_program_reads_the_json_of_one_task_of_many(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [Path(sys.executable).with_name("invoke"),
+         *("lab.check", "--playbook", "nic", "lab.ps", "--json")],
+        cwd=Path(tasks.__file__).parent,
+        env={**os.environ, "LAB_RUNTIME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )  # fmt: skip
+    assert ("[]\n", "nic: ok\n") == (done.stdout, done.stderr)
 
 
 def test_each_branch_has_an_exit_code_of_its_own() -> None:
