@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -570,10 +571,11 @@ def refuse_busy(name: str) -> None:
 def _busy(name: str) -> LabBusy:
     lock = paths.runtime() / name / "lab.lock"
     pids = " ".join(str(pid) for pid in process.holders(lock))
+    wait = f"flock -w 60 {shlex.quote(str(lock))} true"
     return LabBusy(
         f"another command (process {pids or 'unknown'}) is working on lab '{name}'",
         log=lock,
-        hint="wait for it, or name another lab: LAB_NAME=other",
+        hint=f"wait for it ({wait}), or name another lab: LAB_NAME=other",
     )
 
 

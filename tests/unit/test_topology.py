@@ -5,9 +5,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
+import shlex
 import shutil
+import subprocess
 from pathlib import Path
 from threading import Timer
+from typing import cast
 
 import pytest
 
@@ -112,6 +116,23 @@ def test_a_lab_is_held_once() -> None:
         pass
     with pytest.raises(LabNotUp), topology.opened("held"):
         pass
+
+
+@pytest.mark.skipif(shutil.which("flock") is None, reason="needs flock")
+def test_whoever_finds_a_lab_busy_is_told_how_to_wait_for_it() -> None:
+    def waits(hint: str | None) -> int:
+        found = re.search(r"\((flock -w) 60 (.*)\)", hint or "")
+        assert found is not None
+        return subprocess.run(
+            [*found[1].split(), "0.1", *shlex.split(found[2])], check=False
+        ).returncode
+
+    with topology.opened("held", create=True) as lab:
+        lab.state = cast("topology.LabState", "one that stays up")
+        with pytest.raises(LabBusy) as busy, topology.opened("held"):
+            pass
+        assert 1 == waits(busy.value.hint)
+    assert 0 == waits(busy.value.hint)
 
 
 def test_gc_leaves_a_lab_that_another_takes_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
