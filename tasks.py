@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from invoke.collection import Collection
+from invoke.main import program
 from invoke.tasks import Task, task
 
 from lab.commands import KERNEL as KERNEL_OPTIONS
@@ -251,7 +252,10 @@ def build(
         host.build(out, kernel=kernel_of(kernel, modules, headers), locked=locked, offline=offline)
 
 
-@task(iterable=["playbook"], help={"playbook": "file or name, repeatable (default: all)"})
+@task(
+    iterable=["playbook"],
+    help={"playbook": "a file or name, also without --playbook (default: all)", "json": JSON},
+)
 def check(_: Context, playbook: list[str], json: bool = False) -> None:
     """Validate playbooks without running them."""
     from lab.commands import host, told
@@ -591,7 +595,7 @@ def accesses(
 @task(
     iterable=["file"],
     help={
-        "file": "a claims file, or a name in claims/ (default: all of these), repeatable",
+        "file": "a claims file, or a name in claims/, also without --file (default: all of these)",
         "on": "judge by the runs of an earlier lab.claims: its folder",
         "only": "tell of these claims only (comma-separated)",
         "markdown": "also write the whole table as Markdown to this file",
@@ -696,3 +700,30 @@ for one in (test, *LAB_TASKS):
     # Invoke would give each task letters of its own: -s is --size here and --send there.
     one.auto_shortflags = False
 ns = Collection(test, Collection("lab", *LAB_TASKS))
+
+# Of these tasks a word on its own is the value of an option.  As a positional argument Invoke
+# would want it given, and they mean all of them where none is.
+ON_ITS_OWN = {"lab.check": "--playbook", "lab.claims": "--file"}
+
+
+def spelled_out(words: Iterable[str]) -> list[str]:
+    """Return a command with its option in front of each word on its own."""
+    names = ns.task_names
+    takes: set[str] = set()  # options that have a value behind them
+    option = None
+    out: list[str] = []
+    for word in words:
+        if out and out[-1] in takes:
+            pass
+        elif word in names:
+            known = (one for one in ns[word].get_arguments() if one.takes_value)
+            takes = {f"--{name}" for one in known for name in one.names}
+            option = ON_ITS_OWN.get(word)
+        elif option is not None and not word.startswith("-"):
+            out.append(option)
+        out.append(word)
+    return out
+
+
+if hasattr(program, "core"):  # this is `invoke`, which reads these words next
+    program.core.unparsed[:] = spelled_out(program.core.unparsed)

@@ -211,7 +211,7 @@ def _refuse(path: str, found: list[Problem]) -> PlaybookError:
     listing = "\n".join(str(problem) for problem in found)
     return PlaybookError(
         f"{path} has {many}; nothing was started\n{listing}",
-        hint="mend it; 'invoke lab.check --playbook FILE' reads a playbook and starts nothing",
+        hint="mend it; 'invoke lab.check FILE' reads a playbook and starts nothing",
     )
 
 

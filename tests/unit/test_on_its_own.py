@@ -1,0 +1,58 @@
+"""A file given without its option, where a task would do all of them without it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tasks
+from tasks import spelled_out
+
+TOP = Path(tasks.__file__).parent
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("lab.check", "lab.check"),
+        ("lab.check a.yaml", "lab.check --playbook a.yaml"),
+        ("lab.check --json a b", "lab.check --json --playbook a --playbook b"),
+        ("lab.check --playbook a b", "lab.check --playbook a --playbook b"),
+        ("lab.check --playbook=a b --json", "lab.check --playbook=a --playbook b --json"),
+        ("lab.check a lab.run a", "lab.check --playbook a lab.run a"),
+        ("lab.up lab.check a", "lab.up lab.check --playbook a"),
+        ("lab.report lab.check", "lab.report lab.check"),
+        ("lab.claims --on runs/x --only A1,A2 c", "lab.claims --on runs/x --only A1,A2 --file c"),
+        ("lab.claims --lab test c", "lab.claims --lab test --file c"),
+        ("lab.claims --locked c --json", "lab.claims --locked --file c --json"),
+        ("lab.run a", "lab.run a"),
+        ("lab.chek a", "lab.chek a"),
+    ],
+)
+def test_a_word_on_its_own_is_the_value_of_its_option(typed: str, meant: str) -> None:
+    assert meant.split() == spelled_out(typed.split())
+
+
+@pytest.mark.parametrize("name", tasks.ON_ITS_OWN)
+def test_the_option_is_one_of_the_task_s_and_is_repeatable(name: str) -> None:
+    option = tasks.ON_ITS_OWN[name].removeprefix("--")
+    (found,) = (one for one in tasks.ns[name].get_arguments() if option in one.names)
+    assert list is found.kind
+
+
+def test_invoke_takes_it_so(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("name: mine\nprotokol: udp\n", encoding="utf-8")
+
+    def invoke(*words: str) -> tuple[int, str, str]:
+        argv = [str(Path(sys.executable).with_name("invoke")), "--search-root", str(TOP), *words]
+        done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    assert (0, "nic: ok\nloopback: ok\n", "") == invoke("lab.check", "nic", "loopback")
+    code, _, told = invoke("lab.check", "nic", "./mine.yaml")
+    assert (2, True) == (code, "./mine.yaml:2:1: " in told)
+    code, _, told = invoke("lab.claims", "no-such-claims")
+    assert (2, True) == (code, "no-such-claims" in told)
