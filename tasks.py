@@ -716,8 +716,10 @@ def spelled_out(words: Iterable[str]) -> list[str]:
         if out and out[-1] in takes:
             pass
         elif word in names:
-            known = (one for one in ns[word].get_arguments() if one.takes_value)
-            takes = {f"--{name}" for one in known for name in one.names}
+            # Not asked of get_arguments(), which gives the help away to who asks first.
+            known = inspect.signature(ns[word].body).parameters.values()
+            valued = [one.name for one in known if not isinstance(one.default, bool)]
+            takes = {f"--{name.replace('_', '-')}" for name in valued}
             option = ON_ITS_OWN.get(word)
         elif option is not None and not word.startswith("-"):
             out.append(option)

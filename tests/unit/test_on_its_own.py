@@ -28,6 +28,7 @@ TOP = Path(tasks.__file__).parent
         ("lab.claims --on runs/x --only A1,A2 c", "lab.claims --on runs/x --only A1,A2 --file c"),
         ("lab.claims --lab test c", "lab.claims --lab test --file c"),
         ("lab.claims --locked c --json", "lab.claims --locked --file c --json"),
+        ("lab.try x.c --slub-debug lab.check F", "lab.try x.c --slub-debug lab.check F"),
         ("lab.run a", "lab.run a"),
         ("lab.chek a", "lab.chek a"),
     ],
@@ -52,6 +53,7 @@ def test_invoke_takes_it_so(tmp_path: Path) -> None:
         return done.returncode, done.stdout, done.stderr
 
     assert (0, "nic: ok\nloopback: ok\n", "") == invoke("lab.check", "nic", "loopback")
+    assert "also without --playbook" in invoke("lab.check", "--help")[1]
     code, _, told = invoke("lab.check", "nic", "./mine.yaml")
     assert (2, True) == (code, "./mine.yaml:2:1: " in told)
     code, _, told = invoke("lab.claims", "no-such-claims")
