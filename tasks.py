@@ -681,10 +681,10 @@ def bench_trace(
 )
 def test(_: Context, long: bool = False, quick: bool = False, select: str = "") -> None:
     """Run everything that proves skblab: style, types, C, unit and guest tests."""
-    from lab.commands import host, told
+    from lab.commands import suite, told
 
     with told() as out:
-        host.test(out, long=long, quick=quick, select=select)
+        suite.test(out, long=long, quick=quick, select=select)
 
 
 LAB_TASKS = (

@@ -27,6 +27,7 @@ from lab.errors import DeadlineExceeded, ToolMissing
 FILE_LIMIT_BYTES = 64 * 1024 * 1024
 ADDRESS_LIMIT_BYTES = 4 << 30  # QEMU with a guest's RAM, the access log and its code: 1.6 GB
 NICE = 5  # what else the host does comes first; a host that does nothing gives all it has
+IDLE = 19  # what has time
 PREFERRED = -15  # nice
 PROBED_S = 1.0  # so long a lock may seem taken, because others look whether it is
 TASK_LIMIT = 1024  # of the user that children run as, all labs together: 4 to 10 each
@@ -151,13 +152,19 @@ def start(
             )
     finally:
         os.close(fd)
-    with contextlib.suppress(OSError):
-        # Where a kernel schedules sessions as groups, a process's niceness counts within its own
-        # alone (sched(7), autogroup).
-        Path(f"/proc/{child.pid}/autogroup").write_text(str(NICE), encoding="ascii")
+    set_group_niceness(child.pid, NICE)
     # It outlives us on purpose: nothing of ours waits for it but `stop`.
     child.returncode = 0
     return Child(pid=child.pid, lock=lock)
+
+
+def set_group_niceness(pid: int, nice: int) -> None:
+    """Set the niceness of a session that `pid` leads, where sessions are scheduled as groups.
+
+    There a process's own counts within its session alone (sched(7), autogroup).
+    """
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(str(nice), encoding="ascii")
 
 
 def _confined(*, dies_with_us: bool, group: int | None, as_root: bool) -> list[str]:

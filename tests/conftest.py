@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import FrameType
@@ -47,20 +49,20 @@ def must_run() -> set[str]:
     return {word.strip() for word in words} - {""}
 
 
+def missing(item: pytest.Item) -> tuple[str, str] | None:
+    """Return what a test needs that was not asked for, as LAB_MUST_RUN calls it, and why."""
+    if ring(item.path) in BEHIND_GUESTS and not item.config.getoption("--guests"):
+        return "guests", "no --guests"
+    if item.get_closest_marker("long") and not item.config.getoption("--long"):
+        return "long", "no --long"
+    return None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    where = ring(item.path)
-    missing = None
-    if where in BEHIND_GUESTS and not item.config.getoption("--guests"):
-        missing = ("guests", "no --guests")
-    elif item.get_closest_marker("long") and not item.config.getoption("--long"):
-        missing = ("long", "no --long")
-    if missing is None:
-        _ran.add(where)
+    if (lacking := missing(item)) is None:
         return
-    requirement, why = missing
-    if requirement == "guests":
-        _left_out[where] = why
+    requirement, why = lacking
     if requirement in must_run():
         pytest.fail(f"{why}, and LAB_MUST_RUN asks for {requirement}", pytrace=False)
     pytest.skip(why)
@@ -72,6 +74,8 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Turn a skip within a ring that must run into a failure."""
     report = yield
+    if call.when == "setup":
+        report.__dict__["missing"] = missing(item)  # told to the controller, too, under xdist
     if (
         report.skipped
         and not hasattr(report, "wasxfail")
@@ -82,6 +86,16 @@ def pytest_runtest_makereport(
         report.outcome = "failed"
         report.longrepr = f"skipped, and LAB_MUST_RUN asks for guests: {call.excinfo}"
     return report
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when != "setup":
+        return
+    where = ring(HERE.parent / report.location[0])
+    if (lacking := report.__dict__["missing"]) is None:
+        _ran.add(where)
+    elif lacking[0] == "guests":
+        _left_out[where] = lacking[1]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -111,6 +125,15 @@ def _own_world(
         monkeypatch.setenv(f"LAB_{name}", str(home / f"lab-{name.lower()}"))
     for name in ("LAB_NAME", "LAB_ACCEL", "LAB_MIRROR", "SSH_AUTH_SOCK"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def sole_collector() -> Iterator[None]:
+    """Be the only test on this host, in whatever process, that counts what `lab.gc` removes."""
+    lock = Path(tempfile.gettempdir()) / f"skblab-tests-{os.geteuid()}.lock"
+    with lock.open("a", encoding="ascii") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(autouse=True)

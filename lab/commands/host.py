@@ -1,17 +1,11 @@
-"""What this host can do, what is built on it, and the tests."""
+"""What this host can do, and what is built on it."""
 
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from invoke.exceptions import Exit
-
-from lab import paths
 from lab.commands import Console, told_drift
 from lab.errors import PlaybookError
 
@@ -94,24 +88,3 @@ def bench_trace(
         journal=console.journal,
     )
     console.result(benchmark.render(found), found)
-
-
-def test(console: Console, *, long: bool, quick: bool, select: str) -> None:
-    """Run style, types, C and the rings of tests; every part runs, the first failure counts."""
-    python = sys.executable
-    pytest = [python, "-m", "pytest", "--durations=25", *(["-k", select] if select else [])]
-    parts: list[tuple[str, list[str]]] = [
-        ("style", [python, "-m", "ruff", "check", "lab", "tests", "tasks.py"]),
-        ("types", [python, "-m", "mypy", "--strict", "lab", "tests", "tasks.py"]),
-        ("tests", [*pytest, *([] if quick else ["--guests"]), *(["--long"] if long else [])]),
-    ]
-    failed: list[str] = []
-    for name, argv in parts:
-        start = time.monotonic()
-        done = subprocess.run(argv, cwd=paths.data(), check=False)
-        outcome = "ok" if done.returncode == 0 else f"failed ({done.returncode})"
-        console.journal.say(f"{name:<8} {outcome:<12} {time.monotonic() - start:6.1f} s")
-        if done.returncode != 0:
-            failed.append(name)
-    if failed:
-        raise Exit(f"failed: {', '.join(failed)}", code=1)

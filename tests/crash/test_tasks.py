@@ -205,7 +205,9 @@ def test_watch_tries_again_at_every_save(up: Invoke, tmp_path: Path, runs: Path)
         assert 130 == watching.wait(30)
 
 
-def test_sigkill_in_mid_experiment_and_gc_leave_a_clean_host(runs: Path, tmp_path: Path) -> None:
+def test_sigkill_in_mid_experiment_and_gc_leave_a_clean_host(
+    runs: Path, tmp_path: Path, sole_collector: None
+) -> None:
     here = tmp_path / "runs"
     trying = subprocess.Popen(
         [str(INVOKE), "lab.try", str(CORPUS / "soft_lockup.c")],

@@ -109,3 +109,10 @@ def test_a_test_that_hangs_fails_where_it_does(tree: Tree) -> None:
 
     assert "not done after 0.3 s" in said
     assert "1 failed" in said
+
+
+def test_two_workers_tell_what_one_process_does(tree: Tree) -> None:
+    tree.test("unit", "pass")
+    tree.test("guest", "assert False")
+
+    assert "rings run: unit; not run: guest (no --guests)" in tree.run("-n", "2")
