@@ -16,6 +16,7 @@ from lab.bench import DIE_ON_LOAD
 from lab.crash import corpus, watch
 from lab.deadline import Deadline
 from lab.journal import Journal
+from tests import own_cache
 from tests.conftest import children
 from tests.crash.conftest import NAME, SERIES, Try, changed, entry, prebuild
 
@@ -105,12 +106,17 @@ def test_the_restored_guest_is_the_snapshots(bench: attempt.Bench, tried: Try) -
 
 
 def test_a_snapshot_that_is_gone_from_the_cache_is_made_anew(
-    bench: attempt.Bench, tried: Try
+    bench: attempt.Bench, tried: Try, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    snapshot.discard(bench.pair.require_state().snapshot)
+    # Gone for this bench: others go on with it.
+    name = bench.pair.require_state().snapshot
+    with own_cache.beside(tmp_path / "cache"):
+        monkeypatch.setenv("LAB_CACHE", str(tmp_path / "cache"))
+        assert snapshot.load(name) is None
 
-    assert "oops" == tried("bug_on").found.verdict.word
-    assert bench.pair.up
+        assert "oops" == tried("bug_on").found.verdict.word
+        assert snapshot.load(name) is not None
+        assert bench.pair.up
 
 
 def test_an_endless_printer_is_bounded(tried: Try) -> None:

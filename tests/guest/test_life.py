@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,8 @@ import pytest
 from lab import accelerator, admission, image, paths, snapshot, topology, witness
 from lab.deadline import Deadline, wait_until
 from lab.journal import Journal
-from tests.guest.conftest import INVOKE, LAB, TOP, Invoke, qemus, wait_gone
+from tests import own_cache
+from tests.guest.conftest import INVOKE, LAB, TOP, Done, Invoke, qemus, wait_gone
 
 
 def test_up_status_exec_down_leaves_nothing(invoke: Invoke) -> None:
@@ -87,16 +89,27 @@ def test_qemu_is_confined(up: Invoke) -> None:
             assert "0" not in status["Uid"].split()
 
 
-def test_a_corrupt_snapshot_is_noticed_and_booted_around(up: Invoke) -> None:
+def spoiled(up: Invoke, cache: Path, spoil: Callable[[Path], None]) -> Done:
+    """Bring a lab up whose snapshot was spoiled, in a cache of its own: others go on with ours."""
     name = up("lab.status", "--json").value["snapshot"]
-    up("lab.down")
-    ram = snapshot.folder() / name / "sender.ram"
-    with ram.open("r+b") as out:
-        out.seek(1_000_000)
-        byte = out.read(1)
-        out.seek(1_000_000)
-        out.write(bytes([byte[0] ^ 1]))
-    done = up("lab.up", "--json")
+    here = {"lab": f"{LAB}-spoiled", "LAB_CACHE": str(cache)}
+    with own_cache.beside(cache, snapshot=name) as folder:
+        spoil(folder)
+        try:
+            return up("lab.up", "--json", **here)
+        finally:
+            up("lab.down", **here)
+
+
+def test_a_corrupt_snapshot_is_noticed_and_booted_around(up: Invoke, tmp_path: Path) -> None:
+    def flip(folder: Path) -> None:
+        with (folder / "sender.ram").open("r+b") as out:
+            out.seek(1_000_000)
+            byte = out.read(1)
+            out.seek(1_000_000)
+            out.write(bytes([byte[0] ^ 1]))
+
+    done = spoiled(up, tmp_path / "cache", flip)
     assert 0 == done.code, done.err
     assert "booted" in done.value["how"]
     assert "corrupt" in done.err
@@ -132,7 +145,7 @@ def test_a_stopped_sshd_ends_at_the_deadline(up: Invoke) -> None:
     assert 0 == up("lab.reset").code
 
 
-def test_gc_removes_what_a_killed_owner_left(up: Invoke) -> None:
+def test_gc_removes_what_a_killed_owner_left(up: Invoke, sole_collector: None) -> None:
     name = f"{LAB}-gone"
     assert 0 == up("lab.up", lab=name).code
     pids = qemus(name)
@@ -295,12 +308,12 @@ def test_a_failed_get_leaves_the_local_file_alone(up: Invoke, tmp_path: Path) ->
     assert 2 == up("lab.get", "sender", "/etc/hosts", str(tmp_path)).code
 
 
-def test_a_garbled_snapshot_is_booted_around(up: Invoke) -> None:
-    name = up("lab.status", "--json").value["snapshot"]
-    up("lab.down")
-    meta = snapshot.folder() / name / "meta.json"
-    os.truncate(meta, meta.stat().st_size // 2)
-    done = up("lab.up", "--json")
+def test_a_garbled_snapshot_is_booted_around(up: Invoke, tmp_path: Path) -> None:
+    def cut(folder: Path) -> None:
+        meta = folder / "meta.json"
+        os.truncate(meta, meta.stat().st_size // 2)
+
+    done = spoiled(up, tmp_path / "cache", cut)
     assert 0 == done.code, done.err
     assert "booted" in done.value["how"]
     assert "garbled" in done.err
@@ -344,8 +357,13 @@ def test_the_debugger_s_port_is_opened_once(up: Invoke) -> None:
     assert socket.is_socket()
 
 
-def test_the_console_sends_no_escapes_to_a_terminal(up: Invoke) -> None:
-    assert 0 == up("lab.up", "--fresh").code
-    said = up("lab.console", "sender")
+def test_the_console_sends_no_escapes_to_a_terminal(invoke: Invoke, tmp_path: Path) -> None:
+    here = {"lab": f"{LAB}-console", "LAB_CACHE": str(tmp_path / "cache")}
+    with own_cache.beside(tmp_path / "cache"):
+        try:
+            assert 0 == invoke("lab.up", "--fresh", **here).code
+            said = invoke("lab.console", "sender", **here)
+        finally:
+            invoke("lab.down", **here)
     assert 0 == said.code
     assert "\x1b" not in said.out

@@ -15,6 +15,7 @@ import pytest
 from lab import admission, image, paths, topology
 from lab.deadline import Deadline, wait_until
 from lab.journal import Journal
+from tests import own_cache
 from tests.guest.conftest import INVOKE, LAB, TOP, Invoke, qemus
 
 SOMEBODY = 12345  # a uid that nobody has
@@ -133,18 +134,20 @@ def test_two_users_do_not_see_each_other_s(up: Invoke) -> None:
 def test_whoever_boots_the_same_pair_boots_it_once(tmp_path: Path) -> None:
     """Three labs with an empty snapshot cache: one boots, the others wait and restore."""
     cache = tmp_path / "cache"
-    cache.mkdir(mode=0o700)
-    for name in ("images", "headers", "witness", "kmod", "guest"):
-        (cache / name).symlink_to(paths.cache() / name)
     names = [f"{LAB}-cold-{number}" for number in range(3)]
-    started = [start("lab.up", "--json", lab=name, LAB_CACHE=str(cache)) for name in names]
-    ends = [process.communicate(timeout=300) for process in started]
-    try:
-        assert [0] * 3 == [process.returncode for process in started], ends
-        how = sorted(json.loads(out)["how"].split()[0] for out, _ in ends)
-        assert ["booted", "restored", "restored"] == how
-        wait_until(lambda: all(len(qemus(name)) == 2 for name in names), what="all of them",
-                   deadline=Deadline(5))  # fmt: skip
-    finally:
-        for name in names:
-            start("lab.down", lab=name, LAB_CACHE=str(cache)).communicate(timeout=60)
+    with own_cache.beside(cache):
+        try:
+            started = [start("lab.up", "--json", lab=name, LAB_CACHE=str(cache)) for name in names]
+            ends = [process.communicate(timeout=300) for process in started]
+            assert [0] * 3 == [process.returncode for process in started], ends
+            how = sorted(json.loads(out)["how"].split()[0] for out, _ in ends)
+            assert ["booted", "restored", "restored"] == how
+            wait_until(
+                lambda: all(len(qemus(name)) == 2 for name in names),
+                what="all of them",
+                deadline=Deadline(5),
+            )
+        finally:
+            downs = [start("lab.down", lab=name, LAB_CACHE=str(cache)) for name in names]
+            for process in downs:
+                process.communicate(timeout=60)
