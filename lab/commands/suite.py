@@ -24,6 +24,10 @@ CLEANUP_S = 60.0  # of a part that is told to end
 LOOK_S = 0.1
 NOTHING_SELECTED = 5  # pytest's exit code
 MOST_WORKERS = 8
+# Of tests/guest: no measurement, and about as long as the others take longer than crashes.
+BESIDE = tuple(
+    f"tests/guest/test_{name}.py" for name in ("example", "faults", "image", "isolation", "many")
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,20 +85,26 @@ def checks() -> list[Part]:
 def lines(*, long: bool, quick: bool, select: str) -> list[list[Part]]:
     """Return the parts: one line after the other's side, in a line one after the other.
 
-    Guests wait much of their time: for their harness, for deadlines, for each other.  So the
-    two rings of guests run side by side, and what needs no guest in the gaps.
+    Guests wait much of their time: for their harness, for deadlines, for each other.  So one
+    line takes measurements while the other sees what labs and hosts survive, and what needs no
+    guest runs in the gaps.
     """
     pytest = (sys.executable, "-m", "pytest", "--durations=25")
     pytest += (*(("-k", select) if select else ()), *(("--long",) if long else ()))
     if quick:
         return [[*checks(), Part(name="tests", argv=(*pytest, *_workers(os.cpu_count())))]]
+    guests = (*pytest, "--guests")
     half = _workers((os.cpu_count() or 1) // 2)
     return [
-        [Part(name="guests", argv=(*pytest, "--guests", "tests/guest"))],
+        [
+            Part(
+                name="guests", argv=(*guests, "tests/guest", *(f"--ignore={one}" for one in BESIDE))
+            )
+        ],
         [
             *checks(),
             Part(name="units", argv=(*pytest, *half, "tests/unit", "tests/replay"), idle=True),
-            Part(name="crashes", argv=(*pytest, "--guests", "tests/crash")),
+            Part(name="crashes", argv=(*guests, "tests/crash", *BESIDE)),
         ],
     ]
 

@@ -43,6 +43,7 @@ class Done:
 
 
 Invoke = Callable[..., Done]
+Once = Callable[..., Done]
 
 
 def abandoned() -> list[str]:
@@ -113,13 +114,34 @@ def stands(name: str, setup: topology.Setup) -> bool:
         return not (experiment.unlike(pair, setup) or pair.ails(deadline=Deadline(10)))
 
 
+def bring_up(invoke: Invoke, setup: topology.Setup) -> None:
+    if not stands(LAB, setup):
+        done = invoke("lab.up")
+        assert 0 == done.code, done.err
+
+
 @pytest.fixture
 def up(invoke: Invoke, usual: topology.Setup) -> Invoke:
     """Bring the lab up, whatever the test before did to it."""
-    if not stands(LAB, usual):
-        done = invoke("lab.up")
-        assert 0 == done.code, done.err
+    bring_up(invoke, usual)
     return invoke
+
+
+@pytest.fixture(scope="session")
+def once(invoke: Invoke, usual: topology.Setup) -> Once:
+    """Run `invoke WORDS` in the lab that is up, the first time a test asks for these words.
+
+    For what many tests look at and none changes.
+    """
+    taken: dict[tuple[str, ...], Done] = {}
+
+    def run(*words: str) -> Done:
+        if words not in taken:
+            bring_up(invoke, usual)
+            taken[words] = invoke(*words)
+        return taken[words]
+
+    return run
 
 
 def qemus(lab: str) -> list[int]:

@@ -20,7 +20,7 @@ from lab.experiment import message
 from lab.journal import Journal
 from tests.guest.conftest import LAB
 
-SHORT = 5
+SHORT = 3  # as many as thirds
 LONG = int(os.environ.get("LAB_CYCLES", "500"))
 WARM = 2  # the first cycles fill caches
 # The C library's arenas, one a thread, fill for some 15 cycles and stay as they are.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,16 +90,24 @@ def test_qemu_is_confined(up: Invoke) -> None:
             assert "0" not in status["Uid"].split()
 
 
-def spoiled(up: Invoke, cache: Path, spoil: Callable[[Path], None]) -> Done:
-    """Bring a lab up whose snapshot was spoiled, in a cache of its own: others go on with ours."""
-    name = up("lab.status", "--json").value["snapshot"]
-    here = {"lab": f"{LAB}-spoiled", "LAB_CACHE": str(cache)}
+@contextlib.contextmanager
+def spoiled(
+    invoke: Invoke, cache: Path, name: str, spoil: Callable[[Path], None]
+) -> Iterator[tuple[Done, Callable[..., Done]]]:
+    """Bring a lab up from a copy of a snapshot that was spoiled: others go on with ours.
+
+    Yield how that went, and what runs `invoke WORDS` there.
+    """
+
+    def there(*words: str) -> Done:
+        return invoke(*words, lab=f"{LAB}-spoiled", LAB_CACHE=str(cache))
+
     with own_cache.beside(cache, snapshot=name) as folder:
         spoil(folder)
         try:
-            return up("lab.up", "--json", **here)
+            yield there("lab.up", "--json"), there
         finally:
-            up("lab.down", **here)
+            there("lab.down")
 
 
 def test_a_corrupt_snapshot_is_noticed_and_booted_around(up: Invoke, tmp_path: Path) -> None:
@@ -109,10 +118,14 @@ def test_a_corrupt_snapshot_is_noticed_and_booted_around(up: Invoke, tmp_path: P
             out.seek(1_000_000)
             out.write(bytes([byte[0] ^ 1]))
 
-    done = spoiled(up, tmp_path / "cache", flip)
-    assert 0 == done.code, done.err
-    assert "booted" in done.value["how"]
-    assert "corrupt" in done.err
+    name = up("lab.status", "--json").value["snapshot"]
+    with spoiled(up, tmp_path / "cache", name, flip) as (done, there):
+        assert 0 == done.code, done.err
+        assert "booted" in done.value["how"]
+        assert "corrupt" in done.err
+        said = there("lab.console", "sender")
+    assert 0 == said.code
+    assert "\x1b" not in said.out  # no escapes for the reader's terminal, of a boot either
 
 
 def test_a_killed_guest_is_a_typed_error_within_seconds(up: Invoke) -> None:
@@ -313,10 +326,11 @@ def test_a_garbled_snapshot_is_booted_around(up: Invoke, tmp_path: Path) -> None
         meta = folder / "meta.json"
         os.truncate(meta, meta.stat().st_size // 2)
 
-    done = spoiled(up, tmp_path / "cache", cut)
-    assert 0 == done.code, done.err
-    assert "booted" in done.value["how"]
-    assert "garbled" in done.err
+    name = up("lab.status", "--json").value["snapshot"]
+    with spoiled(up, tmp_path / "cache", name, cut) as (done, _):
+        assert 0 == done.code, done.err
+        assert "booted" in done.value["how"]
+        assert "garbled" in done.err
 
 
 def test_a_full_disk_is_the_host_s_fault(up: Invoke) -> None:
@@ -355,15 +369,3 @@ def test_the_debugger_s_port_is_opened_once(up: Invoke) -> None:
     assert first.out == up("lab.gdb", "sender").out
     socket = Path(first.out.rpartition("target remote ")[2].strip().rstrip("'"))
     assert socket.is_socket()
-
-
-def test_the_console_sends_no_escapes_to_a_terminal(invoke: Invoke, tmp_path: Path) -> None:
-    here = {"lab": f"{LAB}-console", "LAB_CACHE": str(tmp_path / "cache")}
-    with own_cache.beside(tmp_path / "cache"):
-        try:
-            assert 0 == invoke("lab.up", "--fresh", **here).code
-            said = invoke("lab.console", "sender", **here)
-        finally:
-            invoke("lab.down", **here)
-    assert 0 == said.code
-    assert "\x1b" not in said.out

@@ -115,9 +115,11 @@ def test_two_users_do_not_see_each_other_s(up: Invoke) -> None:
         for path in (ram, base / "sender" / "qmp", base / "state.json", base / "link", key, log):
             tried = as_somebody("cat", str(path))
             assert "Permission denied" in tried.stderr, tried
-        started = as_somebody(str(INVOKE), "lab.up", "--json", "--offline", **his)
+        started = as_somebody(str(INVOKE), "lab.up", "--json", "--offline", "--fresh", **his)
         assert 0 == started.returncode, started.stderr
-        assert LAB == json.loads(started.stdout)["lab"]  # by the same name, beside ours
+        told = json.loads(started.stdout)
+        assert LAB == told["lab"]  # by the same name, beside ours
+        assert told["how"].startswith("booted")
         theirs = as_somebody(str(INVOKE), "lab.ps", "--json", **his)
         assert [LAB] == [one["lab"] for one in json.loads(theirs.stdout)]
         assert "nothing to remove" in as_somebody(str(INVOKE), "lab.gc", **his).stdout

@@ -16,7 +16,7 @@ import pytest
 from lab import build, image, paths
 from lab.deadline import Deadline, wait_until
 from lab.journal import Journal
-from tests.guest.conftest import INVOKE, LAB, TOP, Done, Invoke, abandoned, qemus, wait_gone
+from tests.guest.conftest import INVOKE, LAB, TOP, Done, Invoke, Once, abandoned, qemus, wait_gone
 
 
 def ledger(done: Done) -> dict[str, Any]:
@@ -28,16 +28,20 @@ def copies(message: dict[str, Any]) -> list[dict[str, Any]]:
     return [move for move in message["movements"] if move["kind"] == "copy"]
 
 
-@pytest.fixture(scope="module")
-def nic(invoke: Invoke) -> Done:
-    assert 0 == invoke("lab.up").code
-    return invoke("lab.run-nic")
+@pytest.fixture
+def nic(once: Once) -> Done:
+    return once("lab.run-nic")
+
+
+@pytest.fixture
+def loopback(once: Once) -> Done:
+    return once("lab.run-loopback")
 
 
 @pytest.fixture(scope="module")
-def loopback(invoke: Invoke) -> Done:
-    assert 0 == invoke("lab.up").code
-    return invoke("lab.run-loopback")
+def alone(invoke: Invoke) -> Done:
+    """Take a run where no lab is up."""
+    return invoke("lab.run-loopback", "--json", lab=f"{LAB}-none")
 
 
 def test_nic_three_copies_one_read_one_write(nic: Done) -> None:
@@ -98,8 +102,8 @@ def test_loopback_two_copies_one_handover_one_skb(loopback: Done) -> None:
         ("lab.run-loopback", "_copy_to_iter"),
     ],
 )
-def test_without_a_copy_hook_it_is_incomplete_not_fewer(up: Invoke, task: str, hook: str) -> None:
-    done = up(task, "--without", hook)
+def test_without_a_copy_hook_it_is_incomplete_not_fewer(once: Once, task: str, hook: str) -> None:
+    done = once(task, "--without", hook)
     assert 6 == done.code, done.out
     assert done.out.startswith("INCOMPLETE")
     assert hook in done.out
@@ -132,17 +136,16 @@ def test_the_worksheets_own_payload(up: Invoke, task: str) -> None:
 
 
 @pytest.mark.parametrize("words", [("--size", "1400"), ("--count", "23"), ("--size", "86")])
-def test_other_sizes_and_counts_balance(up: Invoke, words: tuple[str, str]) -> None:
-    done = up("lab.run-nic", *words)
+def test_other_sizes_and_counts_balance(once: Once, words: tuple[str, str]) -> None:
+    done = once("lab.run-nic", *words)
     assert 0 == done.code, done.out + done.err
     assert ledger(done)["complete"]
 
 
-def test_json_is_the_ledger_and_names_the_run(up: Invoke) -> None:
-    done = up("lab.run-loopback", "--json")
-    assert 0 == done.code, done.err
-    assert done.value["complete"]
-    assert Path(done.value["run"]).is_dir()
+def test_json_is_the_ledger_and_names_the_run(alone: Done) -> None:
+    assert 0 == alone.code, alone.err
+    assert alone.value["complete"]
+    assert Path(alone.value["run"]).is_dir()
 
 
 def test_json_of_a_run_that_fails_is_one_document(up: Invoke) -> None:
@@ -151,16 +154,17 @@ def test_json_of_a_run_that_fails_is_one_document(up: Invoke) -> None:
     assert not done.value["complete"]
 
 
-def test_a_report_asks_what_the_run_asked(up: Invoke) -> None:
+def test_a_report_asks_what_the_run_asked(once: Once, invoke: Invoke) -> None:
     """Options that change a playbook change what it expects, then and later."""
-    done = up("lab.run-nic", "--size", "1400")
+    done = once("lab.run-nic", "--size", "1400")
     assert 0 == done.code, done.err
-    assert 0 == up("lab.report", str(done.run)).code
+    assert 0 == invoke("lab.report", str(done.run)).code
 
 
-def test_a_run_without_a_lab_brings_its_own_pair_and_leaves_nothing(invoke: Invoke) -> None:
-    done = invoke("lab.run-loopback", lab=f"{LAB}-none")
-    assert 0 == done.code, done.err
+def test_a_run_without_a_lab_brings_its_own_pair_and_leaves_nothing(alone: Done) -> None:
+    assert 0 == alone.code, alone.err
+    told = json.loads((Path(alone.value["run"]) / "manifest.json").read_text())
+    assert told["reset"]["how"].startswith("a pair of its own")
     assert not abandoned()
 
 

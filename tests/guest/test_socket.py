@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.guest.conftest import LAB, Done, Invoke
+from tests.guest.conftest import LAB, Done, Invoke, Once
 
 SMALL = """\
 playbook: small
@@ -32,10 +32,9 @@ def broken(found: dict[str, Any]) -> set[str]:
     return {one["name"] for one in found["proofs"] if not one["holds"]}
 
 
-@pytest.fixture(scope="module")
-def followed(invoke: Invoke) -> Done:
-    assert 0 == invoke("lab.up").code
-    return invoke("lab.run-socket")
+@pytest.fixture
+def followed(once: Once) -> Done:
+    return once("lab.run-socket")
 
 
 def test_one_socket_through_the_whole_chain_and_nothing_left(followed: Done) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.guest.conftest import LAB, Done, Invoke
+from tests.guest.conftest import LAB, Done, Invoke, Once
 from tests.guest.test_runs import copies, ledger
 
 CELLS = """\
@@ -61,10 +61,9 @@ def test_the_other_kernel_sweeps_too(invoke: Invoke, tmp_path: Path) -> None:
     assert {2, 3, 4} == {cell["facts"]["copies"] for cell in cells.values()}
 
 
-@pytest.fixture(scope="module")
-def clone(invoke: Invoke) -> Done:
-    assert 0 == invoke("lab.up").code
-    return invoke("lab.run-loopback", "--protocol", "tcp")
+@pytest.fixture
+def clone(once: Once) -> Done:
+    return once("lab.run-loopback", "--protocol", "tcp")
 
 
 def test_over_loopback_tcp_hands_over_a_clone_that_shares_the_head(clone: Done) -> None:

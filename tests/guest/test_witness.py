@@ -12,7 +12,7 @@ import pytest
 
 from lab import accelerator, image, kernel, pages, topology
 from lab.journal import Journal
-from tests.guest.conftest import LAB, Done, Invoke
+from tests.guest.conftest import LAB, Done, Invoke, Once
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -28,9 +28,11 @@ def ledger(done: Done) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("task", ["lab.run-nic", "lab.run-loopback"])
-@pytest.mark.parametrize("protocol", ["udp", "tcp"])
-def test_probes_and_witness_agree_on_every_copy(up: Invoke, task: str, protocol: str) -> None:
-    done = up(task, "--protocol", protocol)
+@pytest.mark.parametrize("words", [(), ("--protocol", "tcp")], ids=["udp", "tcp"])
+def test_probes_and_witness_agree_on_every_copy(
+    once: Once, task: str, words: tuple[str, ...]
+) -> None:
+    done = once(task, *words)
     assert 0 == done.code, done.out + done.err
     found = ledger(done)
     assert "present" == found["witnesses"]["access-log"]
@@ -44,8 +46,8 @@ def test_probes_and_witness_agree_on_every_copy(up: Invoke, task: str, protocol:
     assert max(sizes) < 1 << 20
 
 
-def test_the_witness_alone_finds_three_copies_and_names_page_to_skb(up: Invoke) -> None:
-    done = up("lab.run-nic", "--probes", "none")
+def test_the_witness_alone_finds_three_copies_and_names_page_to_skb(once: Once) -> None:
+    done = once("lab.run-nic", "--probes", "none")
     assert 0 == done.code, done.out + done.err
     assert not list(done.run.glob("*/trace.bin"))
     (message,) = ledger(done)["messages"]
@@ -59,8 +61,8 @@ def test_the_witness_alone_finds_three_copies_and_names_page_to_skb(up: Invoke) 
     assert "page_to_skb" in copies[1]["function"]
 
 
-def test_a_copy_whose_hook_was_left_out_is_named_by_the_witness(up: Invoke) -> None:
-    done = up("lab.run-nic", "--without", "virtio_net:page_to_skb>memcpy")
+def test_a_copy_whose_hook_was_left_out_is_named_by_the_witness(once: Once) -> None:
+    done = once("lab.run-nic", "--without", "virtio_net:page_to_skb>memcpy")
     assert 6 == done.code
     found = ledger(done)
     assert not found["complete"]
@@ -68,20 +70,20 @@ def test_a_copy_whose_hook_was_left_out_is_named_by_the_witness(up: Invoke) -> N
     assert any("no probe reported" in text and "memcpy" in text for text in texts), texts
 
 
-def test_a_place_says_who_touched_it(up: Invoke) -> None:
-    done = up("lab.run-nic", "--probes", "none")
-    places = up("lab.accesses", str(done.run)).out.split()
+def test_a_place_says_who_touched_it(once: Once, invoke: Invoke) -> None:
+    done = once("lab.run-nic", "--probes", "none")
+    places = invoke("lab.accesses", str(done.run)).out.split()
     assert "receiver/rx-buffer" in places
-    said = up("lab.accesses", str(done.run), "--place", "receiver/rx-buffer").out
+    said = invoke("lab.accesses", str(done.run), "--place", "receiver/rx-buffer").out
     assert "memcpy" in said
     assert "page_to_skb" in said
     assert "store" not in said
-    whole = up("lab.accesses", str(done.run), "--place", "receiver/rx-buffer", "--all").out
+    whole = invoke("lab.accesses", str(done.run), "--place", "receiver/rx-buffer", "--all").out
     assert len(whole.splitlines()) > len(said.splitlines())
     assert "size 1536" in whole  # the buffer the device was given, its header and all
-    only = up("lab.accesses", str(done.run), "--place", "receiver/kernel", "--all")
+    only = invoke("lab.accesses", str(done.run), "--place", "receiver/kernel", "--all")
     assert 6 == only.code
-    wrong = up("lab.accesses", str(done.run), "--place", "receiver/nowhere")
+    wrong = invoke("lab.accesses", str(done.run), "--place", "receiver/nowhere")
     assert 2 == wrong.code
     assert "receiver/rx-buffer" in wrong.err
 
@@ -107,11 +109,11 @@ def test_without_the_plugin_the_log_is_absent_and_the_rest_works(invoke: Invoke)
     assert {"census", "rings", "wire", "probe:kmod"} <= confirmed
 
 
-def test_the_wire_of_both_ends_opens_in_tshark(up: Invoke) -> None:
+def test_the_wire_of_both_ends_opens_in_tshark(once: Once) -> None:
     tshark = shutil.which("tshark")
     if tshark is None:
         pytest.skip("needs tshark (apt-get install tshark)")
-    run = up("lab.run-nic").run
+    run = once("lab.run-nic").run
     for guest in ("sender", "receiver"):
         words = [tshark, "-r", str(run / guest / "wire.pcap"), "-Y", "udp.port == 9999"]
         said = subprocess.run(
