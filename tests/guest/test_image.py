@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from lab import image, paths
 from lab.journal import Journal
 from tests.guest.conftest import TOP
@@ -19,20 +21,23 @@ print(image.ensure("6.12", journal=Journal(), offline=True).digest)
 """
 
 
-def digest_elsewhere(tmp_path: Path, *, old: str = "", new: str = "") -> str:
-    """Build the image from a copy of the checkout in which `old` of receiver.c is `new`."""
-    checkout = tmp_path / "elsewhere" / "deeper"
-    shutil.copytree(
-        TOP, checkout, ignore=shutil.ignore_patterns(".git", ".venv", "runs", ".*_cache")
-    )
-    if old:
-        source = checkout / "guest" / "receiver.c"
-        source.write_text(source.read_text().replace(old, new))
-    shutil.copytree(paths.cache() / "packages", tmp_path / "cache" / "packages")
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a copy of the checkout, and a cache that has the packages."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    ignored = shutil.ignore_patterns(".git", ".venv", "runs", ".*_cache")
+    shutil.copytree(TOP, folder / "deeper", ignore=ignored)
+    shutil.copytree(paths.cache() / "packages", folder / "cache" / "packages")
+    return folder
+
+
+def digest(folder: Path) -> str:
+    """Build the image there."""
+    checkout = folder / "deeper"
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         cwd=checkout,
-        env={**os.environ, "LAB_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(checkout)},
+        env={**os.environ, "LAB_CACHE": str(folder / "cache"), "PYTHONPATH": str(checkout)},
         capture_output=True,
         text=True,
         timeout=120,
@@ -42,11 +47,17 @@ def digest_elsewhere(tmp_path: Path, *, old: str = "", new: str = "") -> str:
     return done.stdout.strip()
 
 
-def test_two_folders_two_caches_one_digest(tmp_path: Path) -> None:
-    assert image.ensure("6.12", journal=Journal()).digest == digest_elsewhere(tmp_path)
+def test_two_folders_two_caches_one_digest(elsewhere: Path) -> None:
+    assert image.ensure("6.12", journal=Journal()).digest == digest(elsewhere)
 
 
-def test_a_changed_program_is_another_digest(tmp_path: Path) -> None:
+def test_a_changed_program_is_another_digest(elsewhere: Path) -> None:
     """See the comparison above fail: a word of a program's text makes another image."""
-    changed = digest_elsewhere(tmp_path, old="timed_out", new="timed_uot")
-    assert image.ensure("6.12", journal=Journal()).digest != changed
+    source = elsewhere / "deeper" / "guest" / "receiver.c"
+    text = source.read_text()
+    assert "timed_out" in text
+    source.write_text(text.replace("timed_out", "timed_uot"))
+    try:
+        assert image.ensure("6.12", journal=Journal()).digest != digest(elsewhere)
+    finally:
+        source.write_text(text)
