@@ -198,7 +198,9 @@ def _attempt(
     pair = on.pair
     state, stored = _ready(on, journal)
     guest = pair.guests[GUEST]
-    if not state.pristine or not guest.alive:
+    # Another lab may have made the snapshot anew meanwhile: by the same name, with other addresses.
+    other = state.guests[GUEST].nonce != stored.guests[GUEST].nonce
+    if other or not state.pristine or not guest.alive:
         with journal.step("restore", guest=GUEST):
             pair.restore_guest(GUEST, on.setup)
     pair.touch()

@@ -106,17 +106,21 @@ def test_the_restored_guest_is_the_snapshots(bench: attempt.Bench, tried: Try) -
 
 
 def test_a_snapshot_that_is_gone_from_the_cache_is_made_anew(
-    bench: attempt.Bench, tried: Try, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: attempt.Bench, tried: Try, tmp_path: Path
 ) -> None:
     # Gone for this bench: others go on with it.
     name = bench.pair.require_state().snapshot
-    with own_cache.beside(tmp_path / "cache"):
-        monkeypatch.setenv("LAB_CACHE", str(tmp_path / "cache"))
+    with own_cache.beside(tmp_path / "cache"), pytest.MonkeyPatch.context() as patched:
+        patched.setenv("LAB_CACHE", str(tmp_path / "cache"))
         assert snapshot.load(name) is None
 
         assert "oops" == tried("bug_on").found.verdict.word
         assert snapshot.load(name) is not None
         assert bench.pair.up
+    # By this name there is another one again, as if another lab had made it anew: the kernel
+    # in it lies elsewhere.
+    assert bench.pair.require_state().pristine
+    assert "oops" == tried("bug_on").found.verdict.word
 
 
 def test_an_endless_printer_is_bounded(tried: Try) -> None:
