@@ -149,7 +149,11 @@ class Bench:
     def _restore(self, lab: Lab, names: list[str]) -> None:
         """Put back those that were used; a guest that cannot be alone is with its peer."""
         asked = [lab.guests[name] for name in names]
-        used = [guest for guest in asked if guest.used or not guest.machine.alive]
+        used = [
+            guest
+            for guest in asked
+            if guest.used or not guest.machine.alive or lab.stale(guest.name)
+        ]
         for guest in used:
             guest.forget()
             try:

@@ -179,6 +179,15 @@ class Lab:
             raise SnapshotError(f"the snapshot of lab '{self.pair.name}' is gone")
         return stored
 
+    def stale(self, guest: str) -> bool:
+        """Say whether another lab made the snapshot anew since a guest was restored from it.
+
+        By the same name: the kernel in it lies elsewhere.
+        """
+        state = self.pair.require_state()
+        stored = snapshot.load(state.snapshot)
+        return stored is not None and stored.guests[guest].nonce != state.guests[guest].nonce
+
     def note(self, crash: Crash) -> None:
         """Remember a crash, and name its artefacts for the report."""
         self.crashes.append(crash)
