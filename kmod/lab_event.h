@@ -3,7 +3,7 @@
  * The wire format of one observation, and of the ring that holds them.
  *
  * Shared by the kernel modules (kmod/), the BPF loader (bpf/) and, through a
- * unit test that compiles this file, lab/record.py.  Everything is little
+ * unit test that compiles this file, lab/record/.  Everything is little
  * endian and naturally aligned; there is no implicit padding.
  *
  * The ring lives in guest RAM.  Two contiguous header pages carry a magic, the

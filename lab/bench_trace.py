@@ -19,6 +19,7 @@ from lab import (
     bpf,
     bpftrace,
     build,
+    compiled,
     image,
     probe,
     probe_bpf,
@@ -87,7 +88,9 @@ def measure(
             pair.bring_down()
     with journal.step("read records"):
         reading = read_speed(tracer.trace)
-    reported = bench_report.measure(REPORTED, journal=journal)
+    compiled.compile_all(journal=journal)
+    reported = bench_report.measure(REPORTED, by=bench_report.COMPILED, journal=journal)
+    by_python = bench_report.measure(REPORTED[:-1], by=bench_report.PYTHON, journal=journal)
     return {
         "machine": bench.machine(),
         "accelerator": {"name": speed.name, "why": speed.why},
@@ -98,6 +101,7 @@ def measure(
         "bpftrace": why,
         "reading": reading,
         "reporting": reported,
+        "reporting_by_python": by_python,
         "targets": targets(reading, reported),
     }
 
@@ -354,11 +358,12 @@ def render(found: dict[str, Any]) -> str:
     for count, speed in found["reading"].items():
         rows.append(f"{count:<8} {speed['read_per_s']:>11} {speed['decoded_per_s']:>11}")
     rows.append(f"{'records':<8} {'report s':>11} {'reported/s':>11} {'CPU s':>8} {'/CPU s':>8}")
-    for count, one in found["reporting"].items():
-        rows.append(
-            f"{count:<8} {one['seconds']:>11.2f} {one['per_s']:>11} "
-            f"{one['cpu_s']:>8.2f} {one['per_cpu_s']:>8}"
-        )
+    for by, reported in (("compiled", "reporting"), ("Python", "reporting_by_python")):
+        for count, one in found[reported].items():
+            rows.append(
+                f"{count:<8} {one['seconds']:>11.2f} {one['per_s']:>11} "
+                f"{one['cpu_s']:>8.2f} {one['per_cpu_s']:>8}   {by}"
+            )
     for text, held in found["targets"].items():
         rows.append(f"{'holds' if held else 'does not hold'}: {text}")
     return "\n".join(rows)

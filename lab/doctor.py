@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import accelerator, access, image, paths, qemu, tap
+from lab import accelerator, access, compiled, image, paths, qemu, tap
 from lab.errors import HostError, LabError
 from lab.guest import MEMORY_MIB, PAIR
 from lab.journal import Journal
@@ -44,6 +44,7 @@ def examine(kernel: AnyKernel, *, journal: Journal, locked: bool, offline: bool)
         _tool("dpkg-deb", "dpkg", "--version"),
     ]
     findings += [
+        _walk(),
         _space("disk (cache)", paths.cache(), DISK_MIB, "LAB_CACHE=FOLDER, or free space"),
         _space("RAM folder", paths.ram(), RAM_MIB, "LAB_RAM=FOLDER, or free memory"),
         _space("disk (runs)", paths.runs(), 64, "LAB_RUNS=FOLDER, or free space"),
@@ -77,6 +78,12 @@ def _python() -> Finding:
         found=f"{version} ({sys.executable})",
         mend="apt-get install python3 (3.11 or newer)",
     )
+
+
+def _walk() -> Finding:
+    """Say whether reports are made by compiled code; either will do."""
+    told = "compiled" if compiled.built() else "Python (invoke lab.compile: large reports in half)"
+    return Finding(name="walk", ok=True, found=told)
 
 
 def _qemu() -> Finding:

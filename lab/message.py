@@ -21,7 +21,6 @@ MASK = 0x5A
 NEEDLE_SIZE = 16  # bytes of a payload that are searched for
 SEARCHABLE_SIZE = 8  # bytes; below, a message is told by its socket and order
 CANDIDATES = 64  # places of a needle inside one payload that are tried
-DIGEST_START = 0xCBF29CE484222325
 
 _U64 = (1 << 64) - 1
 _HEAD_SIZE = 8  # bytes of a block that say the run and the message: tag, index
@@ -53,10 +52,9 @@ def derive(seed: int, index: int, size: int) -> bytes:
     _check_size(size)
     head = int.from_bytes(tag(seed), "little") | index << 40
     state = seed + (index << 20) + 1
-    words = array("Q", [head]) * (2 * (-(-size // BLOCK_SIZE)))
-    words[1::2] = array(
-        "Q", [(splitmix64(state + b) << 16 & _U64) | b for b in range(len(words) // 2)]
-    )
+    blocks = -(-size // BLOCK_SIZE)
+    words = array("Q", [head]) * (2 * blocks)
+    words[1::2] = array("Q", [splitmix64(state + b) << 16 & _U64 | b for b in range(blocks)])
     if byteorder == "big":
         words.byteswap()
     return words.tobytes()[:size]
@@ -78,14 +76,6 @@ def mask(payload: bytes) -> str:
 def unmask(masked: str) -> bytes:
     """Return the payload that `mask` made unreadable."""
     return bytes(byte ^ MASK for byte in bytes.fromhex(masked))
-
-
-def digest(data: bytes, start: int = DIGEST_START) -> int:
-    """Return FNV-1a 64 of the bytes; `start` is the digest of what came before them."""
-    value = start
-    for byte in data:
-        value = ((value ^ byte) * 0x100000001B3) & _U64
-    return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,8 @@ LIMIT_LONG_S = 4 * 3600.0
 
 # Every `invoke` that a test starts would compile all our modules anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# What was compiled of the walk takes no patches; tests/compiled_walk.py is for its own tests.
+os.environ.setdefault("LAB_COMPILED", "no")
 
 _ran: set[str] = set()
 _left_out: dict[str, str] = {}

@@ -59,6 +59,13 @@ def build(console: Console, *, kernel: AnyKernel, locked: bool, offline: bool) -
     )
 
 
+def compile_walk(console: Console) -> None:
+    from lab import compiled
+
+    home = compiled.compile_all(journal=console.journal)
+    console.result(str(home), {"compiled": str(home), "modules": list(compiled.MODULES)})
+
+
 def check(console: Console, wanted: Sequence[str]) -> None:
     from lab import playbook
 

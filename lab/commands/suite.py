@@ -29,6 +29,9 @@ BESIDE = tuple(
     f"tests/guest/test_{name}.py" for name in ("example", "faults", "image", "isolation", "many")
 )
 
+# Of tests/unit: those of what `lab.compile` compiles.
+COMPILED = ("compiled", "correlate", "holdings", "hostile", "ledger", "one_lie", "passage")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
@@ -92,7 +95,8 @@ def lines(*, long: bool, quick: bool, select: str) -> list[list[Part]]:
     pytest = (sys.executable, "-m", "pytest", "--durations=25")
     pytest += (*(("-k", select) if select else ()), *(("--long",) if long else ()))
     if quick:
-        return [[*checks(), Part(name="tests", argv=(*pytest, *_workers(os.cpu_count())))]]
+        units = Part(name="tests", argv=(*pytest, *_workers(os.cpu_count())))
+        return [[*checks(), units, *compiled(pytest)]]
     guests = (*pytest, "--guests")
     half = _workers((os.cpu_count() or 1) // 2)
     return [
@@ -104,8 +108,18 @@ def lines(*, long: bool, quick: bool, select: str) -> list[list[Part]]:
         [
             *checks(),
             Part(name="units", argv=(*pytest, *half, "tests/unit", "tests/replay"), idle=True),
+            *compiled(pytest),
             Part(name="crashes", argv=(*guests, "tests/crash", *BESIDE)),
         ],
+    ]
+
+
+def compiled(pytest: Sequence[str]) -> list[Part]:
+    """Return what proves that the walk, compiled, does what it does in Python."""
+    files = [f"tests/unit/test_{name}.py" for name in COMPILED]
+    return [
+        Part(name="compile", argv=(sys.executable, "-m", "invoke", "lab.compile")),
+        Part(name="compiled", argv=(*pytest, "-p", "tests.compiled_walk", *files)),
     ]
 
 

@@ -132,9 +132,11 @@ def unexplained(board: Board) -> list[Unexplained]:
     """Return the census hits, or parts of them, that no place covers; each once."""
     out: dict[tuple[str, int, int], Unexplained] = {}
     for guest in board.inputs.guests:
+        if guest.census is None:
+            continue
         places = [place for place in board.places if place.guest == guest.name]
         extents = Index(list(_extents(places)))
-        for gate in guest.census.gates if guest.census is not None else ():
+        for gate in guest.census.gates:
             for number, hit in enumerate(gate.hits):
                 for first, last in _uncovered(hit, extents, board.inputs.identity):
                     shift = first - hit.physical

@@ -61,18 +61,18 @@ class Board:
         """Add a place that holds `held`: message, offset in it, size."""
         message, offset, size = held
         made = Place(
-            len(self.places),
-            guest,
-            kind,
-            region,
-            virtual,
-            size,
-            message,
-            offset,
-            list(extents),
-            born,
-            pid,
-            evidence=list(evidence),
+            number=len(self.places),
+            guest=guest,
+            kind=kind,
+            region=region,
+            virtual=virtual,
+            size=size,
+            message=message,
+            offset=offset,
+            extents=extents,
+            born=born,
+            pid=pid,
+            evidence=evidence,
         )
         self.places.append(made)
         return made
@@ -112,10 +112,20 @@ class Board:
         self.reached(held)
 
     def reached(self, held: Held) -> None:
-        now = self.most[held.message]
-        if held.way != now:
-            copies, reads, writes, handovers = map(max, now, held.way)
-            self.most[held.message] = (copies, reads, writes, handovers)
+        copies, reads, writes, handovers = self.most[held.message]
+        way = held.way
+        if (
+            way.copies > copies
+            or way.reads > reads
+            or way.writes > writes
+            or way.handovers > handovers
+        ):
+            self.most[held.message] = (
+                max(copies, way.copies),
+                max(reads, way.reads),
+                max(writes, way.writes),
+                max(handovers, way.handovers),
+            )
 
     def last(self, message: int, offset: int) -> Place:
         """Return the place a message's byte was last known to be."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final
 
 from lab.correlate.board import Board, label, plain
-from lab.correlate.holdings import PHYSICAL, Extent, Held, new
+from lab.correlate.holdings import PHYSICAL, Extent, Held
 from lab.correlate.hooks import filled_by
 from lab.correlate.inputs import ACCESS_LOG, ENOENT, RECEIVER, SENDER
 from lab.correlate.memory_map import GuestMap
@@ -25,28 +25,47 @@ from lab.record import Flag, Record
 from lab.record import Kind as At
 from lab.rundir import Ready
 
-PAGE_TO_SKB = "virtio_net:page_to_skb"
-PAGE_TO_SKB_COPY = "virtio_net:page_to_skb>memcpy"
+PAGE_TO_SKB: Final = "virtio_net:page_to_skb"
+PAGE_TO_SKB_COPY: Final = "virtio_net:page_to_skb>memcpy"
 # What copies between a driver's memory and a bounce buffer, either way.
-BOUNCE = "swiotlb_bounce"
+BOUNCE: Final = "swiotlb_bounce"
 # Copies whose record names an skb: of the source for the first two, of both for the last.
-BETWEEN_SKBS = frozenset({"skb_copy_bits", "skb_copy_and_csum_bits", "pskb_expand_head"})
+BETWEEN_SKBS: Final = frozenset({"skb_copy_bits", "skb_copy_and_csum_bits", "pskb_expand_head"})
 
 
-class Copy(NamedTuple):
-    """One call of a copying function, with both its ends."""
+class Copy:
+    """One call of a copying function, with both its ends.
 
-    record: Record
-    size: int
-    source: list[Extent]
-    target: list[Extent]
-    source_address: int
-    target_address: int
-    src_user: bool = False
-    dst_user: bool = False
-    sends: Ready | None = None  # the sender whose buffer is the source
-    receives: Ready | None = None  # the receiver whose buffer is the target
-    certainty: Certainty = Certainty.OBSERVED
+    `sends` is the sender whose buffer is the source, `receives` the receiver whose buffer is
+    the target.
+    """
+
+    def __init__(
+        self,
+        record: Record,
+        size: int,
+        *,
+        source: list[Extent],
+        target: list[Extent],
+        source_address: int,
+        target_address: int,
+        src_user: bool = False,
+        dst_user: bool = False,
+        sends: Ready | None = None,
+        receives: Ready | None = None,
+        certainty: Certainty = Certainty.OBSERVED,
+    ) -> None:
+        self.record = record
+        self.size = size
+        self.source = source
+        self.target = target
+        self.source_address = source_address
+        self.target_address = target_address
+        self.src_user = src_user
+        self.dst_user = dst_user
+        self.sends = sends
+        self.receives = receives
+        self.certainty = certainty
 
     def seen(self, at: int, size: int) -> bytes:
         """Return what the record shows of the bytes copied, `at` being where to start."""
@@ -104,11 +123,18 @@ class Copies:
             target = self.memory.kernel(record.dst, size, record.dst_phys)
         if not source or not target:
             return None
-        return new(
-            Copy,
-            (record, size, source, target, source_address, target_address,
-             src_user, dst_user, sends, receives, Certainty.OBSERVED),
-        )  # fmt: skip
+        return Copy(
+            record,
+            size,
+            source=source,
+            target=target,
+            source_address=source_address,
+            target_address=target_address,
+            src_user=src_user,
+            dst_user=dst_user,
+            sends=sends,
+            receives=receives,
+        )
 
     def take_between_skbs(self, record: Record) -> None:
         """Follow a copy from an skb to another, or within one.
@@ -257,9 +283,9 @@ class Copies:
             born=copy.record.tsc,
             evidence=[copy.record.id],
         )
-        held = self.board.orphan(place)._replace(at=at)
+        held = self.board.orphan(place).found_at(at)
         self.memory.holdings.clear(extents)
-        self.memory.holdings.put(extents, held._replace(at=0))
+        self.memory.holdings.put(extents, held.found_at(0))
         return held
 
     def _seen_before(self, copy: Copy, parts: list[Held], there: list[Held]) -> bool:
@@ -295,27 +321,33 @@ class Copies:
         symbols = self.memory.guest.symbols
         at_call = record.kind is At.CALLSITE
         movement = Movement(
-            self.memory.guest.name,
-            Mover.GUEST_CPU,
-            Kind.COPY,
-            record.hook,
-            symbols.show(record.aux) if at_call else "",  # instruction
-            symbols.show(record.caller),
-            part.place,
-            place,
-            part.message,
-            part.offset,
-            copy.size,
-            part.size,
-            copy.certainty,
-            record.tsc,
-            [record.id],
-            {self.memory.guest.witness},
+            guest=self.memory.guest.name,
+            mover=Mover.GUEST_CPU,
+            kind=Kind.COPY,
+            function=record.hook,
+            instruction=symbols.show(record.aux) if at_call else "",
+            caller=symbols.show(record.caller),
+            source=part.place,
+            target=place,
+            message=part.message,
+            offset=part.offset,
+            size=copy.size,
+            payload_size=part.size,
+            certainty=copy.certainty,
+            tsc=record.tsc,
+            evidence=[record.id],
+            confirmed_by={self.memory.guest.witness},
         )
         self.board.move(movement, held)
         self.made.append(place)
         if copy.receives is not None:
-            self.board.delivered.append(Delivered(held.message, held.offset, held.size, *held.way))
+            way = held.way
+            self.board.delivered.append(
+                Delivered(
+                    held.message, held.offset, held.size,
+                    way.copies, way.reads, way.writes, way.handovers,
+                )
+            )  # fmt: skip
             self.slots.receives(copy.receives, record, held)
 
     def _rest(self, run: tuple[int, int]) -> int:

@@ -219,7 +219,7 @@ def _pieces(parts: Sequence[Held], run: tuple[int, int, int, int]) -> list[Held]
         first = max(offset, part.offset)
         last = min(offset + size, part.offset + part.size)
         if part.message == message and first < last:
-            out.append(part._replace(offset=first, size=last - first, at=at + first - offset))
+            out.append(part.piece(first, last - first, at + first - offset))
     return out
 
 
@@ -233,7 +233,7 @@ def stranded(wire: Wire, frame: Frame, guest: str, why: str) -> Carried | None:
             LINK, PlaceKind.WIRE, held=(message, offset, size), virtual=0, evidence=[seen]
         )
         place.verified_by = [seen]
-        parts.append(board.orphan(place, why, where=guest)._replace(at=at))
+        parts.append(board.orphan(place, why, where=guest).found_at(at))
     return Carried(frame=frame, parts=tuple(parts), tsc=0) if parts else None
 
 
@@ -275,7 +275,7 @@ def _brought(carried: Carried | None, twin: Twin) -> Carried | None:
         last = min(part.at + part.size, twin.last)
         if first < last:
             offset = part.offset + first - part.at
-            parts.append(part._replace(offset=offset, size=last - first, at=first - twin.shift))
+            parts.append(part.piece(offset, last - first, first - twin.shift))
     return Carried(frame=carried.frame, parts=tuple(parts), tsc=carried.tsc) if parts else None
 
 
@@ -290,10 +290,6 @@ def buffer_parts(arrival: Arrival, header: int, skip: int, size: int) -> list[He
         last = min(part.at + part.size, skip + size - header)
         if first < last:
             out.append(
-                part._replace(
-                    offset=part.offset + first - part.at,
-                    size=last - first,
-                    at=header + first - skip,
-                )
+                part.piece(part.offset + first - part.at, last - first, header + first - skip)
             )
     return out

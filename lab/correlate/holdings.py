@@ -1,43 +1,62 @@
-"""Which bytes of which message lie at which guest address, at one moment of the walk."""
+"""Which bytes of which message lie at which guest address, at one moment of the walk.
+
+What the walk makes by the dozen for each message are plain classes: `lab.compiled` makes
+structures of C of them, where a named tuple stays a tuple of Python.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final
 
 from lab.correlate.types import Place
 
-PHYSICAL = "physical"
-CHUNK_BITS = 14  # 16 KiB
-KERNEL = "kernel"  # kernel virtual addresses whose physical address no record gives
-new = tuple.__new__  # takes half as long as calling a named tuple, of which a message has sixty
+PHYSICAL: Final = "physical"
+CHUNK_BITS: Final = 14  # 16 KiB
+KERNEL: Final = "kernel"  # kernel virtual addresses whose physical address no record gives
 
 
-class Extent(NamedTuple):
+class Extent:
     """A run of addresses in one address space; `at` is its offset in a longer range.
 
     User memory of a workload is known by its pages and lies in the physical space,
     so that a device or the kernel reading the same page is seen to read it.
     """
 
-    space: str
-    start: int
-    size: int
-    at: int
+    __slots__ = ("at", "size", "space", "start")
+
+    def __init__(self, space: str, start: int, size: int, at: int) -> None:
+        self.space = space
+        self.start = start
+        self.size = size
+        self.at = at
 
 
-class Way(NamedTuple):
-    """How often bytes were moved, and handed over, on their way to a place."""
+class Way:
+    """How often bytes were moved, and handed over, on their way to a place; never changed."""
 
-    copies: int = 0
-    reads: int = 0
-    writes: int = 0
-    handovers: int = 0
+    __slots__ = ("copies", "handovers", "reads", "writes")
+
+    def __init__(
+        self, copies: int = 0, reads: int = 0, writes: int = 0, handovers: int = 0
+    ) -> None:
+        self.copies = copies
+        self.reads = reads
+        self.writes = writes
+        self.handovers = handovers
+
+    def same(self, other: Way) -> bool:
+        """Tell whether bytes were moved as often on both."""
+        return (
+            self.copies == other.copies
+            and self.reads == other.reads
+            and self.writes == other.writes
+            and self.handovers == other.handovers
+        )
 
     def copied(self) -> Way:
-        copies, reads, writes, handovers = self
-        return new(Way, (copies + 1, reads, writes, handovers))
+        return Way(self.copies + 1, self.reads, self.writes, self.handovers)
 
     def read(self) -> Way:
         return Way(self.copies, self.reads + 1, self.writes, self.handovers)
@@ -46,23 +65,27 @@ class Way(NamedTuple):
         return Way(self.copies, self.reads, self.writes + 1, self.handovers)
 
     def handed_over(self) -> Way:
-        copies, reads, writes, handovers = self
-        return new(Way, (copies, reads, writes, handovers + 1))
+        return Way(self.copies, self.reads, self.writes, self.handovers + 1)
 
 
-class Held(NamedTuple):
-    """Message bytes in memory, and the way they went there.
+class Held:
+    """Message bytes in memory, and the way they went there; never changed, made anew.
 
     `at` is where they start in the range that was asked for.
     """
 
-    start: int
-    size: int
-    message: int
-    offset: int
-    place: Place
-    way: Way
-    at: int = 0
+    __slots__ = ("at", "message", "offset", "place", "size", "start", "way")
+
+    def __init__(  # noqa: PLR0917 - sixty of them a message: names would cost what making one does
+        self, start: int, size: int, message: int, offset: int, place: Place, way: Way, at: int = 0
+    ) -> None:
+        self.start = start
+        self.size = size
+        self.message = message
+        self.offset = offset
+        self.place = place
+        self.way = way
+        self.at = at
 
     @property
     def end(self) -> int:
@@ -77,13 +100,15 @@ class Held(NamedTuple):
 
     def found_at(self, at: int) -> Held:
         """Return the same bytes, found at another offset of a range."""
-        start, size, message, offset, place, way, _ = self
-        return new(Held, (start, size, message, offset, place, way, at))
+        return Held(self.start, self.size, self.message, self.offset, self.place, self.way, at)
 
     def put_in(self, place: Place, way: Way) -> Held:
         """Return the same bytes of the message as they are in another place."""
-        start, size, message, offset, _, _, at = self
-        return new(Held, (start, size, message, offset, place, way, at))
+        return Held(self.start, self.size, self.message, self.offset, place, way, self.at)
+
+    def piece(self, offset: int, size: int, at: int) -> Held:
+        """Return `size` bytes from the message's byte `offset` on, found at `at` of a range."""
+        return Held(self.start, size, self.message, offset, self.place, self.way, at)
 
 
 class Holdings:
@@ -95,27 +120,29 @@ class Holdings:
     def find(self, extents: Iterable[Extent]) -> list[Held]:
         """Return what lies in a range, by address, `at` counted from the range's start."""
         out: list[Held] = []
-        for space, start, size, at in extents:
-            here = self._spaces.get(space)
+        for extent in extents:
+            here = self._spaces.get(extent.space)
             if here is None:
                 continue
-            end = start + size
+            start = extent.start
+            end = start + extent.size
             for held in here.touching(start, end):
                 first = held.start
                 inside = start <= first and first + held.size <= end
                 part = held if inside else held.cut(start, end)
-                where = at + (first - start if first > start else 0)
+                where = extent.at + (first - start if first > start else 0)
                 out.append(part if where == part.at else part.found_at(where))
         return join(out) if len(out) > 1 else out
 
     def clear(self, extents: Iterable[Extent]) -> list[Place]:
         """Forget what lay in a range and return the places that lost bytes."""
         lost: list[Place] = []
-        for space, start, size, _ in extents:
-            here = self._spaces.get(space)
+        for extent in extents:
+            here = self._spaces.get(extent.space)
             if here is None:
                 continue
-            end = start + size
+            start = extent.start
+            end = start + extent.size
             for held in here.touching(start, end):
                 here.remove(held)
                 if held.start < start:
@@ -127,26 +154,26 @@ class Holdings:
 
     def put(self, extents: Iterable[Extent], held: Held) -> None:
         """Record that a range, already cleared, now holds `held`, whole and in order."""
-        for space, start, size, at in extents:
-            _, length, message, offset, place, way, inside = held
+        inside = held.at
+        for extent in extents:
+            at = extent.at
             first = max(at, inside)
-            last = min(at + size, inside + length)
+            last = min(at + extent.size, inside + held.size)
             if first >= last:
                 continue
-            if space not in self._spaces:
-                self._spaces[space] = _Space()
-            begins, offset = start + first - at, offset + first - inside
-            self._spaces[space].insert(
-                new(Held, (begins, last - first, message, offset, place, way, 0))
-            )
+            here = self._spaces.get(extent.space)
+            if here is None:
+                here = self._spaces[extent.space] = _Space()
+            begins, offset = extent.start + first - at, held.offset + first - inside
+            here.insert(Held(begins, last - first, held.message, offset, held.place, held.way))
 
     def raise_handovers(self, place: Place, extents: Iterable[Extent]) -> None:
         """Count one more handover for everything a place still holds in its ranges."""
-        for space, start, size, _ in extents:
-            here = self._spaces.get(space)
+        for extent in extents:
+            here = self._spaces.get(extent.space)
             if here is None:
                 continue
-            for held in here.touching(start, start + size):
+            for held in here.touching(extent.start, extent.start + extent.size):
                 if held.place is place:
                     here.replace(held.put_in(place, held.way.handed_over()))
 
@@ -211,9 +238,9 @@ def join(parts: Iterable[Held]) -> list[Held]:
             and last.place is part.place
             and last.at + last.size == part.at
             and last.offset + last.size == part.offset
-            and last.way == part.way
+            and last.way.same(part.way)
         ):
-            out[-1] = last._replace(size=last.size + part.size)
+            out[-1] = last.piece(last.offset, last.size + part.size, last.at)
         else:
             out.append(part)
     return out

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from lab.rundir import Manifest
 
 # The driver is given an skb to transmit: by the device it drives.
-XMIT_OF = {"virtio-net-pci": "virtio_net:start_xmit", "e1000e": "e1000e:e1000_xmit_frame"}
-DRIVER_XMIT = frozenset(XMIT_OF.values())
+XMIT_OF: Final = {"virtio-net-pci": "virtio_net:start_xmit", "e1000e": "e1000e:e1000_xmit_frame"}
+DRIVER_XMIT: Final = frozenset(XMIT_OF.values())
 # A driver gives memory to its device: by a virtqueue, or by the DMA API.
-OUTBUF = "virtqueue_add_outbuf"
-DMA_MAP = "dma_map_page_attrs"
+OUTBUF: Final = "virtqueue_add_outbuf"
+DMA_MAP: Final = "dma_map_page_attrs"
 # No hook: what the access log saw a CPU store in a descriptor.
-DESCRIBED = "(descriptor)"
+DESCRIBED: Final = "(descriptor)"
 # A driver is told, or finds, that its device has filled a buffer.
-RECEIVE_BUF = "virtio_net:receive_buf"
-DMA_UNMAP = "dma_unmap_page_attrs"
+RECEIVE_BUF: Final = "virtio_net:receive_buf"
+DMA_UNMAP: Final = "dma_unmap_page_attrs"
 
-SEND_SIDE = DRIVER_XMIT | {
+SEND_SIDE: Final = DRIVER_XMIT | {
     "ip_generic_getfrag",
     "__tcp_transmit_skb",
     "__dev_queue_xmit",
@@ -25,7 +27,7 @@ SEND_SIDE = DRIVER_XMIT | {
     DMA_MAP,
     DESCRIBED,
 }
-RECEIVE_SIDE = frozenset(
+RECEIVE_SIDE: Final = frozenset(
     {
         "__netif_rx",
         RECEIVE_BUF,

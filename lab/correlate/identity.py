@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lab import message as messages
+from lab import fnv
 from lab.message import Messages
 
 KEPT = 64 << 20  # bytes of messages that are kept once they were derived
@@ -48,15 +48,15 @@ class Identity:
         return found
 
     def digest(self, message: int) -> str:
-        return f"{messages.digest(self.bytes_of(message)):016x}"
+        return f"{fnv.digest(self.bytes_of(message)):016x}"
 
     def digest_of(self, order: Sequence[int]) -> int:
         """Return the digest of messages one after the other."""
         key = tuple(order)
         if key not in self._digests:  # sender and receiver are asked for the same
-            value = messages.DIGEST_START
+            value = fnv.START
             for message in key:
-                value = messages.digest(self.bytes_of(message), value)
+                value = fnv.digest(self.bytes_of(message), value)
             self._digests[key] = value
         return self._digests[key]
 

@@ -60,19 +60,12 @@ class GuestInputs:
         The most frequent is the start of the direct map (its place is random: never a
         constant of ours).
         """
-        return Counter(
-            [
-                virtual - physical
-                for record in self.records
-                for virtual, physical in (
-                    (record.src, record.src_phys),
-                    (record.dst, record.dst_phys),
-                )
-                if virtual and physical
-            ]
-        )
+        records = self.records
+        found = Counter([one.src - one.src_phys for one in records if one.src and one.src_phys])
+        found.update([one.dst - one.dst_phys for one in records if one.dst and one.dst_phys])
+        return found
 
-    @property
+    @cached_property
     def direct_map(self) -> int | None:
         """Where the direct map begins, as the records say; None where none says so."""
         return self.distances.most_common(1)[0][0] if self.distances else None

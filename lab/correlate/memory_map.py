@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lab.correlate.board import Board
-from lab.correlate.holdings import KERNEL, PHYSICAL, Extent, Holdings, new
+from lab.correlate.holdings import KERNEL, PHYSICAL, Extent, Holdings
 from lab.correlate.inputs import GuestInputs
 from lab.rundir import Ready
 
@@ -25,8 +25,8 @@ class GuestMap:
             return []
         physical = physical or self.to_physical(virtual)
         if physical:
-            return [new(Extent, (PHYSICAL, physical, size, 0))]
-        return [new(Extent, (KERNEL, virtual, size, 0))]
+            return [Extent(PHYSICAL, physical, size, 0)]
+        return [Extent(KERNEL, virtual, size, 0)]
 
     def to_physical(self, virtual: int) -> int:
         """Return the physical address of a direct map address, 0 where that is unknown."""
@@ -52,7 +52,7 @@ class GuestMap:
             if physical is None:
                 out.append(Extent(f"user {pid}", start, length, start - virtual))
             else:
-                out.append(new(Extent, (PHYSICAL, physical, length, start - virtual)))
+                out.append(Extent(PHYSICAL, physical, length, start - virtual))
         if inside < size:
             out.append(Extent(f"user {pid}", virtual + inside, size - inside, inside))
         return out

@@ -339,7 +339,7 @@ def _blank(
 ) -> Record:
     """Return a record of the log with what the log knows, and nothing else."""
     return Record(
-        source=f"{guest}/access.bin",
+        id=f"{guest}/access.bin#{number}",
         number=number,
         module=WITNESS,
         tsc=tsc,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from lab.correlate.board import Board
 from lab.correlate.hooks import DRIVER_XMIT, OUTBUF
@@ -16,16 +16,19 @@ from lab.correlate.inputs import ACCESS_LOG, GuestInputs
 from lab.correlate.types import Sighting
 from lab.record import Flag, Record
 
-QUEUE, LOOPBACK_XMIT, NETIF_RX = "__dev_queue_xmit", "loopback_xmit", "__netif_rx"
-PAGE_TO_SKB = "virtio_net:page_to_skb"
-VIRTIO_XMIT = "virtio_net:start_xmit"
-ENQUEUE, CONSUME = "__udp_enqueue_schedule_skb", "skb_consume_udp"
+QUEUE: Final = "__dev_queue_xmit"
+LOOPBACK_XMIT: Final = "loopback_xmit"
+NETIF_RX: Final = "__netif_rx"
+PAGE_TO_SKB: Final = "virtio_net:page_to_skb"
+VIRTIO_XMIT: Final = "virtio_net:start_xmit"
+ENQUEUE: Final = "__udp_enqueue_schedule_skb"
+CONSUME: Final = "skb_consume_udp"
 # What moves bytes within an skb, or gives it another head; len stays.
-CHANGES = frozenset({"skb_copy_bits", "skb_copy_and_csum_bits", "pskb_expand_head"})
-XMIT = frozenset({*DRIVER_XMIT, LOOPBACK_XMIT})
-ETHERNET = 14
+CHANGES: Final = frozenset({"skb_copy_bits", "skb_copy_and_csum_bits", "pskb_expand_head"})
+XMIT: Final = frozenset({*DRIVER_XMIT, LOOPBACK_XMIT})
+ETHERNET: Final = 14
 # From one hook to the next an skb stays as it is, less what is pulled off its front.
-SAME = {
+SAME: Final = {
     **{(QUEUE, name): 0 for name in XMIT},
     (VIRTIO_XMIT, OUTBUF): 0,
     (OUTBUF, OUTBUF): 0,
@@ -33,12 +36,12 @@ SAME = {
     (ENQUEUE, CONSUME): 0,
 }
 # The second is called by the first, with the skb that the first was given.
-INSIDE = {OUTBUF: VIRTIO_XMIT, NETIF_RX: LOOPBACK_XMIT}
+INSIDE: Final = {OUTBUF: VIRTIO_XMIT, NETIF_RX: LOOPBACK_XMIT}
 # Records whose bytes are those at `data`, and where in these an IP header begins.
-IP_AT = {QUEUE: ETHERNET, **dict.fromkeys(XMIT, ETHERNET), NETIF_RX: 0}
-SHOWN_AT_DATA = frozenset({*IP_AT, ENQUEUE, "tcp_rcv_established"})
-DEVICE_HEADERS = (10, 12)  # of virtio, in front of a frame in its buffer
-BYTES_MOST = 64  # of a record
+IP_AT: Final = {QUEUE: ETHERNET, **dict.fromkeys(XMIT, ETHERNET), NETIF_RX: 0}
+SHOWN_AT_DATA: Final = frozenset({*IP_AT, ENQUEUE, "tcp_rcv_established"})
+DEVICE_HEADERS: Final = (10, 12)  # of virtio, in front of a frame in its buffer
+BYTES_MOST: Final = 64  # of a record
 IPV4, IPV6 = 0x0800, 0x86DD
 
 
@@ -86,40 +89,41 @@ def _broken(guest: GuestInputs, board: Board, seen: Iterable[str]) -> Iterator[B
 
 def of_one(
     record: Record, *, direct_map: int | None = None, datagram: int | None = None
-) -> Iterator[str]:
-    """Yield what cannot be of an skb as one record has it."""
-    linear = record.skb_len - record.skb_data_len
-    tail = record.data + linear
+) -> list[str]:
+    """Return what cannot be of an skb as one record has it."""
+    length, data_length, data = record.skb_len, record.skb_data_len, record.data
+    hook, size, shown = record.hook, record.size, record.bytes
+    linear = length - data_length
+    tail = data + linear
     if linear < 0:
-        yield f"data_len {record.skb_data_len} is more than len {record.skb_len}"
-        return
-    if record.head > record.data:
-        yield f"data 0x{record.data:x} lies before head 0x{record.head:x}"
-    if record.shinfo and tail > record.shinfo:
-        yield f"the linear area ends at 0x{tail:x}, past its end 0x{record.shinfo:x}"
+        return [f"data_len {data_length} is more than len {length}"]
+    broken: list[str] = []
+    if record.head > data:
+        broken.append(f"data 0x{data:x} lies before head 0x{record.head:x}")
+    if tail > record.shinfo > 0:
+        broken.append(f"the linear area ends at 0x{tail:x}, past its end 0x{record.shinfo:x}")
     own = not record.src and not record.dst  # src_phys is that of data
-    known = own and direct_map is not None and record.src_phys
-    if known and record.data - record.src_phys != direct_map:
-        yield f"data 0x{record.data:x} is not what lies at physical 0x{record.src_phys:x}"
-    if record.hook in SHOWN_AT_DATA and record.bytes:
-        if len(record.bytes) != min(linear, BYTES_MOST):
-            yield f"{len(record.bytes)} bytes are shown of a linear area of {linear}"
-        told = _told(record)
-        if told is not None and told != record.skb_len:
-            yield f"len is {record.skb_len}, and its IP header makes it {told}"
-    header = record.size - record.skb_len
-    if record.hook == PAGE_TO_SKB and record.size and header not in DEVICE_HEADERS:
-        yield f"len is {record.skb_len}, of {record.size} bytes in the buffer"
-    if datagram is not None and record.hook in (ENQUEUE, CONSUME) and record.skb_len != datagram:
-        yield f"len is {record.skb_len}, of a datagram of {datagram} bytes"
+    physical = record.src_phys
+    if own and direct_map is not None and physical and data - physical != direct_map:
+        broken.append(f"data 0x{data:x} is not what lies at physical 0x{physical:x}")
+    if shown and hook in SHOWN_AT_DATA:
+        if len(shown) != min(linear, BYTES_MOST):
+            broken.append(f"{len(shown)} bytes are shown of a linear area of {linear}")
+        told = _told(hook, shown)
+        if told is not None and told != length:
+            broken.append(f"len is {length}, and its IP header makes it {told}")
+    if hook == PAGE_TO_SKB and size and size - length not in DEVICE_HEADERS:
+        broken.append(f"len is {length}, of {size} bytes in the buffer")
+    if datagram is not None and length != datagram and hook in (ENQUEUE, CONSUME):
+        broken.append(f"len is {length}, of a datagram of {datagram} bytes")
+    return broken
 
 
-def _told(record: Record) -> int | None:
+def _told(hook: str, shown: bytes) -> int | None:
     """Return the length that the IP header of a packet gives its skb, None where none is shown."""
-    at = IP_AT.get(record.hook)
+    at = IP_AT.get(hook)
     if at is None:
         return None
-    shown = record.bytes
     version = shown[at] >> 4 if len(shown) > at else 0
     kind = int.from_bytes(shown[at - 2 : at], "big") if at else {4: IPV4, 6: IPV6}.get(version)
     told = 0  # longer than the field can say

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Final
 
 from lab.correlate.board import Board, plain
-from lab.correlate.holdings import KERNEL, PHYSICAL, Extent, Held, new
+from lab.correlate.holdings import KERNEL, PHYSICAL, Extent, Held
 from lab.correlate.hooks import DRIVER_XMIT, RECEIVE_SIDE, SEND_SIDE
 from lab.correlate.memory_map import GuestMap
 from lab.correlate.types import (
@@ -19,12 +20,13 @@ from lab.correlate.types import (
 )
 from lab.record import Flag, Record
 
-GETFRAG = "ip_generic_getfrag"
-TCP_TRANSMIT = "__tcp_transmit_skb"
-PAGE_TO_SKB = "virtio_net:page_to_skb"
-FIRST_OF_TRIP = "__dev_queue_xmit"
-TRANSMIT = DRIVER_XMIT | {"__dev_queue_xmit", "loopback_xmit"}
-ARRIVE = frozenset({"__netif_rx", "__udp_enqueue_schedule_skb", "tcp_rcv_established"})
+GETFRAG: Final = "ip_generic_getfrag"
+TCP_TRANSMIT: Final = "__tcp_transmit_skb"
+PAGE_TO_SKB: Final = "virtio_net:page_to_skb"
+FIRST_OF_TRIP: Final = "__dev_queue_xmit"
+TRANSMIT: Final = DRIVER_XMIT | {"__dev_queue_xmit", "loopback_xmit"}
+_tuple: Final = tuple.__new__  # takes half as long as calling a named tuple
+ARRIVE: Final = frozenset({"__netif_rx", "__udp_enqueue_schedule_skb", "tcp_rcv_established"})
 
 
 class Skbs:
@@ -223,7 +225,7 @@ class Skbs:
             held = self.board.orphan(place)
             self.memory.holdings.clear(extents)
             self.memory.holdings.put(extents, held)
-            out.append(held._replace(at=run.at))
+            out.append(held.found_at(run.at))
         return out
 
     def _name(self, record: Record, parts: list[Held]) -> None:
@@ -252,7 +254,7 @@ class Skbs:
                 record.skb_data_len,
                 record.id,
             )
-            self.board.sight(new(Sighting, seen))
+            self.board.sight(_tuple(Sighting, seen))
 
     def _side(self, record: Record, parts: list[Held]) -> str:
         if record.hook in SEND_SIDE:
@@ -362,7 +364,7 @@ def ranges(place: Place) -> list[Extent]:
     out: list[Extent] = []
     at = 0
     for start, size in place.extents:
-        out.append(new(Extent, (PHYSICAL, start, size, at)))
+        out.append(Extent(PHYSICAL, start, size, at))
         at += size
     return out
 

@@ -175,9 +175,7 @@ class Transmit:
         for count, found in enumerate(sent, 1):
             length = found.descriptor.length
             extents = [Extent(space=PHYSICAL, start=found.physical or 0, size=length, at=0)]
-            parts += [
-                part._replace(at=part.at + size) for part in self.memory.holdings.find(extents)
-            ]
+            parts += [part.found_at(part.at + size) for part in self.memory.holdings.find(extents)]
             size += length
             if size > room:
                 break
@@ -218,7 +216,7 @@ class Transmit:
             extents = self.memory.kernel(record.src, record.size, record.src_phys)
             parts = self.memory.holdings.find(extents)
             self.skbs.segment(record.skb, parts, index=record.frags)
-            out += [part._replace(at=part.at + at) for part in parts]
+            out += [part.found_at(part.at + at) for part in parts]
             at += record.size
         return out
 
@@ -234,7 +232,7 @@ class Transmit:
                 if first < last:
                     virtual = record.src + first - start
                     held = (message, offset + first - at - header, last - first)
-                    out.append(self._stranger(record, virtual, held)._replace(at=first))
+                    out.append(self._stranger(record, virtual, held).found_at(first))
                 start += record.size
         return out
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-LINK = "link"  # the "guest" of a place on the wire
+LINK: Final = "link"  # the "guest" of a place on the wire
 
 
 class PlaceKind(StrEnum):
@@ -45,7 +46,6 @@ class Certainty(StrEnum):
     DERIVED = "derived"
 
 
-@dataclass(slots=True)
 class Place:
     """Where bytes of one message lie; grows while the walk finds out more about it.
 
@@ -53,20 +53,36 @@ class Place:
     empty where the physical address is not known.
     """
 
-    id: int
-    guest: str
-    kind: PlaceKind
-    region: str
-    virtual: int
-    size: int
-    message: int
-    offset: int
-    extents: list[tuple[int, int]]
-    born: int  # TSC of the record that made it, 0: it was there from the start
-    pid: int = 0
-    overwritten: bool = False  # a later copy or device write covered some of it
-    evidence: list[str] = field(default_factory=list)
-    verified_by: list[str] = field(default_factory=list)
+    def __init__(
+        self,
+        *,
+        number: int,
+        guest: str,
+        kind: PlaceKind,
+        region: str,
+        virtual: int,
+        size: int,
+        message: int,
+        offset: int,
+        extents: Sequence[tuple[int, int]] = (),
+        born: int = 0,
+        pid: int = 0,
+        evidence: Sequence[str] = (),
+    ) -> None:
+        self.id = number
+        self.guest = guest
+        self.kind = kind
+        self.region = region
+        self.virtual = virtual
+        self.size = size
+        self.message = message
+        self.offset = offset
+        self.extents = list(extents)
+        self.born = born  # TSC of the record that made it, 0: it was there from the start
+        self.pid = pid
+        self.evidence = list(evidence)
+        self.overwritten = False  # a later copy or device write covered some of it
+        self.verified_by: list[str] = []
 
     @property
     def physical(self) -> int:
@@ -86,27 +102,45 @@ class Place:
         return bool(self.verified_by)
 
 
-@dataclass(slots=True)
 class Movement:
     """Bytes of one message that went from one place to another, once."""
 
-    guest: str
-    mover: Mover
-    kind: Kind
-    function: str
-    instruction: str
-    caller: str
-    source: Place
-    target: Place
-    message: int
-    offset: int  # of the first byte moved, in the message
-    size: int  # bytes moved, headers included
-    payload_size: int  # of them, the message's
-    certainty: Certainty
-    tsc: int  # of the guest; orders the movements of one guest
-    evidence: list[str]
-    confirmed_by: set[str]
-    context: str = ""
+    def __init__(
+        self,
+        *,
+        guest: str,
+        mover: Mover,
+        kind: Kind,
+        function: str,
+        instruction: str,
+        caller: str,
+        source: Place,
+        target: Place,
+        message: int,
+        offset: int,
+        size: int,
+        payload_size: int,
+        certainty: Certainty,
+        tsc: int,
+        evidence: list[str],
+        confirmed_by: set[str],
+    ) -> None:
+        self.guest = guest
+        self.mover = mover
+        self.kind = kind
+        self.function = function
+        self.instruction = instruction
+        self.caller = caller
+        self.source = source
+        self.target = target
+        self.message = message
+        self.offset = offset  # of the first byte moved, in the message
+        self.size = size  # bytes moved, headers included
+        self.payload_size = payload_size  # of them, the message's
+        self.certainty = certainty
+        self.tsc = tsc  # of the guest; orders the movements of one guest
+        self.evidence = evidence
+        self.confirmed_by = confirmed_by
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

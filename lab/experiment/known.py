@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import Any
 
-from lab import known, message, probe, rundir, spec, topology, witness
+from lab import fnv, known, message, probe, rundir, spec, topology, witness
 from lab.deadline import Deadline
 from lab.errors import GuestError
 from lab.experiment.outcome import Outcome, tell
@@ -132,7 +132,7 @@ def _add_symbols(guest: Guest, folder: rundir.GuestDir, *, deadline: Deadline) -
 def _check_digests(guest: Guest, said: str, seed: int, size: int, count: int) -> None:
     """Raise unless every message lies, whole, where the module says that it moved it."""
     for index, line in enumerate(said.splitlines()):
-        expected = message.digest(message.derive(seed, index, size))
+        expected = fnv.digest(message.derive(seed, index, size))
         if line.split() != [str(index), f"{expected:016x}"]:
             raise GuestError(guest.name, f"known.ko moved message {index} wrongly: {line}")
     if len(said.splitlines()) != count:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from lab import correlate
 from lab.correlate import Flow, Inputs, accounts, outside
 from lab.correlate import types as flow_types
 from lab.correlate.identity import Identity
 from lab.correlate.inputs import RECEIVER, SENDER, GuestInputs
-from lab.correlate.spans import missing
 from lab.correlate.types import Sighting
 from lab.ledger.arrivals import taken
 from lab.ledger.entries import (
@@ -35,6 +32,7 @@ from lab.ledger.entries import (
     Unexplained,
 )
 from lab.ledger.expected import Expectation, asked, check, expectations
+from lab.ledger.messages import of_flow
 from lab.ledger.stated import manifest_faults
 from lab.record import Section
 from lab.rundir import WORKLOAD, RunDir, Workload
@@ -102,7 +100,7 @@ def build(run: RunDir) -> Ledger:
     if run.interrupted():
         faults = (_fault("host", INTERRUPTED), *faults)
     manifest = inputs.manifest
-    messages = tuple(_messages(inputs, flow, faults))
+    messages = tuple(of_flow(inputs, flow, faults))
     return Ledger(
         schema=SCHEMA,
         playbook=manifest.playbook,
@@ -165,13 +163,13 @@ def _log_faults(inputs: Inputs, log: outside.Outside | None) -> Iterator[Incompl
 
 def _again_notes(messages: Sequence[Message]) -> Iterator[str]:
     """Say what was sent again, of which the counts say nothing."""
-    found = [one for one in messages if one.sent_again]
-    for message in found[:MOST_NOTED]:
+    found = [(one, again) for one in messages if (again := one.sent_again)]
+    for message, again in found[:MOST_NOTED]:
         reads = (one for one in message.movements if one.kind == "dma-read")
         frames = dict.fromkeys(it for one in reads for it in one.evidence if "/wire.pcap#" in it)
         more = " and more" if len(frames) > MOST_NOTED else ""
         yield (
-            f"message {message.id}: {message.sent_again} of its bytes were sent again (frames "
+            f"message {message.id}: {again} of its bytes were sent again (frames "
             f"{', '.join([*frames][:MOST_NOTED])}{more}); counts are of those that were received"
         )
     if len(found) > MOST_NOTED:
@@ -420,125 +418,7 @@ def _sections(guest: GuestInputs) -> Iterator[Section]:
         yield from trace.sections if trace is not None else ()
 
 
-# --- Messages -------------------------------------------------------------------------------
-
-
-def _messages(inputs: Inputs, flow: Flow, faults: tuple[Incomplete, ...]) -> Iterator[Message]:
-    places = _by_message(flow.places)
-    movements = _by_message(flow.movements)
-    sightings = _by_message(flow.sightings)
-    delivered = _by_message(flow.delivered)
-    broken = {fault.message for fault in faults}
-    most = dict(flow.most)
-    manifest, size = inputs.manifest, inputs.identity.size
-    for number in range(inputs.identity.count):
-        mine = places[number]
-        index = {place.id: position for position, place in enumerate(mine)}
-        yield Message(
-            number,
-            size,
-            manifest.protocol,
-            manifest.over,
-            number not in broken and None not in broken,
-            tuple([_place(place) for place in mine]),
-            tuple([_movement(entry, index) for entry in movements[number]]),
-            _skb(inputs, sightings[number]),
-            _totals(inputs, delivered[number], most.get(number, (0, 0, 0, 0))),
-        )
-
-
-class _OfMessage(Protocol):
-    @property
-    def message(self) -> int: ...
-
-
-T = TypeVar("T", bound=_OfMessage)
-
-
-def _by_message(entries: Iterable[T]) -> dict[int, list[T]]:
-    out: dict[int, list[T]] = defaultdict(list)
-    for entry in entries:
-        out[entry.message].append(entry)
-    return out
-
-
-def _place(place: flow_types.Place) -> Place:
-    # By position, as in `_movement`: names take half as long again.
-    return Place(
-        place.guest,
-        place.kind.value,
-        place.region,
-        place.virtual,
-        place.physical,
-        tuple([Extent(start, size) for start, size in place.extents]),
-        place.offset,
-        place.size,
-        place.verified,
-        tuple(dict.fromkeys([*place.evidence, *place.verified_by])),
-    )
-
-
-def _movement(movement: flow_types.Movement, index: dict[int, int]) -> Movement:
-    return Movement(
-        movement.guest,
-        movement.mover.value,
-        movement.kind.value,
-        movement.function,
-        movement.instruction,
-        movement.caller,
-        index[movement.source.id],
-        index[movement.target.id],
-        movement.offset,
-        movement.size,
-        movement.payload_size,
-        movement.certainty.value,
-        tuple(dict.fromkeys(movement.evidence)),
-        tuple(sorted(movement.confirmed_by)),
-    )
-
-
-def _skb(inputs: Inputs, sightings: list[flow_types.Sighting]) -> Skb:
-    sent = tuple([seen for seen in sightings if seen.side == SENDER])
-    received = tuple([seen for seen in sightings if seen.side == RECEIVER])
-    return Skb(
-        sender=sent,
-        receiver=received,
-        same_object=_same_object(inputs, sent, received),
-        same_head=_same(inputs, {s.head for s in sent}, {s.head for s in received}),
-    )
-
-
-def _same_object(
-    inputs: Inputs, sent: tuple[Sighting, ...], received: tuple[Sighting, ...]
-) -> bool | None:
-    # TCP keeps the skb that was filled and transmits a clone: two objects at the sender,
-    # of which the receiver reads one.
-    first, last = {seen.skb for seen in sent}, {seen.skb for seen in received}
-    return _same(inputs, first, last) and first == last
-
-
-def _same(inputs: Inputs, sent: set[int], received: set[int]) -> bool | None:
-    # Equal addresses in two guests are two objects.
-    if not sent or not received:
-        return None
-    return inputs.loopback and received <= sent
-
-
-def _totals(
-    inputs: Inputs, delivered: list[flow_types.Delivered], most: tuple[int, int, int, int]
-) -> Totals:
-    spans = [(entry.offset, entry.offset + entry.size) for entry in delivered]
-    counts = [most]
-    if delivered and not missing([(0, inputs.identity.size)], spans):
-        counts = [(one.copies, one.reads, one.writes, one.handovers) for one in delivered]
-    return _totals_of(tuple(counts))
-
-
-@lru_cache(maxsize=1024)
-def _totals_of(counts: tuple[tuple[int, int, int, int], ...]) -> Totals:
-    # Of ten thousand messages most went the same way.
-    columns = zip(*counts, strict=True)
-    return Totals(*[pick(column) for column in columns for pick in (max, min)])
+# --- What the witnesses add -----------------------------------------------------------------
 
 
 def _unexplained(

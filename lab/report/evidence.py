@@ -10,7 +10,7 @@ from lab import access, accesses, capture, clock, record
 from lab.capture import Frame
 from lab.errors import LabError
 from lab.ledger import Message
-from lab.record import Context, Flag, Record
+from lab.record import Context, Flag, Record, Records
 from lab.rundir import Descriptor, GuestDir, Queue, RingGate, RunDir
 from lab.symbols import Symbols
 
@@ -110,6 +110,7 @@ class Archive:
         self.run = run
         self._shelves: dict[str, Shelf] = {}
         self._records: dict[str, Record | None] = {}
+        self._traces: dict[str, Records | None] = {}  # by file
 
     def shelf(self, guest: str) -> Shelf:
         if guest not in self._shelves:
@@ -123,10 +124,13 @@ class Archive:
         if file not in ("trace.bin", "bpf.bin") or not number.isdigit():
             return None
         if evidence not in self._records:
-            shelf = self.shelf(guest)
-            trace = shelf.trace if file == "trace.bin" else shelf.programs
+            if where not in self._traces:
+                shelf = self.shelf(guest)
+                trace = shelf.trace if file == "trace.bin" else shelf.programs
+                self._traces[where] = None if trace is None else trace.records
+            records = self._traces[where]
             try:
-                found = None if trace is None else trace.records.numbered(int(number))
+                found = None if records is None else records.numbered(int(number))
             except KeyError:
                 found = None
             self._records[evidence] = found

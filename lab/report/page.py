@@ -8,6 +8,7 @@ its policy forbids any.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +16,9 @@ from pathlib import Path
 
 import jinja2
 
+from lab import paths
 from lab.capture import Frame
+from lab.errors import HostError
 from lab.ledger import Expectation, Ledger, Message, Movement, asked, expectations
 from lab.message import Messages
 from lab.report import cells, evidence, questions, touches, verdict
@@ -116,6 +119,7 @@ def environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        bytecode_cache=_compiled(),
     )
     made.filters["some"] = some
     made.filters["tone"] = cells.tone
@@ -126,6 +130,18 @@ def environment() -> jinja2.Environment:
     made.globals["most"] = SHOWN_ALIKE
     made.globals["later"] = _later
     return made
+
+
+def _compiled() -> jinja2.FileSystemBytecodeCache | None:
+    """Return where compiled templates are kept: to compile them takes longer than all else here.
+
+    Each is kept with a digest of its text; None where there is no folder of ours to write to.
+    """
+    try:
+        kept = paths.private(paths.private(paths.cache()) / "templates")
+    except HostError:
+        return None
+    return jinja2.FileSystemBytecodeCache(str(kept)) if os.access(kept, os.W_OK) else None
 
 
 def page(

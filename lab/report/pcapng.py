@@ -43,10 +43,9 @@ def _comments(ledger: Ledger) -> dict[str, list[str]]:
     """Return what is to be said of each frame that carries bytes of a message."""
     out: dict[str, list[str]] = {}
     for message in ledger.messages:
-        numbers = copy_numbers(message)
-        for place in message.places:
-            if place.place != "wire":
-                continue
+        places = [place for place in message.places if place.place == "wire"]
+        numbers = copy_numbers(message) if places else []
+        for place in places:
             reads = [
                 (movement, number)
                 for movement, number in zip(message.movements, numbers, strict=True)

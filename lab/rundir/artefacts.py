@@ -25,7 +25,8 @@ class UserBuffer:
 
     @cached_property
     def _physical(self) -> dict[int, int]:
-        return dict(self.pages)
+        # By page number: addresses of pages all have the same hash, as far as a small table looks.
+        return {virtual // PAGE: physical for virtual, physical in self.pages}
 
     def extents(self, virtual: int, size: int) -> list[tuple[int, int | None, int]]:
         """Return (virtual, physical, size) of each run of pages under a range.
@@ -33,12 +34,16 @@ class UserBuffer:
         The physical address is None where no page is known.
         """
         known = self._physical
+        into = virtual % PAGE
+        if into + size <= PAGE:  # most often
+            page = known.get(virtual // PAGE)
+            return [(virtual, None if page is None else page + into, size)] if size > 0 else []
         out: list[tuple[int, int | None, int]] = []
         end = virtual + size
         while virtual < end:
             into = virtual % PAGE
             length = min(end - virtual, PAGE - into)
-            page = known.get(virtual - into)
+            page = known.get(virtual // PAGE)
             physical = None if page is None else page + into
             if out and _adjoins(out[-1], physical):
                 out[-1] = (out[-1][0], out[-1][1], out[-1][2] + length)

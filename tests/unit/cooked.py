@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from lab import fnv
 from lab import message as messages
 from lab.message import Messages
 from lab.record import HOOK_COPY, HOOK_LEFT_OUT, Flag, Hook, Kind, encode_section
@@ -386,7 +387,7 @@ class Cook:
                             {
                                 "index": n,
                                 "slot": n % self.slots,
-                                "digest": f"{messages.digest(self.messages.bytes(message)):016x}",
+                                "digest": f"{fnv.digest(self.messages.bytes(message)):016x}",
                                 "hex": self.messages.bytes(message)[:64].hex(),
                             }
                             for n, message in list(enumerate(numbers))[-self.slots :]

@@ -18,7 +18,7 @@ TOP = Path(__file__).parents[2]
 # What the script itself calls; all else of the real host is out of its sight.
 BORROWED = ("cksum", "mkdir", "cat", "env", "rm", "touch", "chmod", "sleep")
 PROGRAMS = ("qemu-system-x86_64", "gcc", "make", "depmod", "ip", "xz")
-FILES = ("libc.a", "libelf.so.1", "ca-certificates.crt", "libbpf.a")
+FILES = ("libc.a", "libelf.so.1", "ca-certificates.crt", "libbpf.a", "Python.h")
 FOR_TESTS = ("chromium", "tshark", "clang", "bpftool")
 
 PYTHON = """\
@@ -83,7 +83,9 @@ class Host:
         script = (TOP / "bootstrap").read_text(encoding="utf-8")
         # Files looked for by their place, and the folders always searched, are this host's too.
         script = re.sub(
-            r"/(?:usr|etc)/[\w/.-]*/(libc\.a|libelf\.so\.1|libbpf\.a)", rf"{folder}/\1", script
+            r"/(?:usr|etc)/[\w/.*-]*/(libc\.a|libelf\.so\.1|libbpf\.a|Python\.h)",
+            rf"{folder}/\1",
+            script,
         )
         script = re.sub(r"/etc/[\w/.-]*\.crt", f"{folder}/{FILES[2]}", script)
         script = script.replace("/usr/bin/python3", str(self.bin / "python3"))

@@ -939,7 +939,7 @@ def test_one_copy_seen_by_two_hooks_is_one_copy(tmp_path: Path) -> None:
 
 def _place() -> Place:
     return Place(
-        id=0,
+        number=0,
         guest="sender",
         kind=PlaceKind.KERNEL,
         region="",
@@ -947,8 +947,6 @@ def _place() -> Place:
         size=100,
         message=0,
         offset=0,
-        extents=[],
-        born=0,
     )
 
 

@@ -1,4 +1,4 @@
-"""kmod/lab_event.h and lab/record.py say the same about every byte."""
+"""kmod/lab_event.h and lab/record/ say the same about every byte."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import pytest
 
-from lab import message, paths
+from lab import fnv, message, paths
 from lab.deadline import Deadline, wait_until
 from lab.message import Messages
 
@@ -734,13 +734,13 @@ def test_all_steps(programs: Path, protocol: str, address: str, connect: bool) -
             )
         for end in done:
             assert [entry["digest"] for entry in end["messages"]] == [
-                f"{message.digest(text):016x}" for text in expected
+                f"{fnv.digest(text):016x}" for text in expected
             ]
             assert [entry["hex"] for entry in end["messages"]] == [
                 text[:64].hex() for text in expected
             ]
             assert (end["first"], end["held"]) == (0, COUNT)
-            assert end["all"] == f"{message.digest(b''.join(expected)):016x}"
+            assert end["all"] == f"{fnv.digest(b''.join(expected)):016x}"
         assert pair.sender.end() == 0
         assert pair.receiver.end() == 0
 
@@ -791,7 +791,7 @@ def test_the_largest_messages(programs: Path, protocol: str, size: int, count: i
     )
     for entry in done["messages"]:
         text = message.derive(SEED, entry["index"], size)
-        assert entry["digest"] == f"{message.digest(text):016x}"
+        assert entry["digest"] == f"{fnv.digest(text):016x}"
 
 
 def test_slots_are_used_again_and_the_last_messages_are_held(programs: Path) -> None:
@@ -806,7 +806,7 @@ def test_slots_are_used_again_and_the_last_messages_are_held(programs: Path) -> 
         assert [entry["slot"] for entry in entries] == [i % 252 for i in range(48, 300)]
         for entry in (entries[0], entries[-1]):
             text = message.derive(SEED, entry["index"], SIZE)
-            assert entry["digest"] == f"{message.digest(text):016x}"
+            assert entry["digest"] == f"{fnv.digest(text):016x}"
 
 
 def test_steps_of_many_messages_fit_in_a_line(programs: Path) -> None:
@@ -823,7 +823,7 @@ def test_steps_of_many_messages_fit_in_a_line(programs: Path) -> None:
     for role in ("sender", "receiver"):
         assert 500 < len(said[role]["messages"]) <= 1024
         assert said[role]["held"] == count
-        assert said[role]["all"] == f"{message.digest(b''.join(texts)):016x}"
+        assert said[role]["all"] == f"{fnv.digest(b''.join(texts)):016x}"
         assert [bool(entry["hex"]) for entry in said[role]["messages"][:65]] == [True] * 64 + [
             False
         ]

@@ -13,7 +13,16 @@ AROUND = 40  # bytes: near an edge, where runs are cut
 
 
 def place(number: int) -> Place:
-    return Place(number, "sender", PlaceKind.KERNEL, "", 0, 0, number, 0, [], 0)
+    return Place(
+        number=number,
+        guest="sender",
+        kind=PlaceKind.KERNEL,
+        region="",
+        virtual=0,
+        size=0,
+        message=number,
+        offset=0,
+    )
 
 
 def told(holdings: Holdings, start: int, size: int) -> dict[int, tuple[int, int]]:

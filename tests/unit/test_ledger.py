@@ -16,8 +16,8 @@ import pytest
 
 from lab import ledger, report, spec
 from lab.errors import TraceCorrupt
-from lab.ledger import Ledger, entries
-from lab.message import digest
+from lab.fnv import digest
+from lab.ledger import Ledger, text
 from lab.report import verdict
 from lab.rundir import RunDir
 from lab.spec import Expect
@@ -644,12 +644,12 @@ def test_the_text_of_a_ledger_comes_a_message_at_a_time(tmp_path: Path) -> None:
     assert all(piece.count('"totals"') < 2 for piece in pieces)
 
 
-@pytest.mark.parametrize("kept", [1, entries.PATTERNS])
+@pytest.mark.parametrize("kept", [1, text.PATTERNS])
 def test_words_of_any_kind_are_written_as_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int
 ) -> None:
     """Lines are filled in by `%`, and those with the same words share theirs."""
-    monkeypatch.setattr(entries, "PATTERNS", kept)
+    monkeypatch.setattr(text, "PATTERNS", kept)
     built = build(cooked.nic(tmp_path))
     message = built.messages[0]
     words = ("50%", "%d", "%%s", '"quoted"', "a\\b\n", "größer", "")

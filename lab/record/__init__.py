@@ -14,11 +14,13 @@ fault of the file, and is counted: `missed`, `dropped`, `torn`.
 from __future__ import annotations
 
 import struct
+import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from pathlib import Path
-from typing import Any, Final, NamedTuple, overload
+from typing import Any, Final, Literal, NamedTuple, overload
 
 from lab.errors import TraceCorrupt
 
@@ -55,8 +57,12 @@ LAYOUT = struct.Struct("<" + "".join(code for _, code in FIELDS))
 HOOK_LAYOUT = struct.Struct("<" + "".join(code for _, code in HOOK_FIELDS))
 HEADER_LAYOUT = struct.Struct("<" + "".join(code for _, code in HEADER_FIELDS))
 CHUNKS_AT = HOOKS_AT + HOOKS * HOOK_LAYOUT.size
-# commit, seq, cpu, hook, kind, bytes_len: all that reading a file has to look at
-_CHECKED = struct.Struct("<Q8xQI8xHB145xH70x")
+_NUMBERS: Mapping[str, Literal["B", "H", "I", "Q"]] = {"B": "B", "H": "H", "I": "I", "Q": "Q"}
+# Where each field is, and its code
+_PLACES = {
+    name: (code, struct.calcsize("<" + "".join(before for _, before in FIELDS[:index])))
+    for index, (name, code) in enumerate(FIELDS)
+}
 
 HOOK_COPY = 0x01
 HOOK_LEFT_OUT = 0x02
@@ -102,8 +108,8 @@ class Flag:
     BARRIER: Final = 0x20
 
 
-_KINDS = {int(kind): kind for kind in Kind}
-_CONTEXTS = tuple(Context(value) for value in range(256))
+KINDS = {int(kind): kind for kind in Kind}
+CONTEXTS = tuple(Context(value) for value in range(256))
 TEXTS = 4096  # texts, and shown bytes, that are kept at a time while records are decoded
 
 
@@ -214,7 +220,7 @@ class Record(NamedTuple):
     six times as long to make.
     """
 
-    source: str  # "receiver/trace.bin"
+    id: str  # the evidence id, such as "receiver/trace.bin#41"
     number: int  # through the file, from 0
     module: str
     tsc: int
@@ -249,13 +255,8 @@ class Record(NamedTuple):
     bytes: bytes  # in clear
 
     @property
-    def id(self) -> str:
-        """The evidence id, such as `receiver/trace.bin#41`."""
-        return f"{self.source}#{self.number}"
-
-    @property
     def guest(self) -> str:
-        return self.source.partition("/")[0]
+        return self.id.partition("/")[0]
 
     @property
     def socket(self) -> Socket | None:
@@ -369,8 +370,10 @@ class Records(Sequence[Record]):
         return self._count
 
     def __iter__(self) -> Iterator[Record]:
+        from lab.record.decode import decode
+
         for section in self._sections:
-            yield from _decode(self._source, section, section.events, section.first)
+            yield from decode(self._source, section, section.events, section.first)
 
     @overload
     def __getitem__(self, index: int) -> Record: ...
@@ -403,53 +406,14 @@ class Records(Sequence[Record]):
         raise KeyError(number)
 
     def _one(self, section: Section, number: int) -> Record:
+        from lab.record.decode import decode
+
         at = (number - section.first) * EVENT_SIZE
-        return next(_decode(self._source, section, section.events[at : at + EVENT_SIZE], number))
+        return next(decode(self._source, section, section.events[at : at + EVENT_SIZE], number))
 
 
-def _decode(source: str, section: Section, events: memoryview, first: int) -> Iterator[Record]:
-    """Yield the events of a section, torn ones left out, numbered from `first`.
-
-    All in one loop, with what is alike in many records looked up: the names, the bytes shown
-    (a message is shown by each hook it passes).
-    """
-    module = section.header.name
-    hooks = [hook.name for hook in section.header.hooks]
-    mask = int.from_bytes(section.header.nonce * 4, "little")
-    torn = frozenset(section.torn)
-    texts: dict[bytes, str] = {}
-    clear: dict[tuple[bytes, int], bytes] = {(bytes(BYTES_LEN), 0): b""}
-    new = tuple.__new__
-    for number, fields in enumerate(LAYOUT.iter_unpack(events), first):
-        if number in torn:
-            continue
-        (_, tsc, seq, cpu, pid, tgid, hook, kind, context, comm, skb, head, data, skb_len,
-         skb_data_len, src, dst, src_phys, dst_phys, size, ret, user, sk, caller, dev, aux,
-         shinfo, bytes_len, flags, iter_type, frags, masked) = fields  # fmt: skip
-        try:
-            shown = clear[masked, bytes_len]
-        except KeyError:
-            if len(clear) > TEXTS:
-                clear.clear()
-            plain = (int.from_bytes(masked, "little") ^ mask).to_bytes(BYTES_LEN, "little")
-            shown = clear[masked, bytes_len] = plain[:bytes_len]
-        try:
-            comm, dev = texts[comm], texts[dev]
-        except KeyError:
-            if len(texts) > TEXTS:
-                texts.clear()
-            texts[comm], texts[dev] = _text(comm), _text(dev)
-            comm, dev = texts[comm], texts[dev]
-        yield new(
-            Record,
-            (source, number, module, tsc, seq, cpu, pid, tgid, hooks[hook], _KINDS[kind],
-             _CONTEXTS[context], comm, skb, head, data, skb_len, skb_data_len, src, dst,
-             src_phys, dst_phys, size, ret, user, sk, caller, dev, aux, shinfo, flags,
-             iter_type, frags, shown),
-        )  # fmt: skip
-
-
-def _text(raw: bytes) -> str:
+def text(raw: bytes) -> str:
+    """Return a C string of a fixed size."""
     return raw.partition(b"\0")[0].decode("utf-8", "backslashreplace")
 
 
@@ -495,9 +459,9 @@ def parse_header(data: bytes | memoryview, *, where: str = "ring", at: int = 0) 
         raw, *rest = HOOK_LAYOUT.unpack_from(data, here)
         if raw.startswith(b"\0"):
             raise TraceCorrupt(f"{where}: offset {here}: expected a hook's name, found none")
-        hooks.append(Hook(_text(raw), *rest))
+        hooks.append(Hook(text(raw), *rest))
     return Header(
-        name=_text(name),
+        name=text(name),
         nonce=nonce,
         capacity=capacity,
         claimed=claimed,
@@ -549,33 +513,38 @@ def read(path: Path, *, guest: str) -> Trace:
 
 def _check_events(events: memoryview, header: Header, *, where: str, at: int) -> list[int]:
     """Return the indices of torn records; raise for what no probe writes."""
-    hook_count = len(header.hooks)
+    commits, hooks, kinds, lengths = (
+        _column(events, name) for name in ("commit", "hook", "kind", "bytes_len")
+    )
     torn: list[int] = []
-    turns: dict[int, list[int]] = {}
-    for index, fields in enumerate(_CHECKED.iter_unpack(events)):
-        commit, seq, cpu, hook, kind, bytes_len = fields
-        if commit != index + 1:
-            if commit:
-                raise TraceCorrupt(
-                    f"{where}: offset {at + index * EVENT_SIZE}: commit: "
-                    f"expected {index + 1} or 0, found {commit:#x}"
-                )
+    most_hook, count = len(header.hooks), len(commits)
+    # All at once, as in most files nothing is wrong; else one by one, to say which it is.
+    whole = not count or (
+        commits == list(range(1, count + 1))
+        and max(hooks) < most_hook
+        and max(lengths) <= BYTES_LEN
+        and KINDS.keys() >= set(kinds)
+    )
+    rows = zip(commits, hooks, kinds, lengths, strict=True)
+    for index, (commit, hook, kind, length) in enumerate(() if whole else rows):
+        here = f"{where}: offset {at + index * EVENT_SIZE}"
+        if not commit:
             torn.append(index)
-            continue
-        if hook >= hook_count or kind not in _KINDS:
+        elif commit != index + 1:
+            raise TraceCorrupt(f"{here}: commit: expected {index + 1} or 0, found {commit:#x}")
+        elif hook >= most_hook or kind not in KINDS:
             raise TraceCorrupt(
-                f"{where}: offset {at + index * EVENT_SIZE}: hook and kind: expected a hook "
-                f"below {hook_count} and a kind of 1 to {len(_KINDS)}, found {hook} and {kind}"
+                f"{here}: hook and kind: expected a hook "
+                f"below {most_hook} and a kind of 1 to {len(KINDS)}, found {hook} and {kind}"
             )
-        if bytes_len > BYTES_LEN:
-            raise TraceCorrupt(
-                f"{where}: offset {at + index * EVENT_SIZE}: bytes_len: "
-                f"expected at most {BYTES_LEN}, found {bytes_len}"
-            )
-        try:
+        elif length > BYTES_LEN:
+            raise TraceCorrupt(f"{here}: bytes_len: expected at most {BYTES_LEN}, found {length}")
+    turns: dict[int, list[int]] = defaultdict(list)
+    for commit, cpu, seq in zip(
+        commits, _column(events, "cpu"), _column(events, "seq"), strict=True
+    ):
+        if commit:
             turns[cpu].append(seq)
-        except KeyError:
-            turns[cpu] = [seq]
     # Every CPU counts its records from 1.  A number that is not here was taken by a
     # record that is torn or dropped; more gaps than those means records went missing.
     gaps = 0
@@ -593,6 +562,16 @@ def _check_events(events: memoryview, header: Header, *, where: str, at: int) ->
             f"(dropped and torn), found {gaps}"
         )
     return torn
+
+
+def _column(events: memoryview, name: str) -> list[int]:
+    """Return one field of all records: a number as wide as its place is a multiple of."""
+    code, offset = _PLACES[name]
+    size = struct.calcsize(code)
+    found = events.cast(_NUMBERS[code])[offset // size :: EVENT_SIZE // size].tolist()
+    if sys.byteorder == "big":
+        found = [int.from_bytes(one.to_bytes(size, "big"), "little") for one in found]
+    return found
 
 
 def dump(header: bytes, read_physical: Callable[[int, int], bytes]) -> bytes:
@@ -681,7 +660,7 @@ def encode_section(
     return head.ljust(HEADER_SIZE, b"\0") + body
 
 
-_NOT_ON_THE_WIRE = {"source", "number", "module", "torn"}
+_NOT_ON_THE_WIRE = {"id", "number", "module", "torn"}
 
 
 def _encode_event(

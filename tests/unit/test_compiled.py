@@ -1,0 +1,187 @@
+"""The walk compiled: it writes what Python writes, and what does not fit is not taken."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from lab import compiled, fnv
+from lab.errors import HostError, ToolMissing
+from lab.journal import Journal
+from tests.unit import cooked
+from tests.unit.cooked import Cook
+
+# In a process of its own: which walk a process has is settled when it begins.
+CHILD = """\
+import sys
+import sysconfig
+from pathlib import Path
+from lab import compiled
+compiled.use()
+from lab import fnv, ledger
+from lab.rundir import RunDir
+print("compiled" if fnv.COMPILED else "python")
+for folder in sys.argv[1:]:
+    print(ledger.build(RunDir(Path(folder))).to_json())
+"""
+# Whole, and with copies, devices and messages that nobody saw.
+COOKED: tuple[Callable[[Path], Cook], ...] = (
+    cooked.nic,
+    cooked.loopback,
+    cooked.tcp,
+    partial(cooked.nic, size=9000, count=3),
+    partial(cooked.nic, count=5, slots=2, family="ipv6", device="e1000e"),
+    partial(cooked.nic, count=3, lost=(1,)),
+    partial(cooked.nic, without=("_copy_from_iter",)),
+    partial(cooked.loopback, count=40, without=("loopback_xmit",)),
+    partial(cooked.tcp, size=4000, count=4, together=True),
+    partial(cooked.tcp, payload=b"again and again", count=4),
+    partial(cooked.nic, absent=("rings", "wire")),
+)
+
+
+def ledgers(folders: list[str], **environ: str) -> tuple[str, str]:
+    """Return by what ledgers were made, and their text."""
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, *folders],
+        env={**os.environ, **environ},
+        cwd=Path(compiled.__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    by, _, text = done.stdout.partition("\n")
+    return by, text
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return what was compiled; it is there when its own tests are run."""
+    plugin = sys.modules.get("tests.compiled_walk")
+    if plugin is None:
+        pytest.skip("not run by `pytest -p tests.compiled_walk`")
+    monkeypatch.setenv(compiled.SWITCH, "")
+    monkeypatch.setenv("LAB_CACHE", str(plugin.CACHE))
+    assert compiled.built()
+    return compiled.home()
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return an empty cache."""
+    monkeypatch.setenv("LAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv(compiled.SWITCH, "")
+    return tmp_path / "cache"
+
+
+def test_both_write_the_same(tmp_path: Path, built: Path) -> None:
+    del built
+    folders = []
+    for number, cook in enumerate(COOKED):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        folders.append(str(cook(folder).serve().path))
+
+    by, text = ledgers(folders)
+    by_python, text_of_python = ledgers(folders, LAB_COMPILED="no")
+
+    assert ("compiled", "python") == (by, by_python)
+    assert text == text_of_python
+    assert '"complete": false' in text
+    assert '"complete": true' in text
+
+
+def test_nothing_is_compiled_that_nobody_asked_for(tmp_path: Path, cache: Path) -> None:
+    folder = tmp_path / "nic"
+    folder.mkdir()
+    cooked.nic(folder).serve()
+
+    assert "python" == ledgers([str(folder)])[0]
+    assert not (cache / "compiled").exists()
+
+
+@pytest.fixture
+def copied(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a copy of what was compiled, in a cache of its own."""
+    cache = tmp_path / "cache"
+    shutil.copytree(built, cache / "compiled" / built.name)
+    monkeypatch.setenv("LAB_CACHE", str(cache))
+    return cache / "compiled" / built.name
+
+
+def test_what_was_compiled_is_taken(copied: Path) -> None:
+    assert copied == compiled.home()
+    assert "compiled" == ledgers([])[0]
+
+
+def test_a_bit_that_flipped_is_noticed(copied: Path) -> None:
+    file = copied / f"lab.fnv{compiled.SUFFIX}"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+    assert not compiled.built()
+    assert "python" == ledgers([])[0]
+
+
+def test_a_module_that_was_changed_is_not_what_was_compiled(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = {name: compiled.source(name) for name in compiled.MODULES}
+    changed = tmp_path / "fnv.py"
+    changed.write_text(f"{sources['lab.fnv'].read_text()}# changed\n")
+    assert compiled.built()
+
+    monkeypatch.setattr(compiled, "source", {**sources, "lab.fnv": changed}.__getitem__)
+
+    assert copied != compiled.home()
+    assert not compiled.built()
+
+
+def test_what_is_imported_stays_as_it_is(copied: Path) -> None:
+    assert "lab.fnv" in sys.modules
+    before = list(sys.meta_path)
+
+    assert not compiled.use()
+    assert before == sys.meta_path
+
+
+def test_what_to_compile_with_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    del cache
+    journal = Journal()
+    with monkeypatch.context() as patch:
+        patch.setattr(compiled, "find_spec", lambda name: None if name == "mypyc" else object())
+        with pytest.raises(ToolMissing, match="mypyc is not installed"):
+            compiled.compile_all(journal=journal)
+    monkeypatch.setattr(sysconfig, "get_path", lambda _: "/nowhere")
+    with pytest.raises(ToolMissing, match=r"Python\.h is not installed") as refused:
+        compiled.compile_all(journal=journal)
+    assert "libpython3-dev" in str(refused.value.hint)
+
+
+def test_a_bench_says_when_nothing_is_compiled(cache: Path) -> None:
+    from lab import bench_report
+
+    del cache
+    with pytest.raises(HostError, match="no report was made by compiled code"):
+        bench_report.measure((1,), by=bench_report.COMPILED, journal=Journal())
+    found = bench_report.measure((1,), by=bench_report.PYTHON, journal=Journal())
+    assert found[str(bench_report.EVENTS)]["per_s"] > 0
+
+
+def test_a_digest_is_one_of_64_bits() -> None:
+    """As guest/message.h has it: test_message.py compares; here what has the highest bit."""
+    high = fnv.digest(b"\xff" * 3)
+    for _ in range(64):
+        high = fnv.digest(b"\xa5\x00\xff", high)
+        assert 0 <= high < 1 << 64
+    parts = fnv.digest(b"bar", fnv.digest(b"foo"))
+    assert parts == fnv.digest(b"foobar") == 0x85944171F73967E8
