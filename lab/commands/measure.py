@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from lab.errors import (
 
 if TYPE_CHECKING:
     from lab import experiment, spec
+
+SLOW_S = 2.0  # of a report: then it is said what would make it faster
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,13 +122,17 @@ def sweep(console: Console, lab: str, name: str, options: Options) -> None:
 
 
 def recompute(console: Console, run: str) -> None:
-    from lab import experiment, rundir
+    from lab import experiment, fnv, rundir
 
     found = rundir.resolve(run)
     if found.is_attempt():
         crash.recompute(console, found)
         return
-    tell_outcome(console, experiment.analyse(found, journal=console.journal))
+    start = time.monotonic()
+    outcome = experiment.analyse(found, journal=console.journal)
+    if time.monotonic() - start > SLOW_S and not fnv.COMPILED:
+        console.journal.say("invoke lab.compile, once: reports of large runs take half as long")
+    tell_outcome(console, outcome)
 
 
 def tell_outcome(console: Console, outcome: experiment.Outcome) -> None:

@@ -24,6 +24,8 @@ CLEANUP_S = 60.0  # of a part that is told to end
 LOOK_S = 0.1
 NOTHING_SELECTED = 5  # pytest's exit code
 MOST_WORKERS = 8
+# Niceness: a quarter of what one of others' processes gets.  With 19 a browser starved.
+GIVES_WAY = 6
 # Of tests/guest: no measurement, and about as long as the others take longer than crashes.
 BESIDE = tuple(
     f"tests/guest/test_{name}.py" for name in ("example", "faults", "image", "isolation", "many")
@@ -39,7 +41,7 @@ class Part:
 
     name: str
     argv: Sequence[str]
-    idle: bool = False  # in processor time that nobody else wants
+    idle: bool = False  # most of what others want of the processor is theirs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,7 +170,7 @@ def _start(part: Part, log: Path | None) -> _Running:
     # it once, from us.
     prefix = [process.tool("setpriv", package="util-linux"), "--pdeathsig", "INT"]
     if part.idle:
-        prefix += [process.tool("nice", package="coreutils"), f"--adjustment={process.IDLE}"]
+        prefix += [process.tool("nice", package="coreutils"), f"--adjustment={GIVES_WAY}"]
     with contextlib.ExitStack() as opened:
         out = opened.enter_context(log.open("wb")) if log is not None else None
         child = subprocess.Popen(
@@ -180,7 +182,7 @@ def _start(part: Part, log: Path | None) -> _Running:
             start_new_session=True,
         )
     if part.idle:
-        process.set_group_niceness(child.pid, process.IDLE)
+        process.set_group_niceness(child.pid, GIVES_WAY)
     return _Running(part=part, child=child, log=log, start=time.monotonic())
 
 

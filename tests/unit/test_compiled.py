@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from lab import compiled, fnv
+from lab.commands import Console, measure
 from lab.errors import HostError, ToolMissing
 from lab.journal import Journal
 from tests.unit import cooked
@@ -175,6 +177,18 @@ def test_a_bench_says_when_nothing_is_compiled(cache: Path) -> None:
         bench_report.measure((1,), by=bench_report.COMPILED, journal=Journal())
     found = bench_report.measure((1,), by=bench_report.PYTHON, journal=Journal())
     assert found[str(bench_report.EVENTS)]["per_s"] > 0
+
+
+def test_a_slow_report_says_what_would_be_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = cooked.nic(tmp_path).serve()
+    for limit, walk, said in ((60.0, False, False), (0.0, True, False), (0.0, False, True)):
+        monkeypatch.setattr(measure, "SLOW_S", limit)
+        monkeypatch.setattr(fnv, "COMPILED", walk)
+        told = io.StringIO()
+        measure.recompute(Console(json=False, journal=Journal(stream=told)), str(run.path))
+        assert said is ("invoke lab.compile" in told.getvalue())
 
 
 def test_a_digest_is_one_of_64_bits() -> None:

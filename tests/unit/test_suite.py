@@ -76,7 +76,7 @@ def test_what_is_idle_yields_to_all_else() -> None:
 
     (ended,) = suite.run(console()[0], [[part("idle", code, idle=True)]])
 
-    assert 19 == ended.code
+    assert suite.GIVES_WAY == ended.code > 0
 
 
 def test_a_run_that_is_stopped_stops_its_parts(tmp_path: Path) -> None:
