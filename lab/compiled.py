@@ -1,9 +1,9 @@
 """The walk compiled to C, for reports of large runs: they take half as long.
 
 `invoke lab.compile` hands the modules below to mypyc, and what comes out is kept in the cache
-under a digest of their text. From then on every task takes them in the place of the same
-modules of Python, until one of these is changed: then its build is another's, and Python runs
-what stands there. Nothing is compiled that nobody asked for. Both write the same ledger.json,
+under a digest of all of lab's text. From then on every task takes them in the place of the same
+modules of Python, until something is changed: then the build is another's, and Python runs what
+stands there. Nothing is compiled that nobody asked for. Both write the same ledger.json,
 byte for byte (tests/unit/test_compiled.py).
 """
 
@@ -16,6 +16,7 @@ import shutil
 import sys
 import sysconfig
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
 from importlib.util import find_spec, spec_from_file_location
@@ -24,7 +25,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from lab import paths
-from lab.errors import ToolMissing
+from lab.errors import HostError, ToolMissing
 
 if TYPE_CHECKING:
     from lab.journal import Journal
@@ -46,8 +47,10 @@ HALVES = {
     ),
 }
 MODULES = tuple(name for half in HALVES.values() for name in half)
+SHARED = tuple(f"{half}__mypyc" for half in HALVES)  # what the modules of a half have in common
 SWITCH = "LAB_COMPILED"  # "no": Python, whatever was compiled
 SUFFIX = EXTENSION_SUFFIXES[0]  # of this Python alone
+FILES = tuple(f"{name}{SUFFIX}" for name in (*MODULES, *SHARED))
 SETUP = """\
 import json, sys
 from mypyc.build import mypycify
@@ -70,30 +73,52 @@ def use() -> bool:
 
     To be called before one of them is imported: what is there stays as it is.
     """
-    if (
-        os.environ.get(SWITCH) == "no"
-        or any(name in sys.modules for name in MODULES)
-        or not built()
-    ):
+    if os.environ.get(SWITCH) == "no" or any(name in sys.modules for name in MODULES):
         return False
-    sys.meta_path.insert(0, _Finder(home()))
+    try:
+        folder = home() if built() else None
+    except (OSError, RuntimeError):  # a cache that cannot be looked into
+        return False
+    if folder is None:
+        return False
+    sys.meta_path.insert(0, _Finder(folder))
     return True
 
 
 def built() -> bool:
-    """Tell whether the modules, as they stand, were compiled for this Python, and are whole."""
-    if not (paths.cache() / "compiled").is_dir() or not home().is_dir():
+    """Tell whether the modules, as they stand, were compiled for this Python, and are whole.
+
+    Only in folders that are ours alone to write to: what lies there is run.
+    """
+    if not (paths.cache() / "compiled").is_dir():
+        return False
+    made = home()
+    if not all(map(_ours, (paths.cache(), made.parent, made))) or made.is_symlink():
         return False
     from lab import build
 
-    return build.intact(home())
+    return all((made / name).is_file() for name in FILES) and build.intact(made)
+
+
+def _ours(folder: Path) -> bool:
+    try:
+        found = folder.stat()
+    except OSError:
+        return False
+    return found.st_uid == os.geteuid() and not found.st_mode & 0o022
 
 
 def home() -> Path:
-    """Return where the modules are when they were compiled, as they stand."""
-    whole = hashlib.sha256(f"{SUFFIX}\0{SETUP}".encode())
-    for name in MODULES:
-        whole.update(f"{name}\0".encode() + source(name).read_bytes())
+    """Return where the modules are when they were compiled, as all of `lab` stands.
+
+    All of it: of other modules mypy takes the types, and what is Final.
+    """
+    top = Path(__file__).parent
+    whole = hashlib.sha256(f"{SUFFIX}\0".encode())
+    for path in sorted(top.rglob("*.py")):
+        name = path.relative_to(top)
+        if name.parts[0] != "_data":
+            whole.update(f"{name}\0".encode() + path.read_bytes())
     return paths.cache() / "compiled" / whole.hexdigest()[:16]
 
 
@@ -106,14 +131,18 @@ def compile_all(*, journal: Journal) -> Path:
     """Compile the modules, unless they are, and return the folder."""
     from lab import build
 
+    paths.private(paths.cache())
+    target = home()
     if built():
-        return home()
+        return target
     refuse_without_tools()
-    with journal.step("compile the walk"), build.Fresh(home()) as work:
+    with journal.step("compile the walk"), build.Fresh(target) as work:
         # In a copy: mypy reads all that they import, and what it makes is not the checkout's.
         tree, made = work / "src", work / "made"
         top = Path(__file__).parent
         shutil.copytree(top, tree / "lab", ignore=shutil.ignore_patterns("__pycache__", "_data"))
+        if home() != target:
+            raise HostError("the sources were changed as they were copied", hint="once more")
         (tree / "setup.py").write_text(SETUP, encoding="utf-8")
         (tree / "mypy.ini").write_text("[mypy]\nignore_missing_imports = True\n", encoding="utf-8")
         halves = {
@@ -128,7 +157,7 @@ def compile_all(*, journal: Journal) -> Path:
         shutil.rmtree(tree)
         shutil.rmtree(made)
         build.seal(work)
-    return home()
+    return target
 
 
 def refuse_without_tools() -> None:
@@ -150,12 +179,21 @@ class _Finder(MetaPathFinder):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._loads: bool | None = None  # None: not tried
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         del path, target
-        file = self._folder / f"{fullname}{SUFFIX}"
-        if fullname not in MODULES and fullname.removesuffix("__mypyc") not in HALVES:
+        if fullname not in MODULES and fullname not in SHARED:
             return None
-        return spec_from_file_location(fullname, file)
+        if self._loads is None:
+            self._loads = True
+            try:  # not so on a file system that nothing may be run from
+                for name in SHARED:
+                    import_module(name)
+            except ImportError:
+                self._loads = False
+        if not self._loads:
+            return None
+        return spec_from_file_location(fullname, self._folder / f"{fullname}{SUFFIX}")

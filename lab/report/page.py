@@ -8,6 +8,8 @@ its policy forbids any.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import jinja2
+from jinja2.bccache import Bucket
 
 from lab import paths
 from lab.capture import Frame
@@ -119,7 +122,7 @@ def environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        bytecode_cache=_compiled(),
+        bytecode_cache=_Kept(),
     )
     made.filters["some"] = some
     made.filters["tone"] = cells.tone
@@ -132,16 +135,36 @@ def environment() -> jinja2.Environment:
     return made
 
 
-def _compiled() -> jinja2.FileSystemBytecodeCache | None:
-    """Return where compiled templates are kept: to compile them takes longer than all else here.
+class _Kept(jinja2.BytecodeCache):
+    """Compiled templates: to compile them takes longer than all else here.
 
-    Each is kept with a digest of its text; None where there is no folder of ours to write to.
+    Each with a digest of itself, by the text of this module (what is escaped stands in it), and
+    only where the folder is ours. What cannot be read or written is compiled anew.
     """
-    try:
-        kept = paths.private(paths.private(paths.cache()) / "templates")
-    except HostError:
-        return None
-    return jinja2.FileSystemBytecodeCache(str(kept)) if os.access(kept, os.W_OK) else None
+
+    def _path(self, bucket: Bucket) -> Path:
+        own = hashlib.sha256(Path(__file__).read_bytes() + jinja2.__version__.encode()).hexdigest()
+        folder = paths.private(paths.private(paths.cache()) / "templates")
+        return folder / f"{bucket.key}-{own[:16]}"
+
+    def load_bytecode(self, bucket: Bucket) -> None:
+        try:
+            data = self._path(bucket).read_bytes()
+        except (OSError, HostError):
+            return
+        if hashlib.sha256(data[32:]).digest() == data[:32]:
+            bucket.bytecode_from_string(data[32:])
+
+    def dump_bytecode(self, bucket: Bucket) -> None:
+        code = bucket.bytecode_to_string()
+        with contextlib.suppress(OSError, HostError):
+            path = self._path(bucket)
+            made = path.with_suffix(f".{os.getpid()}")
+            try:
+                made.write_bytes(hashlib.sha256(code).digest() + code)
+                made.replace(path)
+            finally:
+                made.unlink(missing_ok=True)
 
 
 def page(

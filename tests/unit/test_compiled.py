@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from lab import compiled, fnv
+from lab import build, compiled, fnv, ledger
 from lab.commands import Console, measure
 from lab.errors import HostError, ToolMissing
 from lab.journal import Journal
+from lab.report import page
 from tests.unit import cooked
 from tests.unit.cooked import Cook
 
@@ -62,6 +63,12 @@ def ledgers(folders: list[str], **environ: str) -> tuple[str, str]:
     )
     by, _, text = done.stdout.partition("\n")
     return by, text
+
+
+def folder_in(path: Path) -> Path:
+    folder = path / "run"
+    folder.mkdir()
+    return folder
 
 
 @pytest.fixture
@@ -134,18 +141,65 @@ def test_a_bit_that_flipped_is_noticed(copied: Path) -> None:
     assert "python" == ledgers([])[0]
 
 
-def test_a_module_that_was_changed_is_not_what_was_compiled(
-    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("changed", ["fnv.py", "record/__init__.py"])
+def test_what_was_changed_is_not_what_was_compiled(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
-    sources = {name: compiled.source(name) for name in compiled.MODULES}
-    changed = tmp_path / "fnv.py"
-    changed.write_text(f"{sources['lab.fnv'].read_text()}# changed\n")
-    assert compiled.built()
+    """Of modules that are not compiled too: constants of theirs are compiled in."""
+    top = tmp_path / "lab"
+    shutil.copytree(Path(compiled.__file__).parent, top)
+    monkeypatch.setattr(compiled, "__file__", str(top / "compiled.py"))
+    assert (copied, True) == (compiled.home(), compiled.built())
 
-    monkeypatch.setattr(compiled, "source", {**sources, "lab.fnv": changed}.__getitem__)
+    with (top / changed).open("a") as file:
+        file.write("# changed\n")
 
     assert copied != compiled.home()
     assert not compiled.built()
+
+
+@pytest.mark.parametrize("folder", ["", "compiled"])
+def test_what_others_may_write_to_is_not_run(copied: Path, folder: str) -> None:
+    (copied.parents[1] / folder).chmod(0o777)
+
+    assert not compiled.built()
+    assert "python" == ledgers([])[0]
+
+
+def test_what_is_missing_from_the_seal_too_is_missed(copied: Path) -> None:
+    (copied / f"lab.fnv{compiled.SUFFIX}").unlink()
+    (copied / build.SEAL).unlink()
+    build.seal(copied)
+
+    assert not compiled.built()
+
+
+def test_what_cannot_be_loaded_is_left_alone(copied: Path, tmp_path: Path) -> None:
+    """As on a file system mounted noexec."""
+    for name in compiled.SHARED:
+        (copied / f"{name}{compiled.SUFFIX}").write_bytes(b"no program")
+    (copied / build.SEAL).unlink()
+    build.seal(copied)
+    run = cooked.nic(folder_in(tmp_path)).serve()
+
+    assert compiled.built()
+    assert "python" == ledgers([str(run.path)])[0]
+
+
+def test_a_damaged_template_is_compiled_anew(tmp_path: Path, cache: Path) -> None:
+    run = cooked.nic(folder_in(tmp_path)).serve()
+    built = ledger.build(run)
+    first = page(built, run)
+    kept = sorted((cache / "templates").iterdir())
+    assert kept
+
+    for data in (b"", b"x" * 30, None):
+        for path in kept:
+            whole = bytearray(path.read_bytes())
+            whole[len(whole) // 2] ^= 4
+            path.write_bytes(bytes(whole) if data is None else data)
+        assert first == page(built, run)
+        assert kept == sorted((cache / "templates").iterdir())
 
 
 def test_what_is_imported_stays_as_it_is(copied: Path) -> None:
