@@ -139,7 +139,8 @@ def tell_outcome(console: Console, outcome: experiment.Outcome) -> None:
     path = outcome.run.path
     if not console.json:
         console.told((path / "report.txt").read_text(encoding="utf-8"), outcome.told)
-    console.result(str(path), {**outcome.value, "run": str(path)})
+    # Of 10,000 messages the value takes a second to make.
+    console.result(str(path), {**outcome.value, "run": str(path)} if console.json else {})
     if outcome.trouble:
         raise LedgerIncomplete(
             "; ".join(outcome.trouble), log=path / outcome.result, hint=outcome.hint or None
