@@ -76,7 +76,7 @@ def use() -> bool:
     if os.environ.get(SWITCH) == "no" or any(name in sys.modules for name in MODULES):
         return False
     try:
-        folder = home() if built() else None
+        folder = _there()
     except (OSError, RuntimeError):  # a cache that cannot be looked into
         return False
     if folder is None:
@@ -86,18 +86,21 @@ def use() -> bool:
 
 
 def built() -> bool:
-    """Tell whether the modules, as they stand, were compiled for this Python, and are whole.
+    """Tell whether the modules, as they stand, were compiled for this Python, and are whole."""
+    return _there() is not None
 
-    Only in folders that are ours alone to write to: what lies there is run.
-    """
+
+def _there() -> Path | None:
+    # Only in folders that are ours alone to write to: what lies there is run.
     if not (paths.cache() / "compiled").is_dir():
-        return False
+        return None
     made = home()
     if not all(map(_ours, (paths.cache(), made.parent, made))) or made.is_symlink():
-        return False
+        return None
     from lab import build
 
-    return all((made / name).is_file() for name in FILES) and build.intact(made)
+    whole = all((made / name).is_file() for name in FILES) and build.intact(made)
+    return made if whole else None
 
 
 def _ours(folder: Path) -> bool:
@@ -166,9 +169,7 @@ def refuse_without_tools() -> None:
 
     build.tool("gcc", package="gcc")
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
-        raise ToolMissing(
-            "Python.h is not installed", hint="apt-get install libpython3-dev   (or ./bootstrap)"
-        )
+        raise ToolMissing("Python.h is not installed", hint="apt-get install libpython3-dev")
     for name, package in (("mypyc", "mypy"), ("setuptools", "setuptools")):
         if find_spec(name) is None:
             raise ToolMissing(f"{name} is not installed", hint=f"pip install {package}")
