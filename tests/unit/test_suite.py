@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import time
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 from lab.commands import Console, suite
 from lab.journal import Journal
+
+LOWEST = 19  # niceness, sched(7)
 
 
 def part(name: str, code: str, *words: str, idle: bool = False) -> suite.Part:
@@ -76,7 +79,8 @@ def test_what_is_idle_yields_to_all_else() -> None:
 
     (ended,) = suite.run(console()[0], [[part("idle", code, idle=True)]])
 
-    assert suite.GIVES_WAY == ended.code > 0
+    assert ended.code == min(os.nice(0) + suite.GIVES_WAY, LOWEST)  # this may be idle itself
+    assert suite.GIVES_WAY > 0
 
 
 def test_a_run_that_is_stopped_stops_its_parts(tmp_path: Path) -> None:
