@@ -326,7 +326,12 @@ def _by_likelihood(store: Piece, loads: list[Piece]) -> list[Piece]:
         and load.first < last
         and load.virtual - load.run.offset != target
     ]
-    return sorted(possible, key=lambda load: (call_of(load.stretch) != call, last - load.first))
+    return sorted(
+        possible,
+        key=lambda load: (
+            call_of(load.stretch) != call, last - load.first, abs(load.run.start - store.run.start)
+        ),
+    )  # fmt: skip
 
 
 def _sorted_out(seen: list[CopySeen], stack: int) -> tuple[list[CopySeen], list[CopySeen]]:

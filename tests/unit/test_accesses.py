@@ -111,6 +111,22 @@ def test_two_messages_in_one_copy_are_told_apart(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("payload", [b"0123456789abcdef", b"A"])
+def test_messages_that_are_alike_are_paired_by_where_they_lie(
+    tmp_path: Path, payload: bytes
+) -> None:
+    """In one copy that has three of them the first went to the first place, and so on."""
+    messages = Messages(payload=payload, size=16, count=3)
+    text = HEADER + messages.bytes(0) * 3
+    found = seen(
+        tmp_path, load(KERNEL, text), store(KERNEL + 0x2000, text), messages=messages
+    ).copies
+
+    whole = len(text)
+    assert {(((0, whole),), ((0x2000, whole),))} == {(one.source, one.target) for one in found}
+    assert [len(HEADER) + at for at in (0, 16, 32)] == [one.payload_at for one in found]
+
+
 def test_a_copy_of_a_part_is_a_copy_of_that_part(tmp_path: Path) -> None:
     for start, end in ((0, 16), (11, 29), (24, 40), (20, 28)):
         part = TEXT[start:end]
