@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from operator import attrgetter
 
 from lab.ledger import Ledger, Message, Totals
@@ -45,7 +45,7 @@ def sentences(ledger: Ledger) -> list[str]:
         devices += f", {spread(handovers, 'handover')}"
     return [
         f"COMPLETE: {what}{_copied(totals)} by guest CPUs, {devices}; {skb_words(most)}.",
-        f"Copied by {', '.join(_copiers(most))}.",
+        f"Copied by {', '.join(_copiers([most, *ledger.messages]))}.",
     ]
 
 
@@ -136,9 +136,14 @@ def _first_reason(ledger: Ledger) -> str:
     return f"{size} bytes unaccounted for on {first.guest}: {first.why}"
 
 
-def _copiers(message: Message) -> list[str]:
-    copies = [movement for movement in message.movements if movement.kind == "copy"]
-    names = dict.fromkeys((function_name(movement), movement.guest) for movement in copies)
-    if message.over == "loopback":
+def _copiers(messages: Sequence[Message]) -> list[str]:
+    """Return who copied any of the messages, those of the first of them first."""
+    names = dict.fromkeys(
+        (function_name(movement), movement.guest)
+        for message in messages
+        for movement in message.movements
+        if movement.kind == "copy"
+    )
+    if messages[0].over == "loopback":
         return [function for function, _ in names]
     return [f"{function} ({guest})" for function, guest in names]

@@ -69,6 +69,23 @@ def test_messages_that_were_read_unlike_are_told_by_the_least_and_the_most(tmp_p
     )
 
 
+def test_whoever_copied_any_of_the_messages_is_named(tmp_path: Path) -> None:
+    """Two of 16 bytes, sent one by one: as often as each other, and not by the same functions."""
+    found = ledger.build(cooked.nic(tmp_path, count=2).serve())
+    other = tuple(
+        one._replace(function="skb_copy_bits") if one.function.endswith(">memcpy") else one
+        for one in found.messages[1].movements
+    )
+    uneven = dataclasses.replace(
+        found, messages=(found.messages[0], found.messages[1]._replace(movements=other))
+    )
+
+    assert (
+        "Copied by csum_and_copy_from_iter_full (sender), memcpy in page_to_skb (receiver), "
+        "_copy_to_iter (receiver), skb_copy_bits (receiver)." == verdict.sentences(uneven)[1]
+    )
+
+
 @pytest.mark.parametrize(
     ("least", "most", "words"),
     [(2, 2, "twice"), (1, 2, "once or twice"), (2, 3, "2 or 3 times"), (2, 4, "2 to 4 times"),
