@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
-from importlib.util import find_spec, spec_from_file_location
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -131,19 +131,32 @@ def source(name: str) -> Path:
 
 
 def compile_all(*, journal: Journal) -> Path:
-    """Compile the modules, unless they are, and return the folder."""
+    """Compile the modules, unless they are, and return the folder.
+
+    Raises where that would be for nothing: what lies there would not be run.
+    """
     from lab import build
 
-    paths.private(paths.cache())
     target = home()
+    for folder in (paths.cache(), target.parent):
+        if not _ours(paths.private(folder)):
+            raise HostError(
+                f"others may write to {folder}: what was compiled there is not run",
+                hint=f"chmod go-w {folder}, or LAB_CACHE=/another/folder",
+            )
     if built():
+        _refuse_unloadable(target)
         return target
     refuse_without_tools()
     with journal.step("compile the walk"), build.Fresh(target) as work:
         # In a copy: mypy reads all that they import, and what it makes is not the checkout's.
         tree, made = work / "src", work / "made"
         top = Path(__file__).parent
-        shutil.copytree(top, tree / "lab", ignore=shutil.ignore_patterns("__pycache__", "_data"))
+        try:
+            left_out = shutil.ignore_patterns("__pycache__", "_data")
+            shutil.copytree(top, tree / "lab", ignore=left_out)
+        except shutil.Error as error:  # one of many files, each with why
+            raise HostError(f"the sources cannot be copied: {error.args[0][0][2]}") from error
         if home() != target:
             raise HostError("the sources were changed as they were copied", hint="once more")
         (tree / "setup.py").write_text(SETUP, encoding="utf-8")
@@ -160,7 +173,21 @@ def compile_all(*, journal: Journal) -> Path:
         shutil.rmtree(tree)
         shutil.rmtree(made)
         build.seal(work)
+    _refuse_unloadable(target)
     return target
+
+
+def _refuse_unloadable(made: Path) -> None:
+    """Raise where nothing may be run from, as on a file system that is mounted noexec."""
+    for name in SHARED:
+        spec = spec_from_file_location(name, made / f"{name}{SUFFIX}")
+        assert spec is not None
+        try:
+            module_from_spec(spec)
+        except ImportError as error:
+            raise HostError(
+                f"what was compiled cannot be loaded: {error}", hint="LAB_CACHE=/another/folder"
+            ) from error
 
 
 def refuse_without_tools() -> None:

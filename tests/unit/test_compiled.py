@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
@@ -11,6 +12,7 @@ import sysconfig
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -164,6 +166,120 @@ def test_what_others_may_write_to_is_not_run(copied: Path, folder: str) -> None:
 
     assert not compiled.built()
     assert "python" == ledgers([])[0]
+
+
+@pytest.fixture
+def pretended(cache: Path) -> Path:
+    """Return a folder that holds what is taken for the walk, compiled; nothing of it can be run."""
+    cache.mkdir(mode=0o700)
+    folder = compiled.home()
+    folder.parent.mkdir(mode=0o700)
+    folder.mkdir(mode=0o755)
+    for name in compiled.FILES:
+        (folder / name).write_bytes(b"no program")
+    build.seal(folder)
+    assert compiled.built()
+    return folder
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_what_is_another_users_is_not_run(
+    pretended: Path, monkeypatch: pytest.MonkeyPatch, level: int
+) -> None:
+    of_another = [pretended, *pretended.parents][level]
+    stat = Path.stat
+
+    def stat_of(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        found = stat(path, follow_symlinks=follow_symlinks)
+        if path != of_another:
+            return found
+        values = list(found)
+        values[4] += 1  # st_uid
+        return os.stat_result(values)
+
+    monkeypatch.setattr(Path, "stat", stat_of)
+
+    assert not compiled.built()
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707])
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_what_a_group_or_all_may_write_to_is_not_run(
+    pretended: Path, level: int, mode: int
+) -> None:
+    [pretended, *pretended.parents][level].chmod(mode)
+
+    assert not compiled.built()
+
+
+def test_a_link_to_what_was_compiled_is_not_followed(pretended: Path, tmp_path: Path) -> None:
+    pretended.rename(tmp_path / "elsewhere")
+    pretended.symlink_to(tmp_path / "elsewhere")
+
+    assert not compiled.built()
+
+
+@pytest.mark.parametrize("folder", ["", "compiled"])
+def test_nothing_is_compiled_where_it_would_not_be_run(
+    pretended: Path, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "run", None)
+    (pretended.parents[1] / folder).chmod(0o777)
+
+    with pytest.raises(HostError, match=r"others may write to .* is not run") as refused:
+        compiled.compile_all(journal=Journal())
+    assert "chmod go-w" in str(refused.value.hint)
+
+
+def test_what_was_compiled_and_cannot_be_loaded_is_told(pretended: Path) -> None:
+    del pretended
+    with pytest.raises(HostError, match="what was compiled cannot be loaded: ") as refused:
+        compiled.compile_all(journal=Journal())
+    assert "LAB_CACHE=" in str(refused.value.hint)
+
+
+@pytest.fixture
+def sources(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return sources of our own to compile; no compiler is called."""
+    cache.mkdir(mode=0o700)
+    top = tmp_path / "lab"
+    shutil.copytree(Path(compiled.__file__).parent, top)
+    monkeypatch.setattr(compiled, "__file__", str(top / "compiled.py"))
+    monkeypatch.setattr(compiled, "refuse_without_tools", lambda: None)
+    monkeypatch.setattr(build, "run", None)
+    return top
+
+
+def test_sources_changed_as_they_are_copied_are_refused(
+    sources: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copytree = shutil.copytree
+
+    def copied_and_changed(*args: Any, **kwargs: Any) -> Path:
+        done: Path = copytree(*args, **kwargs)
+        (sources / "fnv.py").write_text("START = 1\n")
+        return done
+
+    monkeypatch.setattr(shutil, "copytree", copied_and_changed)
+
+    with pytest.raises(HostError, match="the sources were changed as they were copied"):
+        compiled.compile_all(journal=Journal())
+    assert [] == list((cache / "compiled").iterdir())
+
+
+def test_a_disk_that_is_full_is_told(
+    sources: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: Path, target: Path, **_: object) -> Path:
+        why = f"[Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}: '{source}' -> '{target}'"
+        raise shutil.Error([(str(source), str(target), why)] * 200)
+
+    monkeypatch.setattr(shutil, "copytree", full)
+
+    with pytest.raises(HostError, match=r"cannot be copied: .*No space left on device") as refused:
+        compiled.compile_all(journal=Journal())
+    assert 1 == str(refused.value).count(str(sources))
+    assert [] == list((cache / "compiled").iterdir())
 
 
 def test_what_is_missing_from_the_seal_too_is_missed(copied: Path) -> None:
