@@ -326,12 +326,15 @@ def _by_likelihood(store: Piece, loads: list[Piece]) -> list[Piece]:
         and load.first < last
         and load.virtual - load.run.offset != target
     ]
-    return sorted(
-        possible,
-        key=lambda load: (
-            call_of(load.stretch) != call, last - load.first, abs(load.run.start - store.run.start)
-        ),
-    )  # fmt: skip
+
+    def likelihood(load: Piece) -> tuple[int, int, int]:
+        apart, early = abs(load.run.start - store.run.start), last - load.first
+        if call_of(load.stretch) != call:
+            return 1, early, apart
+        # Of messages that are alike each goes to its own place, whichever was loaded last.
+        return (0, early, apart) if store.run.exact else (0, apart, early)
+
+    return sorted(possible, key=likelihood)
 
 
 def _sorted_out(seen: list[CopySeen], stack: int) -> tuple[list[CopySeen], list[CopySeen]]:

@@ -127,6 +127,21 @@ def test_messages_that_are_alike_are_paired_by_where_they_lie(
     assert [len(HEADER) + at for at in (0, 16, 32)] == [one.payload_at for one in found]
 
 
+def test_messages_that_are_alike_are_paired_whichever_was_loaded_last(tmp_path: Path) -> None:
+    """memcpy_orig() takes the last bytes of what it is given first, or in between."""
+    messages = Messages(payload=b"0123456789abcdef", size=16, count=3)
+    text = messages.bytes(0) * 3
+    found = seen(
+        tmp_path,
+        load(KERNEL + 16, text[16:], first=1, last=4),
+        store(KERNEL + 0x2000, text, first=5, last=14),
+        load(KERNEL, text[:16], first=7, last=8),
+        messages=messages,
+    )
+
+    assert {(((0, 48),), ((0x2000, 48),))} == {(one.source, one.target) for one in found.copies}
+
+
 def test_a_copy_of_a_part_is_a_copy_of_that_part(tmp_path: Path) -> None:
     for start, end in ((0, 16), (11, 29), (24, 40), (20, 28)):
         part = TEXT[start:end]
