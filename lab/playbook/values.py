@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import cast, get_args
 
 from lab.errors import did_you_mean
+from lab.message import NEEDLE_SIZE, SEARCHABLE_SIZE, from_payload
 from lab.spec import (
     BPF_HOOKS,
     HOOKS,
@@ -338,14 +339,7 @@ def contradictions(part: object) -> list[tuple[str, str]]:
     """Return the faults no single value of a section has: (key or option, message)."""
     out = []
     if isinstance(part, Workload):
-        way = part.protocol, part.family
-        most = SIZE_LIMIT[way]
-        if not 1 <= part.size <= most:
-            carries = CARRIES[way]
-            out.append(("size", f"{carries} has 1 to {most} bytes; found {part.size}"))
-        if part.payload is not None and 0 < part.size < len(part.payload):
-            found = f"{len(part.payload)} bytes of payload"
-            out.append(("payload", f"{found} do not fit a size of {part.size}"))
+        out += _of_workload(part)
     if isinstance(part, Known):
         out += _of_known(part)
     if isinstance(part, Link):
@@ -360,6 +354,25 @@ def contradictions(part: object) -> list[tuple[str, str]]:
             out.append(("without", "hooks cannot be left out where probes are none"))
         if part.comm is not None:
             out.append(("comm", "a comm cannot be picked where probes are none"))
+    return out
+
+
+def _of_workload(asked: Workload) -> list[tuple[str, str]]:
+    out = []
+    way = asked.protocol, asked.family
+    most = SIZE_LIMIT[way]
+    if not 1 <= asked.size <= most:
+        out.append(("size", f"{CARRIES[way]} has 1 to {most} bytes; found {asked.size}"))
+    if asked.payload is None or asked.size < 1:
+        return out
+    if asked.size < len(asked.payload):
+        found = f"{len(asked.payload)} bytes of payload"
+        out.append(("payload", f"{found} do not fit a size of {asked.size}"))
+    elif asked.size >= SEARCHABLE_SIZE and not any(
+        from_payload(asked.payload, min(asked.size, NEEDLE_SIZE))
+    ):
+        # To search for it finds most of memory, and takes minutes.
+        out.append(("payload", "it begins with zeros alone, as most of memory does"))
     return out
 
 

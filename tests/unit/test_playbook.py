@@ -28,6 +28,7 @@ from lab.spec import (
     Workload,
 )
 
+ZEROS = 16 * r"\0"
 GOOD = """\
 playbook: mine
 question: Who copies it?
@@ -301,6 +302,14 @@ RULES: list[tuple[str, str]] = [
     (GOOD.replace("link}", "link, port: 65536}"), "3:30: expected a whole number from 1 to 65535"),
     (GOOD.replace("link}", 'link, payload: ""}'), "3:33: the payload is empty"),
     (GOOD.replace("link}", f"link, payload: {'x' * 16385}}}"), "3:33: a payload has at most 16384"),
+    (
+        GOOD.replace("link}", 'link, payload: "\\0", size: 8}'),
+        "3:33: it begins with zeros alone, as most of memory does",
+    ),
+    (
+        GOOD.replace("link}", f'link, payload: "{ZEROS}A"}}'),
+        "3:33: it begins with zeros alone, as most of memory does",
+    ),
     (
         GOOD.replace("link}", "link, payload: HELLO, size: 4}"),
         "3:33: 5 bytes of payload do not fit a size of 4",
@@ -646,6 +655,13 @@ def test_all_bad_options_are_named_at_once() -> None:
     assert ["--size", "--count", "--kernel"] == re.findall(
         r"^--\w+", str(caught.value), re.MULTILINE
     )
+
+
+@pytest.mark.parametrize("payload", [r"\0\0A", ZEROS[2:] + "A", r"\0, size: 7"])
+def test_a_payload_that_begins_with_some_zeros_is_one(tmp_path: Path, payload: str) -> None:
+    """What is too short to be searched for may be of zeros alone."""
+    text, _, more = payload.partition(",")
+    load_text(tmp_path, GOOD.replace("link}", f'link, payload: "{text}"{more and ","}{more}}}'))
 
 
 def test_an_option_that_contradicts_the_file_is_the_one_named(tmp_path: Path) -> None:
