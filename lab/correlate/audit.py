@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from lab.correlate import skb_rules
 from lab.correlate.board import Board, label
@@ -217,9 +218,26 @@ def _check_delivery(board: Board) -> None:
     reported = {gap.message for gap in board.gaps if gap.between[0].startswith("the wire")}
     for message in range(board.inputs.identity.count):
         for first, last in missing([(0, size)], arrived[message]):
-            before = board.last(message, first)
-            if before.kind is not PlaceKind.WIRE or message not in reported:
-                _undelivered(board, before, last - first)
+            for before, lost in _last_places(board, message, first, last):
+                if before.kind is not PlaceKind.WIRE or message not in reported:
+                    _undelivered(board, before, lost)
+
+
+def _last_places(board: Board, message: int, first: int, last: int) -> list[tuple[Place, int]]:
+    """Return where bytes were last known to be, and how many: of each kind the first place.
+
+    Of a datagram one fragment may be lost, and the others wait for it at the receiver.
+    """
+    targets = [movement.target for movement in board.of_message[message]]
+    cuts = {first, last}
+    cuts.update(at for place in targets for at in (place.offset, place.end) if first < at < last)
+    ends = sorted(cuts)
+    found: dict[tuple[str, PlaceKind], tuple[Place, int]] = {}
+    for start, end in pairwise(ends):
+        before = board.last(message, start)
+        place, size = found.get((before.guest, before.kind), (before, 0))
+        found[before.guest, before.kind] = place, size + end - start
+    return sorted(found.values(), key=lambda one: one[0].id)
 
 
 def _undelivered(board: Board, before: Place, size: int) -> None:

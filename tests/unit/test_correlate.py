@@ -817,6 +817,16 @@ def test_bytes_that_leave_user_memory_twice_disagree(tmp_path: Path) -> None:
     assert "send returned 16 bytes and 32 were moved" in flow.disagreements[0].text
 
 
+def test_bytes_that_were_sent_and_never_left_user_memory_are_a_gap(tmp_path: Path) -> None:
+    """Though all that the message should have has arrived."""
+    cook = cooked.nic(tmp_path)
+    cook.sender.workloads[0]["sent"]["bytes"] += 16
+
+    (gap,) = follow(cook).gaps
+
+    assert (16, ("sender user buffer", "sender kernel memory")) == (gap.bytes, gap.between)
+
+
 def test_a_handover_that_changes_the_head_disagrees(tmp_path: Path) -> None:
     cook = cooked.loopback(tmp_path)
     cooked.change(cook.sender, "__netif_rx", head=DIRECT_MAP + 0x7000000)
@@ -834,6 +844,23 @@ def test_message_bytes_nobody_put_there_are_unexplained(tmp_path: Path) -> None:
     (hit,) = flow.unexplained
     assert ("sender", 0x7654000, 16) == (hit.guest, hit.physical, hit.size)
     assert hit.evidence.startswith("sender/census.json#sent/")
+
+
+@pytest.mark.parametrize(("more", "told"), [(0, []), (15, []), (16, [16]), (32, [32])])
+def test_what_goes_on_behind_a_place_is_unexplained_from_a_block_on(
+    tmp_path: Path, more: int, told: list[int]
+) -> None:
+    """Less than a block may be another page's beginning, which is that of every block."""
+    cook = cooked.nic(tmp_path, size=3000)
+    (gate,) = (one for one in cook.sender.gates if one["gate"] == "sent")
+    first = next(hit for hit in gate["hits"] if (hit["offset"], hit["size"]) == (0, 1472))
+    first["size"] += more
+    cook.sender.gates[:] = [gate]
+
+    flow = follow(cook)
+
+    assert told == [hit.size for hit in flow.unexplained]
+    assert all(int(first["physical"], 16) + 1472 == hit.physical for hit in flow.unexplained)
 
 
 def test_another_message_in_a_place_is_unexplained_and_does_not_verify(tmp_path: Path) -> None:
@@ -1026,6 +1053,27 @@ def test_pages_that_serve_another_device_next_are_no_frame_that_was_lost(
     )
 
     assert found == disagreements(follow(cook))
+
+
+def test_of_a_datagram_only_the_fragment_that_was_lost_is_said_to_be_lost(tmp_path: Path) -> None:
+    """The others are in the receiver, and wait there for it."""
+    cook = cooked.nic(tmp_path, size=3000)
+    for hook in ("virtio_net:start_xmit", "virtqueue_add_outbuf"):
+        given = [event for event in cook.sender.events if event["hook"] == hook]
+        cook.sender.events.remove(given[1])
+    cook.receiver.frames.remove(cook.sender.frames.pop(2))
+    first, _, last = [e for e in cook.receiver.events if e["hook"] == "virtio_net:receive_buf"]
+    cook.receiver.events[:] = [first, last]
+    cook.receiver.workloads[0]["received"]["timed_out"] = True
+
+    gaps = follow(cook).gaps
+
+    assert [
+        ("sender", 1480, "no frame carries them"),
+        ("receiver", 1520, "the receiver's wait for it ended first"),
+    ] == [(gap.guest, gap.bytes, gap.why) for gap in gaps]
+    assert "sender skb linear area" in gaps[0].between[0]
+    assert "receiver RX buffer" in gaps[1].between[0]
 
 
 @pytest.mark.parametrize(
