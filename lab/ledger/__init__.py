@@ -6,6 +6,7 @@ import contextlib
 import gc
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,8 +166,9 @@ def _again_notes(messages: Sequence[Message]) -> Iterator[str]:
     """Say what was sent again, of which the counts say nothing."""
     found = [(one, again) for one in messages if (again := one.sent_again)]
     for message, again in found[:MOST_NOTED]:
-        reads = (one for one in message.movements if one.kind == "dma-read")
-        frames = dict.fromkeys(it for one in reads for it in one.evidence if "/wire.pcap#" in it)
+        reads = [one for one in message.movements if one.kind == "dma-read"]
+        twice = [one for one in reads if sum(map(partial(_overlap, one), reads)) > 1]
+        frames = dict.fromkeys(it for one in twice for it in one.evidence if "/wire.pcap#" in it)
         more = " and more" if len(frames) > MOST_NOTED else ""
         yield (
             f"message {message.id}: {again} of its bytes were sent again (frames "
@@ -174,6 +176,12 @@ def _again_notes(messages: Sequence[Message]) -> Iterator[str]:
         )
     if len(found) > MOST_NOTED:
         yield f"of {len(found) - MOST_NOTED} more messages bytes were sent again"
+
+
+def _overlap(left: Movement, right: Movement) -> bool:
+    """Tell whether two movements are of the same bytes, or some of them are."""
+    first, last = max(left.offset, right.offset), left.offset + left.payload_size
+    return first < min(last, right.offset + right.payload_size)
 
 
 def _own_notes(inputs: Inputs) -> Iterator[str]:

@@ -392,6 +392,19 @@ def test_what_was_sent_again_is_in_the_first_sentence(tmp_path: Path) -> None:
     ) in built.notes
 
 
+def test_only_frames_with_bytes_that_were_sent_again_are_named(tmp_path: Path) -> None:
+    """Of three segments the last alone: those of the others carried theirs once."""
+    (message,) = ledger.build(cooked.tcp(tmp_path, size=3000, dropped=1).serve()).messages
+    reads = [one for one in message.movements if one.kind == "dma-read"]
+    once = [one for one in message.movements if one not in reads[:2]]
+
+    (note,) = ledger._again_notes([message._replace(movements=tuple(once))])
+
+    assert [0, 1448, 2896, 0, 1448, 2896] == [one.offset for one in reads]
+    frames = ", ".join(reads[number].evidence[-1] for number in (2, 5))
+    assert f"104 of its bytes were sent again (frames {frames});" in note
+
+
 def test_nothing_is_said_to_be_sent_again_that_was_not(tmp_path: Path) -> None:
     built = ledger.build(cooked.nic(tmp_path, size=9000, count=2).serve())
 
