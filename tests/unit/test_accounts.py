@@ -120,6 +120,22 @@ def test_a_copy_told_differently_is_a_disagreement(tmp_path: Path) -> None:
     )
 
 
+def filled_elsewhere(event: Event) -> Event:
+    """Tell of another buffer that the device filled."""
+    if event["hook"] == "virtio_net:receive_buf":
+        event |= {"src": event["src"] + 64, "src_phys": event["src_phys"] + 64}
+    return event
+
+
+def test_what_a_device_did_told_differently_is_a_disagreement(tmp_path: Path) -> None:
+    found = ledger.build(beside(cooked.nic(tmp_path).serve(), change=filled_elsewhere))
+
+    assert any(
+        "probe:kmod saw, and probe:bpf did not: virtio-net-pci" in text for text in said(found)
+    )
+    assert not [note for note in found.notes if "has no hook for" in note]
+
+
 def test_a_copy_that_one_did_not_see_is_a_disagreement(tmp_path: Path) -> None:
     found = ledger.build(beside(cooked.nic(tmp_path).serve(), change=unseen))
 

@@ -282,10 +282,10 @@ def test_a_disk_that_is_full_is_told(
     assert [] == list((cache / "compiled").iterdir())
 
 
-def test_what_is_missing_from_the_seal_too_is_missed(copied: Path) -> None:
-    (copied / f"lab.fnv{compiled.SUFFIX}").unlink()
-    (copied / build.SEAL).unlink()
-    build.seal(copied)
+def test_what_is_missing_from_the_seal_too_is_missed(pretended: Path) -> None:
+    (pretended / f"lab.fnv{compiled.SUFFIX}").unlink()
+    (pretended / build.SEAL).unlink()
+    build.seal(pretended)
 
     assert not compiled.built()
 

@@ -105,6 +105,28 @@ def test_both_accounts_confirm_every_copy(run: RunDir) -> None:
                 assert any("access.bin#" in one for one in movement.evidence)
 
 
+@pytest.mark.parametrize("stored", [False, True])
+def test_what_a_cpu_stored_is_confirmed_to_be_no_device_s(tmp_path: Path, *, stored: bool) -> None:
+    run = cooked.nic(tmp_path).serve()
+    logs = logged(run)
+    (written,) = [one for one in correlate.follow(run).movements if one.kind is Kind.DMA_WRITE]
+    if stored:
+        text = correlate.load(run).identity.bytes_of(0)
+        common = {"bytes": text, "ip": TEXT, "call": 90, "tsc": 900}
+        here, away = (written.target.virtual, written.target.physical), 1 << 20
+        logs["receiver"][:0] = [
+            {**common, "virt": here[0] + away, "phys": here[1] + away, "store": False},
+            {**common, "virt": here[0], "phys": here[1], "store": True},
+        ]
+    write(run, logs)
+
+    found = ledger.build(run)
+
+    (again,) = [one for one in found.messages[0].movements if one.kind == "dma-write"]
+    assert ("access-log" in again.confirmed_by) is not stored
+    assert bool(found.disagreements) is stored
+
+
 # --- What a copy is called ---------------------------------------------------------------------
 
 # The calls around a copy as the log has them, innermost first, by the hook of it.
