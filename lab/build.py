@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -235,29 +236,42 @@ def configured(target: Target, option: str) -> bool:
     return f"CONFIG_{option}=y\n" in text
 
 
-def run(argv: Sequence[str], *, cwd: Path, what: str, jobs: bool = False) -> str:
+def run(
+    argv: Sequence[str],
+    *,
+    cwd: Path,
+    what: str,
+    jobs: bool = False,
+    deadline_s: float = COMPILE_DEADLINE_S,
+) -> str:
     """Run a compiler or make and return what it said; `ProbeBuildFailed` has it in `.log`."""
     environ = {key: value for key, value in os.environ.items() if key not in _UNWANTED}
     environ |= {"LC_ALL": "C", "SOURCE_DATE_EPOCH": "0", "KBUILD_BUILD_TIMESTAMP": "1970-01-01"}
     if jobs:
         environ["MAKEFLAGS"] = f"-j{os.cpu_count() or 1}"
-    try:
-        done = subprocess.run(
-            argv,
-            cwd=cwd,
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=COMPILE_DEADLINE_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ProbeBuildFailed(f"{what}: not built after {error.timeout:.0f} s") from error
-    output = done.stdout.decode("utf-8", "replace")
-    if done.returncode != 0:
+    with subprocess.Popen(
+        argv,
+        cwd=cwd,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    ) as making:
+        try:
+            said, _ = making.communicate(timeout=deadline_s)
+        except subprocess.TimeoutExpired as error:
+            raise ProbeBuildFailed(
+                f"{what}: not built after {deadline_s:.0f} s", hint="when the host is less busy"
+            ) from error
+        finally:
+            # Those it has started, too: they would go on in a folder that is gone.
+            if making.returncode is None:
+                os.killpg(making.pid, signal.SIGKILL)
+    output = said.decode("utf-8", "replace")
+    if making.returncode != 0:
         raise ProbeBuildFailed(
-            f"{what}: the compiler refused, exit code {done.returncode}", log=output.strip()
+            f"{what}: the compiler refused, exit code {making.returncode}", log=output.strip()
         )
     return output
 

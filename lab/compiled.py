@@ -51,6 +51,7 @@ SHARED = tuple(f"{half}__mypyc" for half in HALVES)  # what the modules of a hal
 SWITCH = "LAB_COMPILED"  # "no": Python, whatever was compiled
 SUFFIX = EXTENSION_SUFFIXES[0]  # of this Python alone
 FILES = tuple(f"{name}{SUFFIX}" for name in (*MODULES, *SHARED))
+DEADLINE_S = 1800  # a minute on two idle cores, more than five beside others' work
 SETUP = """\
 import json, sys
 from mypyc.build import mypycify
@@ -167,7 +168,7 @@ def compile_all(*, journal: Journal) -> Path:
         }
         argv = [sys.executable, "setup.py", json.dumps(halves), "-q", "build_ext"]
         argv += ["--build-lib", str(made), "--parallel", str(len(HALVES))]
-        build.run(argv, cwd=tree, what="the walk")
+        build.run(argv, cwd=tree, what="the walk", deadline_s=DEADLINE_S)
         for path in made.rglob(f"*{SUFFIX}"):
             path.rename(work / ".".join(path.relative_to(made).parts))
         shutil.rmtree(tree)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import select
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -10,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lab import build
-from lab.errors import ProbeBuildFailed, ToolMissing
+from lab.errors import Interrupted, ProbeBuildFailed, ToolMissing
 from lab.image import elf
 from lab.journal import Journal
 
@@ -176,3 +179,33 @@ def test_no_makefile_is_said(tmp_path: Path) -> None:
             source=tmp_path / "kmod",
             cache=tmp_path,
         )
+
+
+@pytest.mark.parametrize("ended", ["deadline", "interrupted"])
+def test_what_a_compiler_started_ends_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: str
+) -> None:
+    """A make or setup.py starts compilers, which would go on in a folder that is gone."""
+    os.mkfifo(tmp_path / "held")
+    held = os.open(tmp_path / "held", os.O_RDONLY | os.O_NONBLOCK)
+    argv = ["sh", "-c", "exec 9> held; sleep 300 & wait"]
+    if ended == "deadline":
+        with pytest.raises(ProbeBuildFailed, match="slow: not built after 1 s") as refused:
+            build.run(argv, cwd=tmp_path, what="slow", deadline_s=1)
+        assert "less busy" in str(refused.value.hint)
+    else:
+        communicate = subprocess.Popen.communicate
+
+        def interrupted(making: subprocess.Popen[bytes], **_: object) -> tuple[bytes, bytes]:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                communicate(making, timeout=1)
+            raise Interrupted
+
+        monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
+        with pytest.raises(Interrupted):
+            build.run(argv, cwd=tmp_path, what="slow")
+
+    # Its end is read when nobody is left who could write.
+    assert select.select([held], [], [], 20.0)[0]
+    assert b"" == os.read(held, 1)
+    os.close(held)
