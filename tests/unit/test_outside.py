@@ -656,6 +656,25 @@ def test_without_probes_a_frame_may_go_over_several_buffers(tmp_path: Path, firs
     assert 1 == found.messages[0].totals.device_writes
 
 
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_further_buffer_of_a_frame_holds_it_only_where_somebody_saw_it(
+    tmp_path: Path, *, seen: bool
+) -> None:
+    """The ring says where and how much; the driver is told of the first buffer alone."""
+    cook = cooked.nic(tmp_path, size=1000)
+    _over_two_buffers(cook, 12 + 42 + 100)
+    (told,) = [one for one in cook.receiver.events if one["hook"] == "virtio_net:receive_buf"]
+    told |= {"size": 12 + 42 + 100, "bytes": bytes(10) + b"\x02\x00" + told["bytes"][12:]}
+    if not seen:
+        cook.receiver.gates.clear()
+
+    flow = correlate.follow(cook.serve())
+
+    writes = [one.payload_size for one in flow.movements if one.kind is Kind.DMA_WRITE]
+    assert ([100, 900] if seen else [100]) == writes
+    assert seen is not bool(flow.gaps)
+
+
 @pytest.mark.parametrize("seen", ["census", "nobody"])
 def test_without_probes_a_length_that_is_gone_is_told_by_the_bytes(
     tmp_path: Path, seen: str

@@ -18,7 +18,7 @@ from lab.experiment import message
 from lab.journal import Journal
 from lab.rundir import RunDir
 from lab.rundir import fields as checked
-from lab.rundir.faults import file_faults
+from lab.rundir.faults import digests, file_faults
 from lab.rundir.fields import Json
 from tests.unit import cooked
 
@@ -362,3 +362,18 @@ def test_a_place_that_a_census_found_says_what_lies_there(name: str, tmp_path: P
 
     with pytest.raises(TraceCorrupt, match=name):
         run.guest("receiver").census()
+
+
+def test_a_link_to_a_folder_is_no_file_of_the_run(tmp_path: Path) -> None:
+    """Whoever put it there could have what lies behind it read for the run's own."""
+    folder = tmp_path / "sender"
+    folder.mkdir()
+    (folder / "own").write_text("own")
+    files: dict[str, Json] = {"files": {**digests(tmp_path, ["sender"])}}
+    assert [] == list(file_faults(files, {"sender": folder}))
+
+    (folder / "elsewhere").symlink_to(tmp_path)
+
+    assert [("sender", "sender/elsewhere is not among the files of the run")] == list(
+        file_faults(files, {"sender": folder})
+    )
