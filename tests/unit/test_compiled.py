@@ -23,6 +23,7 @@ from lab.journal import Journal
 from lab.report import page
 from tests.unit import cooked
 from tests.unit.cooked import Cook
+from tests.unit.cooked_dma import behind_iommu, bounced
 
 # In a process of its own: which walk a process has is settled when it begins.
 CHILD = """\
@@ -37,7 +38,29 @@ print("compiled" if fnv.COMPILED else "python")
 for folder in sys.argv[1:]:
     print(ledger.build(RunDir(Path(folder))).to_json())
 """
-# Whole, and with copies, devices and messages that nobody saw.
+
+
+def filled_in(path: Path) -> Cook:
+    """Let the host fill in a checksum that the sender left to its device."""
+    cook = cooked.nic(path, size=1000)
+    frame = bytearray(cook.receiver.frames[1])
+    frame[40:42] = b"\x12\x34"
+    cook.receiver.frames[1] = bytes(frame)
+    cooked.change(cook.receiver, "virtio_net:receive_buf", bytes=(bytes(12) + frame)[:64])
+    return cook
+
+
+def sent_twice(path: Path) -> Cook:
+    """Lie: the message's bytes leave user memory once more, and one is another."""
+    cook = cooked.nic(path)
+    again = dict(next(e for e in cook.sender.events if e["hook"].endswith("_iter_full")))
+    again |= {"tsc": cook.sender.tick(), "dst": 0x5000000, "dst_phys": 0x5000000}
+    cook.sender.events.append(again)
+    cooked.change(cook.receiver, "_copy_to_iter", bytes=b"another message!")
+    return cook
+
+
+# Whole, and with copies, devices and messages that nobody saw; and with lies.
 COOKED: tuple[Callable[[Path], Cook], ...] = (
     cooked.nic,
     cooked.loopback,
@@ -50,6 +73,14 @@ COOKED: tuple[Callable[[Path], Cook], ...] = (
     partial(cooked.tcp, size=4000, count=4, together=True),
     partial(cooked.tcp, payload=b"again and again", count=4),
     partial(cooked.nic, absent=("rings", "wire")),
+    partial(cooked.nic, without=("virtio_net:page_to_skb>memcpy",)),
+    partial(cooked.tcp, size=1449),
+    partial(cooked.tcp, size=3000, dropped=1),
+    partial(cooked.tcp, count=5, coalesce=True),
+    lambda path: behind_iommu(cooked.nic(path)),
+    lambda path: bounced(cooked.nic(path)),
+    filled_in,
+    sent_twice,
 )
 
 
@@ -107,6 +138,8 @@ def test_both_write_the_same(tmp_path: Path, built: Path) -> None:
     assert ("compiled", "python") == (by, by_python)
     assert text == text_of_python
     assert '"complete": false' in text
+    assert '"disagreements": []' in text
+    assert text.count('"disagreements": []') < len(COOKED)
     assert '"complete": true' in text
 
 
