@@ -1,7 +1,8 @@
 """How fast runs are read and reported: run directories of as many records as wanted.
 
 What lies in them is what the probes leave of a burst over loopback (nine records of each message,
-all sent before the first is received), so that the ledger of each is complete.
+all sent before the first is received), so that the ledger of each is complete; and of a burst
+as the lab takes one also what its census finds, which a report holds against every place.
 """
 
 from __future__ import annotations
@@ -33,13 +34,14 @@ import sys
 from lab import compiled
 compiled.use()
 from lab import bench_report
-bench_report.in_child(sys.argv[1], int(sys.argv[2]))
+bench_report.in_child(sys.argv[1], int(sys.argv[2]), census=sys.argv[3] == "census")
 """
 LINEAR_WITHIN = 1.5  # times as long per record, from the first size to the last
 BURST = 10_000  # messages
 
 DIRECT_MAP = 0xFFFF_8880_0000_0000
 SKBS, SKB_ROOM = 0x0400_0000, 1024  # physical memory of skbs, and how much of it each has
+PAYLOAD = 44  # where a message is in an skb, behind the headroom, IPv4 and UDP
 SLOTS = (1 << 20) // SIZE
 BUFFERS = {"sender": (0x5555_5540_0000, 0x0100_0000), "receiver": (0x5555_5580_0000, 0x0200_0000)}
 PIDS = {"sender": 145, "receiver": 144}
@@ -65,21 +67,24 @@ class Took(NamedTuple):
     cpu_s: float
 
 
-def measure(sizes: Sequence[int], *, by: str, journal: Journal) -> dict[str, dict[str, float]]:
+def measure(
+    sizes: Sequence[int], *, by: str, journal: Journal, census: bool = False
+) -> dict[str, dict[str, float]]:
     """Return for each number of messages how long a report takes; `per_s` is by the clock.
 
-    `by` is COMPILED or PYTHON. Each is measured in a process of its own, as what it runs is
+    `by` is COMPILED or PYTHON; with a `census` the records come with what searches of RAM find
+    of such a burst. Each is measured in a process of its own, as what it runs is
     settled when it begins.
     """
     environ = {**os.environ, compiled.SWITCH: "no" if by == PYTHON else ""}
     out: dict[str, dict[str, float]] = {}
     for count in sizes:
         with (
-            journal.step(f"report {count * EVENTS} records ({by})"),
+            journal.step(f"report {count * EVENTS} records ({by}{', census' * census})"),
             tempfile.TemporaryDirectory(prefix="skblab-bench-") as folder,
         ):
             done = subprocess.run(
-                [sys.executable, "-c", CHILD, folder, str(count)],
+                [sys.executable, "-c", CHILD, folder, str(count), "census" * census],
                 env=environ,
                 cwd=Path(__file__).parent.parent,
                 capture_output=True,
@@ -95,10 +100,10 @@ def measure(sizes: Sequence[int], *, by: str, journal: Journal) -> dict[str, dic
     return out
 
 
-def in_child(folder: str, count: int) -> None:
+def in_child(folder: str, count: int, *, census: bool) -> None:
     """Print what a report of a cooked run takes: the best of three of those that are short."""
     records = count * EVENTS
-    run = cook(Path(folder), count)
+    run = cook(Path(folder), count, census=census)
     tries = [report(run) for _ in range(TRIES if records <= OFTEN else 1)]
     wall, cpu = min(one.wall_s for one in tries), min(one.cpu_s for one in tries)
     told = {
@@ -133,7 +138,7 @@ def growth(found: dict[str, dict[str, float]]) -> float:
 # --- Cooking --------------------------------------------------------------------------------
 
 
-def cook(path: Path, count: int) -> RunDir:
+def cook(path: Path, count: int, *, census: bool = False) -> RunDir:
     """Write the run directory of a burst of `count` messages."""
     folder = path / "sender"
     folder.mkdir()
@@ -152,7 +157,9 @@ def cook(path: Path, count: int) -> RunDir:
                 out.write(section)
     run = RunDir(path)
     run.write_json("sender/workload.json", [_told(role, messages) for role in BUFFERS])
-    run.write_json("manifest.json", _manifest(count))
+    if census:
+        run.write_json("sender/census.json", _census(messages))
+    run.write_json("manifest.json", _manifest(count, census=census))
     return run
 
 
@@ -177,15 +184,14 @@ def _sections(
 def _event(hook: str, number: int, messages: message.Messages, tsc: int) -> Event:
     at = SKBS + number * SKB_ROOM
     head, content = DIRECT_MAP + at, messages.bytes(number)
-    payload = 44  # behind the headroom, IPv4 and UDP
     skb = {"skb": DIRECT_MAP + at + 512, "head": head, "shinfo": head + 384, "flags": Flag.SKB}
     # What lies in front of the link's header, and how much of the skb is behind it.
     lengths = {"__netif_rx": (16, 28), "__dev_queue_xmit": (2, 42), "loopback_xmit": (2, 42)}
     own: Event
     if hook == "ip_generic_getfrag":
         own = {
-            **skb, "data": head + 16, "skb_len": 28 + SIZE, "dst": head + payload,
-            "dst_phys": at + payload, "size": SIZE,
+            **skb, "data": head + 16, "skb_len": 28 + SIZE, "dst": head + PAYLOAD,
+            "dst_phys": at + PAYLOAD, "size": SIZE,
         }  # fmt: skip
     elif hook in COPIES:
         role = "sender" if hook == COPIES[0] else "receiver"
@@ -193,13 +199,13 @@ def _event(hook: str, number: int, messages: message.Messages, tsc: int) -> Even
         own = {
             "kind": Kind.RETURN, "size": SIZE, "ret": SIZE, "bytes": content,
             "flags": Flag.SRC_USER if role == "sender" else Flag.DST_USER,
-            "user": BUFFERS[role][0] + number % SLOTS * SIZE, side: head + payload,
-            f"{side}_phys": at + payload, "tgid": PIDS[role],
+            "user": BUFFERS[role][0] + number % SLOTS * SIZE, side: head + PAYLOAD,
+            f"{side}_phys": at + PAYLOAD, "tgid": PIDS[role],
         }  # fmt: skip
     elif hook == "sock_def_readable":
         own = {"sk": DIRECT_MAP + 0x300_0000}
     else:
-        begins, before = lengths.get(hook, (payload, 0))
+        begins, before = lengths.get(hook, (PAYLOAD, 0))
         shown = (bytes(before) + content)[: record.BYTES_LEN]
         own = {
             **skb, "data": head + begins, "skb_len": before + SIZE, "bytes": shown,
@@ -235,13 +241,45 @@ def _told(role: str, messages: message.Messages) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _manifest(count: int) -> dict[str, Any]:
-    absent = ("access-log", "census", "probe:bpf", "rings", "wire")
+def _census(messages: message.Messages) -> dict[str, Any]:
+    """Return what searches of a guest's RAM find: each message in all three of its places.
+
+    In the programs' buffers the last that were there, and in skbs all, freed ones too: their
+    memory is not used again in so short a time.
+    """
+    last = range(max(0, messages.count - SLOTS), messages.count)
+    held = {role: [(BUFFERS[role][1] + one % SLOTS * SIZE, one) for one in last] for role in PIDS}
+    skbs = [(SKBS + one * SKB_ROOM + PAYLOAD, one) for one in range(messages.count)]
+    gates = []
+    for gate, roles, slab in (
+        ("sent", ("sender",), "slab skbuff_small_head"),
+        ("received", ("sender", "receiver"), "free"),
+    ):
+        found = [(at, one, slab) for at, one in skbs]
+        found += [(at, one, "anonymous") for role in roles for at, one in held[role]]
+        hits = [
+            {"message": one, "offset": 0, "page": page, "physical": f"{at:#x}", "size": SIZE}
+            for at, one, page in sorted(found)
+        ]
+        gates.append(
+            {
+                "gate": gate, "hits": hits, "hits_not_listed": 0, "fragments": 0,
+                "scanned_bytes": 512 << 20, "seconds": 1.0,
+            }
+        )  # fmt: skip
+    return {"needles": "tag", "gates": gates}
+
+
+def _manifest(count: int, *, census: bool) -> dict[str, Any]:
+    absent = ("access-log", "probe:bpf", "rings", "wire", *(() if census else ("census",)))
+    present = ("probe:kmod", *(("census",) if census else ()))
     return {
         "experiment": "message", "playbook": "burst", "over": "loopback", "protocol": "udp",
         "size": SIZE, "count": count, "seed": f"{SEED:016x}", "guests": ["sender"],
         "accelerator": {"name": "none", "why": "cooked"}, "kernel": "cooked",
         "link": {"device": "virtio-net-pci", "backend": "dgram", "offloads": {}},
         "probes": {"kind": "kmod"}, "expect": {"complete": True, "guest_cpu_copies": 2},
-        "witnesses": {"probe:kmod": "present", **dict.fromkeys(absent, "absent: cooked")},
+        "witnesses": {
+            **dict.fromkeys(present, "present"), **dict.fromkeys(absent, "absent: cooked"),
+        },
     }  # fmt: skip

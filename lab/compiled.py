@@ -9,6 +9,8 @@ byte for byte (tests/unit/test_compiled.py).
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -37,7 +39,7 @@ HALVES = {
         *("lab.correlate.hooks", "lab.correlate.identity", "lab.correlate.memory_map"),
         *("lab.correlate.skbs", "lab.correlate.slots", "lab.correlate.spans"),
         *("lab.correlate.types", "lab.correlate.walk", "lab.record.decode"),
-        "lab.fnv",
+        *("lab.record.entry", "lab.fnv"),
     ),
     "skblab_rest": (
         *("lab.correlate.audit", "lab.correlate.devices", "lab.correlate.naming"),
@@ -50,6 +52,7 @@ MODULES = tuple(name for half in HALVES.values() for name in half)
 SHARED = tuple(f"{half}__mypyc" for half in HALVES)  # what the modules of a half have in common
 SWITCH = "LAB_COMPILED"  # "no": Python, whatever was compiled
 SUFFIX = EXTENSION_SUFFIXES[0]  # of this Python alone
+KEPT = 8  # builds, those used last: of other checkouts too, which share a cache
 FILES = tuple(f"{name}{SUFFIX}" for name in (*MODULES, *SHARED))
 DEADLINE_S = 1800  # a minute on two idle cores, more than five beside others' work
 SETUP = """\
@@ -77,13 +80,55 @@ def use() -> bool:
     if os.environ.get(SWITCH) == "no" or any(name in sys.modules for name in MODULES):
         return False
     try:
-        folder = _there()
+        held = _hold()
     except (OSError, RuntimeError):  # a cache that cannot be looked into
         return False
-    if folder is None:
+    if held is None:
         return False
-    sys.meta_path.insert(0, _Finder(folder))
+    sys.meta_path.insert(0, _Finder(*held))
     return True
+
+
+def _hold() -> tuple[Path, int] | None:
+    """Return what was compiled, and the lock that keeps it there until this process ends."""
+    if not (paths.cache() / "compiled").is_dir():
+        return None
+    made = home()
+    try:
+        lock = os.open(made, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        folder = _there()  # looked at once it can no longer go
+        if folder is not None:
+            with contextlib.suppress(OSError):
+                os.utime(lock)  # of those that are not in use, what was used longest ago goes
+            return folder, lock
+    except BlockingIOError:  # somebody is removing it
+        pass
+    os.close(lock)
+    return None
+
+
+def evict(*, keep: int = KEPT) -> list[str]:
+    """Remove the builds used longest ago beyond `keep`, but none that a process runs from.
+
+    Who has it loaded, or is about to load it, holds a lock on its folder.
+    """
+    gone: list[str] = []
+    found = [path for path in (paths.cache() / "compiled").iterdir() if path.name[0] != "."]
+    found.sort(key=_used, reverse=True)
+    for path in found[keep:]:
+        with contextlib.suppress(OSError):
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path)
+                gone.append(path.name)
+            finally:
+                os.close(lock)
+    return gone
 
 
 def built() -> bool:
@@ -102,6 +147,13 @@ def _there() -> Path | None:
 
     whole = all((made / name).is_file() for name in FILES) and build.intact(made)
     return made if whole else None
+
+
+def _used(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except OSError:  # another command removed it meanwhile
+        return 0.0
 
 
 def _ours(folder: Path) -> bool:
@@ -175,6 +227,7 @@ def compile_all(*, journal: Journal) -> Path:
         shutil.rmtree(made)
         build.seal(work)
     _refuse_unloadable(target)
+    evict()
     return target
 
 
@@ -206,8 +259,9 @@ def refuse_without_tools() -> None:
 class _Finder(MetaPathFinder):
     """Finds the modules that were compiled, and what they share."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, lock: int) -> None:
         self._folder = folder
+        self.lock = lock  # closed when the process ends
         self._loads: bool | None = None  # None: not tried
 
     def find_spec(

@@ -111,7 +111,7 @@ def _covering(place: Place, hits: Index[tuple[int, Hit]], identity: Identity) ->
             spans.append((first, last))
             if number not in used:
                 used.append(number)
-        if missing([(start, start + size)], spans):
+        if spans != [(start, start + size)] and missing([(start, start + size)], spans):
             return []
         offset += size
     return used
@@ -125,6 +125,8 @@ def _same(identity: Identity, place: Place, hit: Hit, span: Span, offset: int) -
     if hit.message >= identity.count:
         return False
     here, size = hit.offset + span[0] - hit.physical, span[1] - span[0]
+    if hit.message == place.message and here == offset >= 0:  # most often
+        return here + size <= identity.size
     found = identity.bytes_of(hit.message)[here : here + size]
     return len(found) == size and identity.agrees(found, place.message, offset)
 
@@ -173,6 +175,8 @@ def _uncovered(hit: Hit, extents: Index[tuple[int, Place]], identity: Identity) 
         here = offset + first - start
         if _same(identity, place, hit, (first, last), here):
             spans.append((first, last))
+    if spans == [(hit.physical, end)]:  # most often
+        return []
     # Blocks begin alike, so a run in one page can seem to go on for a few bytes in the page
     # that merely follows in physical memory: beside a part that is explained, less than a
     # block is no copy.

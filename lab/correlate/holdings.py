@@ -191,9 +191,7 @@ class _Space:
     def touching(self, start: int, end: int) -> list[Held]:
         number, last_number = start >> CHUNK_BITS, end - 1 >> CHUNK_BITS
         if number < last_number:
-            edges = [*range(number + 1 << CHUNK_BITS, end, 1 << CHUNK_BITS)]
-            pieces = zip([start, *edges], [*edges, end], strict=True)
-            return [held for piece in pieces for held in self.touching(*piece)]
+            return self._across(start, end)
         if number not in self._chunks:
             return []
         starts, runs = self._chunks[number]
@@ -202,6 +200,19 @@ class _Space:
         if first and starts[first - 1] + runs[first - 1].size > start:
             first -= 1
         return runs[first:last]
+
+    def _across(self, start: int, end: int) -> list[Held]:
+        # Chunks of which there are any: a record may say anything of how far a range goes.
+        number, last_number = start >> CHUNK_BITS, end - 1 >> CHUNK_BITS
+        if last_number - number < len(self._chunks):
+            numbers = [one for one in range(number, last_number + 1) if one in self._chunks]
+        else:
+            numbers = sorted([one for one in self._chunks if number <= one <= last_number])
+        out: list[Held] = []
+        for one in numbers:
+            first, last = one << CHUNK_BITS, one + 1 << CHUNK_BITS
+            out += self.touching(max(start, first), min(end, last))
+        return out
 
     def insert(self, held: Held) -> None:
         start = held.start

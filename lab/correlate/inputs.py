@@ -70,6 +70,11 @@ class GuestInputs:
         """Where the direct map begins, as the records say; None where none says so."""
         return self.distances.most_common(1)[0][0] if self.distances else None
 
+    @cached_property
+    def blamed(self) -> dict[str | None, str]:
+        """What `blame` has said of this guest, by direction."""
+        return {}
+
     @property
     def mappings(self) -> tuple[Mapping, ...]:
         """What addresses of a device stood for, as the DMA API's records say."""
@@ -187,6 +192,12 @@ def blame(guest: GuestInputs | None, way: str | None) -> str:
         return f"{guest.name}/access.bin shows no copy that brought them"
     if guest.trace is None:
         return f"{guest.name} has no trace"
+    if way not in guest.blamed:  # once, and not for each of a hundred thousand messages
+        guest.blamed[way] = _suspects(guest, guest.trace, way)
+    return guest.blamed[way]
+
+
+def _suspects(guest: GuestInputs, trace: Trace, way: str | None) -> str:
     suspects = [
         hook
         for hook in guest.hooks
@@ -201,8 +212,8 @@ def blame(guest: GuestInputs | None, way: str | None) -> str:
             reasons.append(f"{hook.name} {word} (error {hook.error})")
         elif hook.missed:
             reasons.append(f"{hook.name} missed {hook.missed}")
-    if guest.trace.dropped:
-        reasons.append(f"{guest.trace.dropped} records were dropped")
-    if guest.trace.skipped:
-        reasons.append(f"{guest.trace.skipped} records of other comms were skipped")
+    if trace.dropped:
+        reasons.append(f"{trace.dropped} records were dropped")
+    if trace.skipped:
+        reasons.append(f"{trace.skipped} records of other comms were skipped")
     return "; ".join(reasons) or "no hook that is attached saw what brought them"

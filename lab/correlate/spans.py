@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from operator import itemgetter
 from typing import Generic, TypeVar
 
 Span = tuple[int, int]  # the first byte, and the one behind the last
@@ -31,14 +33,13 @@ class Index(Generic[T]):
     """Values by the range of addresses each lies in."""
 
     def __init__(self, entries: Sequence[tuple[int, int, T]]) -> None:
-        self._entries = sorted(entries, key=lambda entry: entry[:2])
-        self._longest = max((end - start for start, end, _ in entries), default=0)
+        self._entries = sorted(entries, key=itemgetter(0, 1))
+        self._starts = [entry[0] for entry in self._entries]
+        # As far as any of those up to each goes: behind what ends before a range none is looked at.
+        self._ends = list(accumulate([entry[1] for entry in self._entries], max))
 
-    def touching(self, start: int, end: int) -> Iterator[tuple[int, int, T]]:
-        """Yield start, end and value of what overlaps a range, by address."""
-        first = start - self._longest
-        number = bisect_left(self._entries, first, key=lambda entry: entry[0])
-        while number < len(self._entries) and self._entries[number][0] < end:
-            if self._entries[number][1] > start:
-                yield self._entries[number]
-            number += 1
+    def touching(self, start: int, end: int) -> list[tuple[int, int, T]]:
+        """Return start, end and value of what overlaps a range, by address."""
+        first = bisect_right(self._ends, start)
+        last = bisect_left(self._starts, end, first)
+        return [entry for entry in self._entries[first:last] if entry[1] > start]

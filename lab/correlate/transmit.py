@@ -60,10 +60,10 @@ def chains(records: tuple[Record, ...], *, mapped: bool = False) -> dict[int, Ch
         elif record.hook == DMA_MAP and len(now.records) < len(now.asked):
             asked = now.asked[len(now.records)]
             if record.size == asked.size:
-                _append(out, now, record._replace(skb=asked.skb, frags=asked.frags))
+                _append(out, now, record.of_skb(asked.skb, asked.frags))
         elif record.hook == DMA_MAP and given is not None:
             # The DMA API is told of memory, not of skbs; the driver's order says whose it is.
-            _append(out, now, record._replace(skb=given.skb, frags=len(now.records)))
+            _append(out, now, record.of_skb(given.skb, len(now.records)))
     return out
 
 

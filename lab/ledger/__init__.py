@@ -83,6 +83,9 @@ def without_collector() -> Iterator[None]:
         yield
     finally:
         if was:
+            # What was made meanwhile is taken for old: else all of it were looked through at once.
+            gc.freeze()
+            gc.unfreeze()
             gc.enable()
 
 

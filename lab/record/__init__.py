@@ -18,11 +18,19 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum, IntFlag
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, overload
+from typing import Any, Literal, overload
 
 from lab.errors import TraceCorrupt
+from lab.record.entry import TASK_SIGNAL as TASK_SIGNAL
+from lab.record.entry import WORDS as WORDS
+from lab.record.entry import Args as Args
+from lab.record.entry import Barrier as Barrier
+from lab.record.entry import Context as Context
+from lab.record.entry import Flag as Flag
+from lab.record.entry import Kind as Kind
+from lab.record.entry import Record as Record
+from lab.record.entry import Socket as Socket
 
 MAGIC = 0x474E4952424C4B53  # "SKBLRING" in memory
 VERSION = 2
@@ -73,43 +81,9 @@ PAGE = 4096
 PAGES = 512  # of a chunk of a paged ring
 HOOK_ACTIVE_SHIFT = 16
 
-WORDS = struct.Struct("<8Q")  # struct lab_words_args, struct lab_words_barrier
-TASK_SIGNAL = 0x01
-
-
-class Kind(IntEnum):
-    """Where in the hooked function the handler ran."""
-
-    ENTRY = 1
-    RETURN = 2
-    CALLSITE = 3
-    SKIPPED = 4
-
-
-class Context(IntFlag):
-    """What the CPU was doing."""
-
-    SOFTIRQ = 0x01
-    BH_OFF = 0x02
-    IRQ_OFF = 0x04
-
-
-class Flag:
-    """Which fields of a record mean something: bits of `Record.flags`.
-
-    Plain numbers: each step of the walk asks for one, and an enum's `in` takes ten times as long.
-    """
-
-    SRC_USER: Final = 0x01
-    DST_USER: Final = 0x02
-    SKB: Final = 0x04
-    SOCKET: Final = 0x08
-    ARGS: Final = 0x10
-    BARRIER: Final = 0x20
-
-
 KINDS = {int(kind): kind for kind in Kind}
 CONTEXTS = tuple(Context(value) for value in range(256))
+AT_ONCE = 8192  # records that are decoded at a time
 TEXTS = 4096  # texts, and shown bytes, that are kept at a time while records are decoded
 
 
@@ -149,45 +123,6 @@ class Hook:
 
 
 @dataclass(frozen=True, slots=True)
-class Socket:
-    """A socket, its file and its sock as a record found them; 0 where there was none."""
-
-    socket: int
-    sk: int
-    ops: int
-    inode: int
-    state: int  # enum socket_state
-    type: int
-    socket_file: int  # socket->file
-    file: int  # the file the function was about
-    private_data: int  # file->private_data
-    sk_socket: int  # sk->sk_socket
-
-
-@dataclass(frozen=True, slots=True)
-class Args:
-    """Registers at entry, in the order of arguments, and rax at the return."""
-
-    arg: tuple[int, ...]
-    ret: int  # 64 bits, unsigned
-    signal_pending: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Barrier:
-    """A program's registers at its syscall instruction, and what the CPU made of it."""
-
-    di: int
-    si: int
-    dx: int
-    number: int
-    ip: int
-    cs_before: int
-    cs_after: int
-    lstar: int
-
-
-@dataclass(frozen=True, slots=True)
 class Header:
     """The first 8 KiB of a ring or a section."""
 
@@ -211,88 +146,6 @@ class Header:
     @property
     def missed(self) -> int:
         return sum(hook.missed for hook in self.hooks)
-
-
-class Record(NamedTuple):
-    """One observation; 0, "" and b"" where a field does not apply.
-
-    A tuple, because a run has a hundred thousand: a frozen dataclass of as many fields takes
-    six times as long to make.
-    """
-
-    id: str  # the evidence id, such as "receiver/trace.bin#41"
-    number: int  # through the file, from 0
-    module: str
-    tsc: int
-    seq: int
-    cpu: int
-    pid: int
-    tgid: int
-    hook: str  # as in the hook table: "_copy_from_iter", "virtio_net:page_to_skb>memcpy"
-    kind: Kind
-    context: Context
-    comm: str
-    skb: int
-    head: int
-    data: int
-    skb_len: int
-    skb_data_len: int
-    src: int
-    dst: int
-    src_phys: int
-    dst_phys: int
-    size: int
-    ret: int
-    user: int
-    sk: int
-    caller: int
-    dev: str
-    aux: int
-    shinfo: int
-    flags: int  # of Flag
-    iter_type: int  # the guest's enum iter_type + 1
-    frags: int
-    bytes: bytes  # in clear
-
-    @property
-    def guest(self) -> str:
-        return self.id.partition("/")[0]
-
-    @property
-    def socket(self) -> Socket | None:
-        """What lies where other records have an skb (union in struct lab_event)."""
-        if not self.flags & Flag.SOCKET:
-            return None
-        return Socket(
-            socket=self.skb,
-            sk=self.sk,
-            ops=self.head,
-            inode=self.data,
-            state=self.skb_len,
-            type=self.skb_data_len,
-            socket_file=self.src,
-            file=self.dst,
-            private_data=self.src_phys,
-            sk_socket=self.dst_phys,
-        )
-
-    @property
-    def args(self) -> Args | None:
-        if not self.flags & Flag.ARGS or len(self.bytes) != WORDS.size:
-            return None
-        *arg, ret, task = WORDS.unpack(self.bytes)
-        return Args(arg=tuple(arg), ret=ret, signal_pending=bool(task & TASK_SIGNAL))
-
-    @property
-    def barrier(self) -> Barrier | None:
-        if not self.flags & Flag.BARRIER or len(self.bytes) != WORDS.size:
-            return None
-        return Barrier(*WORDS.unpack(self.bytes))
-
-    @property
-    def function(self) -> str:
-        """The hook's name without the module it lies in."""
-        return self.hook.partition(":")[2] or self.hook
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,7 +226,9 @@ class Records(Sequence[Record]):
         from lab.record.decode import decode
 
         for section in self._sections:
-            yield from decode(self._source, section, section.events, section.first)
+            for at in range(0, section.header.stored, AT_ONCE):
+                events = section.events[at * EVENT_SIZE : (at + AT_ONCE) * EVENT_SIZE]
+                yield from decode(self._source, section, events, section.first + at)
 
     @overload
     def __getitem__(self, index: int) -> Record: ...
@@ -409,7 +264,7 @@ class Records(Sequence[Record]):
         from lab.record.decode import decode
 
         at = (number - section.first) * EVENT_SIZE
-        return next(decode(self._source, section, section.events[at : at + EVENT_SIZE], number))
+        return decode(self._source, section, section.events[at : at + EVENT_SIZE], number)[0]
 
 
 def text(raw: bytes) -> str:
@@ -612,6 +467,11 @@ def places(header: Header, read_physical: Callable[[int, int], bytes]) -> Iterat
                 yield page, PAGE
 
 
+def values_of(record: Record) -> dict[str, Any]:
+    """Return what a record says by the names of struct lab_event, as `encode_section` takes it."""
+    return {name: getattr(record, name) for name, _ in FIELDS if name not in _OF_THE_RING}
+
+
 def encode_section(
     events: Sequence[Mapping[str, Any] | Record] = (),
     *,
@@ -632,7 +492,7 @@ def encode_section(
     the order, kind ENTRY, Flag.SKB where there is an skb.  `{"torn": True}` is a
     record whose handler never finished.
     """
-    plain = [event._asdict() if isinstance(event, Record) else dict(event) for event in events]
+    plain = [values_of(event) if isinstance(event, Record) else dict(event) for event in events]
     if hooks is None:
         hooks = list(dict.fromkeys(event["hook"] for event in plain if "hook" in event))
     table = [Hook(hook) if isinstance(hook, str) else hook for hook in hooks]
@@ -661,6 +521,7 @@ def encode_section(
 
 
 _NOT_ON_THE_WIRE = {"id", "number", "module", "torn"}
+_OF_THE_RING = {"commit", "bytes_len"}  # which say nothing of what was observed
 
 
 def _encode_event(

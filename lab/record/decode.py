@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final
-
 from lab.record import BYTES_LEN, CONTEXTS, KINDS, LAYOUT, TEXTS, Record, Section, text
 
-_tuple: Final = tuple.__new__  # a fifth of what calling a named tuple of so many fields takes
 
-
-def decode(source: str, section: Section, events: memoryview, first: int) -> Iterator[Record]:
-    """Yield the events of a section, torn ones left out, numbered from `first`.
+def decode(source: str, section: Section, events: memoryview, first: int) -> list[Record]:
+    """Return the events of a section, torn ones left out, numbered from `first`.
 
     All in one loop, with what is alike in many records looked up: the names, the bytes shown
     (a message is shown by each hook it passes).
@@ -22,6 +17,7 @@ def decode(source: str, section: Section, events: memoryview, first: int) -> Ite
     torn = frozenset(section.torn)
     texts: dict[bytes, str] = {}
     clear: dict[tuple[bytes, int], bytes] = {(bytes(BYTES_LEN), 0): b""}
+    out: list[Record] = []
     for number, fields in enumerate(LAYOUT.iter_unpack(events), first):
         if number in torn:
             continue
@@ -42,10 +38,10 @@ def decode(source: str, section: Section, events: memoryview, first: int) -> Ite
                 texts.clear()
             texts[comm], texts[dev] = text(comm), text(dev)
             comm, dev = texts[comm], texts[dev]
-        yield _tuple(
-            Record,
-            (f"{source}#{number}", number, module, tsc, seq, cpu, pid, tgid, hooks[hook],
-             KINDS[kind], CONTEXTS[context], comm, skb, head, data, skb_len, skb_data_len,
-             src, dst, src_phys, dst_phys, size, ret, user, sk, caller, dev, aux, shinfo,
-             flags, iter_type, frags, shown),
-        )  # fmt: skip
+        out.append(Record(
+            f"{source}#{number}", number, module, tsc, seq, cpu, pid, tgid, hooks[hook],
+            KINDS[kind], CONTEXTS[context], comm, skb, head, data, skb_len, skb_data_len,
+            src, dst, src_phys, dst_phys, size, ret, user, sk, caller, dev, aux, shinfo,
+            flags, iter_type, frags, shown,
+        ))  # fmt: skip
+    return out

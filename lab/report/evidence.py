@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 from lab import access, accesses, capture, clock, record
 from lab.capture import Frame
@@ -392,6 +392,7 @@ def _words(found: Record, shelf: Shelf) -> Iterator[tuple[str, str]]:
         yield "made it return", str(found.ret)
 
 
+@cache
 def context(value: Context) -> str:
     """Return in words what the CPU was doing."""
     words = {

@@ -16,4 +16,6 @@ def known_addresses(message: Message) -> list[int]:
 
 def holds(frame: Frame, address: int) -> bool:
     """Tell whether a frame has an address in it, in either byte order."""
+    if address >> 64:  # of a damaged record: none of 64 bits
+        return False
     return any(address.to_bytes(8, order) in frame.data for order in ("little", "big"))

@@ -220,8 +220,8 @@ def _alike(found: Iterable[Expectation]) -> list[tuple[Expectation, str]]:
     """Return expectations that say the same of several messages as one, and of which it is."""
     groups: dict[tuple[object, ...], list[Expectation]] = {}
     for one in found:
-        key = one.name, one.expected, one.found, one.message is None
-        groups.setdefault(key, []).append(one)
+        name, message, expected, seen = one
+        groups.setdefault((name, expected, seen, message is None), []).append(one)
     return [(group[0], _of(group)) for group in groups.values()]
 
 

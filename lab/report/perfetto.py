@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from lab.ledger import Ledger, Message, Movement
 from lab.record import Record
@@ -50,71 +50,75 @@ def trace(ledger: Ledger, run: RunDir, archive: Archive | None = None) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n"
 
 
+class _Moment(NamedTuple):
+    """When, on the host's clock, a record was taken, and what each of its slices has."""
+
+    record: Record
+    pid: int
+    us: float
+    told: Event
+
+
+def _moment(archive: Archive, pids: dict[str, int], evidence: str) -> _Moment | None:
+    """Return when a record was taken; None for one that has no time on the host's clock."""
+    record = archive.record(evidence)
+    if record is None or record.guest not in pids:
+        return None
+    line = archive.shelf(record.guest).clock
+    if line is None:
+        return None
+    at = line.host(record.tsc)
+    told = {
+        "evidence": record.id,
+        "comm": record.comm,
+        "context": context(record.context),
+        "bound_us": at.bound_ns / 1000,
+    }
+    return _Moment(record, pids[record.guest], at.ns / 1000, told)
+
+
 def _events(message: Message, archive: Archive, pids: dict[str, int]) -> Iterator[Event]:
     told: set[str] = set()
-    movements = [m for m in message.movements if _placed(archive, pids, m.evidence[0])]
-    for number, movement in enumerate(movements):
-        record = archive.record(movement.evidence[0])
-        if record is None:
-            continue
+    placed = [(m, _moment(archive, pids, m.evidence[0])) for m in message.movements]
+    movements = [(movement, at) for movement, at in placed if at is not None]
+    for number, (movement, at) in enumerate(movements):
+        record = at.record
         told.add(record.id)
-        flow = {
-            "bind_id": f"0x{message.id + 1:x}",
-            **({"flow_out": True} if number < len(movements) - 1 else {}),
-            **({"flow_in": True} if number else {}),
-        }
         device = movement.kind.startswith("dma")
         tid = DEVICE if device else CPU + record.cpu
         name = f"{KINDS[movement.kind]}: {function_name(movement)}"
-        args = _moved(message, movement)
-        yield (
-            _slice(archive, pids, record, name, tid)
-            | _args(archive, record, args)
-            | (flow if len(movements) > 1 else {})
-        )
+        event = _slice(at, name, tid, _moved(message, movement))
+        if len(movements) > 1:
+            event["bind_id"] = f"0x{message.id + 1:x}"
+            if number < len(movements) - 1:
+                event["flow_out"] = True
+            if number:
+                event["flow_in"] = True
+        yield event
         if not device:  # the task in whose time a device was seen to be done moved nothing
-            task = TASK + record.pid
-            yield _slice(archive, pids, record, name, task) | _args(archive, record, {})
+            yield _slice(at, name, TASK + record.pid, {})
     for seen in (*message.skb.sender, *message.skb.receiver):
-        record = archive.record(seen.evidence)
-        if record is not None and record.id not in told and _placed(archive, pids, record.id):
-            told.add(record.id)
-            args = {"message": message.id, "skb": f"0x{seen.skb:x}", "head": f"0x{seen.head:x}"}
-            for tid in (CPU + record.cpu, TASK + record.pid):
-                yield _slice(archive, pids, record, f"skb at {record.function}", tid) | _args(
-                    archive, record, args
-                )
+        seen_at = None if seen.evidence in told else _moment(archive, pids, seen.evidence)
+        if seen_at is None:
+            continue
+        record = seen_at.record
+        told.add(record.id)
+        args = {"message": message.id, "skb": f"0x{seen.skb:x}", "head": f"0x{seen.head:x}"}
+        for tid in (CPU + record.cpu, TASK + record.pid):
+            yield _slice(seen_at, f"skb at {record.function}", tid, args)
 
 
-def _placed(archive: Archive, pids: dict[str, int], evidence: str) -> bool:
-    """Tell whether a record has a time on the host's clock."""
-    record = archive.record(evidence)
-    return (
-        record is not None
-        and record.guest in pids
-        and (archive.shelf(record.guest).clock is not None)
-    )
-
-
-def _slice(archive: Archive, pids: dict[str, int], record: Record, name: str, tid: int) -> Event:
-    line = archive.shelf(record.guest).clock
-    at = line.host(record.tsc).ns if line is not None else record.tsc
+def _slice(at: _Moment, name: str, tid: int, more: Event) -> Event:
     return {
         "name": name,
         "cat": "lab",
         "ph": "X",
-        "ts": at / 1000,
+        "ts": at.us,
         "dur": 0,
-        "pid": pids[record.guest],
+        "pid": at.pid,
         "tid": tid,
+        "args": {**at.told, **more},
     }
-
-
-def _args(archive: Archive, record: Record, more: Event) -> Event:
-    line = archive.shelf(record.guest).clock
-    bound = 0 if line is None else line.host(record.tsc).bound_ns
-    told = {"evidence": record.id, "comm": record.comm, "context": context(record.context)}
-    return {"args": {**told, "bound_us": bound / 1000, **more}}
 
 
 def _moved(message: Message, movement: Movement) -> Event:

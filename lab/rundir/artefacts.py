@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from operator import itemgetter
+from typing import NamedTuple
 
 from lab.rundir.fields import Json
 
@@ -28,6 +29,10 @@ class UserBuffer:
         # By page number: addresses of pages all have the same hash, as far as a small table looks.
         return {virtual // PAGE: physical for virtual, physical in self.pages}
 
+    @cached_property
+    def _known(self) -> list[int]:
+        return sorted(self._physical)
+
     def extents(self, virtual: int, size: int) -> list[tuple[int, int | None, int]]:
         """Return (virtual, physical, size) of each run of pages under a range.
 
@@ -42,15 +47,22 @@ class UserBuffer:
         end = virtual + size
         while virtual < end:
             into = virtual % PAGE
-            length = min(end - virtual, PAGE - into)
-            page = known.get(virtual // PAGE)
+            number = virtual // PAGE
+            page = known.get(number)
             physical = None if page is None else page + into
+            behind = number + 1 if page is not None else self._next_known(number, end)
+            length = min(end, behind * PAGE) - virtual
             if out and _adjoins(out[-1], physical):
                 out[-1] = (out[-1][0], out[-1][1], out[-1][2] + length)
             else:
                 out.append((virtual, physical, length))
             virtual += length
         return out
+
+    def _next_known(self, number: int, end: int) -> int:
+        # Of pages that are not known there may be as many as a file says.
+        at = bisect_left(self._known, number)
+        return self._known[at] if at < len(self._known) else end // PAGE + 1
 
 
 def _adjoins(run: tuple[int, int | None, int], physical: int | None) -> bool:
@@ -120,9 +132,11 @@ class Workload:
     done: bool
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Hit:
-    """A run of message bytes found in guest RAM; the lowest where several messages have them."""
+class Hit(NamedTuple):
+    """A run of message bytes found in guest RAM; the lowest where several messages have them.
+
+    A tuple, because of ten thousand messages there are fifty thousand.
+    """
 
     physical: int
     message: int

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+from typing import Any
 
 from lab.errors import TraceCorrupt
 from lab.rundir.artefacts import (
@@ -22,10 +24,11 @@ from lab.rundir.artefacts import (
     UserBuffer,
     Workload,
 )
-from lab.rundir.fields import Fields, Json
+from lab.rundir.fields import MAX_U64, Fields, Json
 
 # A user's payload never stands in clear where a census would find it (docs/internals.md).
 PAYLOAD_MASK = 0x5A
+_tuple = tuple.__new__  # a third of what calling a named tuple takes
 MESSAGE = "message"  # the experiment of a manifest that names none
 
 
@@ -181,16 +184,7 @@ def read_census(value: Json, path: Path) -> Census:
     gates = tuple(
         CensusGate(
             name=gate.text("gate"),
-            hits=tuple(
-                Hit(
-                    physical=hit.address("physical"),
-                    message=hit.size("message"),
-                    offset=hit.size("offset"),
-                    size=hit.size("size"),
-                    page=hit.text("page", ""),
-                )
-                for hit in gate.each("hits")
-            ),
+            hits=_hits(gate),
             not_listed=gate.size("hits_not_listed", 0),
             scanned_bytes=gate.size("scanned_bytes", 0),
             seconds=gate.number("seconds", 0.0),
@@ -198,6 +192,42 @@ def read_census(value: Json, path: Path) -> Census:
         for gate in top.each("gates")
     )
     return Census(needles=top.text("needles"), gates=gates)
+
+
+def _hits(gate: Fields) -> tuple[Hit, ...]:
+    """Read the hits of a gate: ten thousand messages leave fifty thousand.
+
+    All at once where they are as a census writes them; else field by field, which says what
+    is wrong with which.
+    """
+    with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
+        return tuple([_hit(row) for row in gate.rows("hits")])
+    return tuple(
+        Hit(
+            physical=hit.address("physical"),
+            message=hit.size("message"),
+            offset=hit.size("offset"),
+            size=hit.size("size"),
+            page=hit.text("page", ""),
+        )
+        for hit in gate.each("hits")
+    )
+
+
+def _hit(row: Any) -> Hit:
+    """Return what a census wrote; raise one of several errors for anything else."""
+    text, message, offset, size, page = (
+        row["physical"], row["message"], row["offset"], row["size"], row.get("page", ""),
+    )  # fmt: skip
+    physical = int(text, 16)
+    numbers = type(message) is type(offset) is type(size) is int
+    if not numbers or type(page) is not str or not text.startswith("0x"):
+        raise TypeError
+    if not (0 <= physical <= MAX_U64 and 0 <= message <= MAX_U64):
+        raise ValueError
+    if not (0 <= offset <= MAX_U64 and 0 <= size <= MAX_U64):
+        raise ValueError
+    return _tuple(Hit, (physical, message, offset, size, page))
 
 
 def read_rings(value: Json, path: Path) -> Rings:

@@ -40,7 +40,7 @@ def beside(
         trace = record.read(folder.trace, guest=folder.name)
         events = []
         for entry in sorted(trace.records, key=lambda entry: (entry.tsc, entry.number)):
-            event = entry._asdict()
+            event = record.values_of(entry)
             del event["seq"]
             if entry.hook in CALLED:
                 event |= {"hook": CALLED[entry.hook], "kind": Kind.CALLSITE}
@@ -152,7 +152,7 @@ def test_what_the_modules_did_not_see_is_a_disagreement(tmp_path: Path) -> None:
         sections = b""
         for section in kept.sections:
             events = [
-                entry._asdict()
+                record.values_of(entry)
                 for entry in kept.records
                 if entry.module == section.name and entry.hook != "_copy_to_iter"
             ]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import bench_report, experiment
+from lab import bench_report, experiment, ledger
 from lab.correlate.identity import Identity
 from lab.correlate.types import Sighting
 from lab.errors import HostError
@@ -84,6 +84,26 @@ def test_a_cooked_burst_is_complete(tmp_path: Path) -> None:
     text = run.read_bytes("report.txt").decode()
     assert "COMPLETE: 3 messages of 64 bytes each copied twice by guest CPUs" in text
     assert "ip_generic_getfrag" in text
+
+
+def test_a_burst_with_its_census_is_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = bench_report.cook(tmp_path, 40, census=True)
+
+    assert bench_report.report(run).wall_s > 0
+    found = ledger.build(run)
+    places = [place for one in found.messages for place in one.places]
+    assert 3 * 40 == sum(place.content_verified for place in places) == len(places)
+    assert not found.unexplained
+    assert "census" in run.read_bytes("report.txt").decode().partition("Witnesses: ")[2]
+    # Of more messages than slots the first are no longer in the programs' buffers.
+    monkeypatch.setattr(bench_report, "SLOTS", 64)
+    (tmp_path / "more").mkdir()
+    more = bench_report.cook(tmp_path / "more", 100, census=True)
+    assert 100 + 2 * 64 == sum(
+        place.content_verified for one in ledger.build(more).messages for place in one.places
+    )
 
 
 def test_an_incomplete_burst_is_no_measure(tmp_path: Path) -> None:

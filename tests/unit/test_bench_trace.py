@@ -43,8 +43,11 @@ def test_a_report_is_as_fast_as_its_user_waits() -> None:
 
     for by_the_clock, held in ((50_000.0, True), (49_999.0, False)):
         reported = {"90000": {"per_s": by_the_clock, "per_cpu_s": 60_000.0}}
-        found = bench_trace.targets(reading, reported)
+        other = {"90000": {"per_s": 100_000.0 - by_the_clock, "per_cpu_s": 1.0}}
+        found = bench_trace.targets(reading, reported, other)
         assert held is found["report 50000 records/s of a burst, by the clock"]
+        census = bench_trace.targets(reading, other, reported)
+        assert held is census["report 50000 records/s of a burst with its census, by the clock"]
 
 
 def test_without_a_record_there_is_nothing_to_measure() -> None:

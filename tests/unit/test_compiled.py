@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import os
 import shutil
@@ -84,10 +85,10 @@ COOKED: tuple[Callable[[Path], Cook], ...] = (
 )
 
 
-def ledgers(folders: list[str], **environ: str) -> tuple[str, str]:
+def ledgers(folders: list[str], *, child: str = CHILD, **environ: str) -> tuple[str, str]:
     """Return by what ledgers were made, and their text."""
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, *folders],
+        [sys.executable, "-c", child, *folders],
         env={**os.environ, **environ},
         cwd=Path(compiled.__file__).parent.parent,
         capture_output=True,
@@ -349,6 +350,83 @@ def test_a_damaged_template_is_compiled_anew(tmp_path: Path, cache: Path) -> Non
             path.write_bytes(bytes(whole) if data is None else data)
         assert first == page(built, run)
         assert kept == sorted((cache / "templates").iterdir())
+
+
+def test_what_is_gone_before_it_was_loaded_is_not_missed(copied: Path, tmp_path: Path) -> None:
+    """As when somebody empties the cache: what was found is taken no more, and Python is."""
+    run = cooked.nic(folder_in(tmp_path)).serve()
+    gone = "assert compiled.use()\nimport shutil\nshutil.rmtree(compiled.home())\n"
+    child = CHILD.replace("compiled.use()\n", gone)
+
+    by, text = ledgers([str(run.path)], child=child)
+
+    assert "python" == by
+    assert text == ledgers([str(run.path)], LAB_COMPILED="no")[1]
+    assert not copied.exists()
+
+
+def test_what_was_loaded_may_be_removed(copied: Path, tmp_path: Path) -> None:
+    run = cooked.nic(folder_in(tmp_path)).serve()
+    gone = "import shutil\nshutil.rmtree(compiled.home())\nprint("
+    by, text = ledgers([str(run.path)], child=CHILD.replace("print(", gone, 1))
+
+    assert "compiled" == by
+    assert text == ledgers([str(run.path)], LAB_COMPILED="no")[1]
+    assert not copied.exists()
+
+
+def test_a_build_that_is_used_is_not_removed(copied: Path) -> None:
+    """By another process, from before it loads anything of it to its end."""
+    waits = "assert compiled.use()\nprint('found', flush=True)\nsys.stdin.readline()\n"
+    child = CHILD.replace("compiled.use()\n", waits)
+    with subprocess.Popen(
+        [sys.executable, "-c", child],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=Path(compiled.__file__).parent.parent,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert "found\n" == process.stdout.readline()
+        assert [] == compiled.evict(keep=0)
+        assert compiled.built()
+        process.stdin.write("\n")
+        process.stdin.close()
+        assert "compiled\n" == process.stdout.readline()
+    assert [copied.name] == compiled.evict(keep=0)
+    assert not copied.exists()
+
+
+def test_builds_used_longest_ago_go(cache: Path) -> None:
+    folders = [cache / "compiled" / str(number) for number in range(compiled.KEPT + 3)]
+    for age, folder in enumerate(folders):
+        folder.mkdir(parents=True)
+        (folder / "lab.fnv.so").write_bytes(b"")
+        os.utime(folder, (10_000 - age, 10_000 - age))
+    unfinished = cache / "compiled" / ".new-abc"
+    unfinished.mkdir()
+    held = os.open(folders[-1], os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_SH)
+    try:
+        gone = compiled.evict()
+    finally:
+        os.close(held)
+
+    assert {folder.name for folder in folders[compiled.KEPT : -1]} == set(gone)
+    assert {*folders[: compiled.KEPT], folders[-1], unfinished} == {*unfinished.parent.iterdir()}
+
+
+def test_what_is_being_removed_is_not_taken(copied: Path) -> None:
+    held = os.open(copied, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    try:
+        assert "python" == ledgers([])[0]
+    finally:
+        os.close(held)
+    os.utime(copied, (1, 1))
+    assert "compiled" == ledgers([])[0]
+    assert copied.stat().st_mtime > 1  # it is known to be used
 
 
 def test_what_is_imported_stays_as_it_is(copied: Path) -> None:

@@ -1014,6 +1014,10 @@ def test_an_index_finds_what_overlaps() -> None:
     index = Index([(0, 100, "long"), (10, 20, "a"), (30, 40, "b")])
 
     assert ["long", "b"] == [value for _, _, value in index.touching(20, 31)]
+    assert ["long", "a"] == [value for _, _, value in index.touching(19, 30)]
+    assert ["long"] == [value for _, _, value in index.touching(99, 1 << 64)]
+    assert [] == index.touching(100, 200)
+    assert [] == index.touching(-5, 0)
 
 
 def test_rings_that_were_not_read_say_nothing(tmp_path: Path) -> None:

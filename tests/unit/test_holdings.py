@@ -51,3 +51,20 @@ def test_a_range_is_found_whichever_chunks_it_lies_in() -> None:
         for length in (0, 1, 2 * AROUND, CHUNK + AROUND):
             seen = {at: memory[at] for at in range(near, near + length) if at in memory}
             assert seen == told(holdings, near, length)
+
+
+def test_a_range_of_any_length_is_looked_into() -> None:
+    """A record, or a descriptor, may say anything of how far it goes."""
+    holdings = Holdings()
+    lies = {at: place(at) for at in (3, 7 * CHUNK - 1, (1 << 63) + 5)}
+    for at, where in lies.items():
+        held = Held(0, 2, at % 1000, 3, where, Way())
+        holdings.put([Extent("physical", at, 2, 0)], held)
+
+    for start, size in ((0, (1 << 64) - 1), (1, 1 << 64), (4, 1 << 62), (1 << 62, (1 << 63) + 6)):
+        found = holdings.find([Extent("physical", start, size, 0)])
+        covered = [at for at in lies if start < at + 2 and at < start + size]
+        assert covered == [held.place.id for held in found]
+    lost = holdings.clear([Extent("physical", 0, 1 << 65, 0)])
+    assert [*lies] == list(dict.fromkeys(one.id for one in lost))
+    assert [] == holdings.find([Extent("physical", 0, 1 << 65, 0)])

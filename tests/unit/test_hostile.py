@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lab import capture, ledger, record, report
+from lab.report import frames
+from lab.rundir import RunDir
+from tests.unit import cooked
 from tests.unit.hostile import Eater, readers
 
 CASES = Path(__file__).parent / "hostile_cases"
@@ -134,3 +139,71 @@ def test_no_change_breaks_a_reader_the_long_way(
 ) -> None:
     eater = eaters[data.draw(st.sampled_from(sorted(eaters)))]
     eater.eat(changed(eater.likes, data.draw(EDITS)))
+
+
+# Records that tell of gigabytes, of which nobody has moved any.
+FAR = (1 << 31) - 1
+
+
+def calls(run: RunDir) -> int:
+    """Return how many calls of functions a ledger and a report take."""
+    count = 0
+
+    def tally(*_: object) -> None:
+        nonlocal count
+        count += 1
+
+    before = sys.getprofile()
+    sys.setprofile(tally)
+    try:
+        report.render(ledger.build(run), run)
+    finally:
+        sys.setprofile(before)
+    return count
+
+
+@pytest.mark.parametrize("fields", [("size", "ret"), ("skb_len",), ("size", "ret", "skb_len")])
+@pytest.mark.parametrize("cook", [cooked.loopback, cooked.nic, cooked.tcp])
+def test_what_a_record_says_of_its_size_costs_nothing(
+    tmp_path: Path, cook: Callable[..., cooked.Cook], fields: tuple[str, ...]
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    run = cook(folder, count=8).serve()
+    report.render(ledger.build(run), run)  # what is imported late
+    whole = calls(run)
+    for guest in run.guests():
+        trace = record.read(guest.trace, guest=guest.name)
+        sections = b""
+        for section in trace.sections:
+            mine = [record.values_of(one) for one in trace.records if one.module == section.name]
+            far = [event | dict.fromkeys(fields, FAR) for event in mine]
+            sections += record.encode_section(far, name=section.name, hooks=section.header.hooks)
+        guest.trace.write_bytes(sections)
+
+    assert calls(run) < 4 * whole
+
+
+@pytest.mark.parametrize("column", [1, 2])  # address, length
+@pytest.mark.parametrize("value", [(1 << 63) - 1, 1 << 63, (1 << 64) - 1, 1 << 40])
+def test_a_descriptor_may_say_anything(tmp_path: Path, column: int, value: int) -> None:
+    run = cooked.nic(tmp_path, size=3000).serve()
+
+    def change(rings: Any) -> None:
+        for queue in rings["queues"]:
+            for gate in queue["gates"].values():
+                for row in gate["descriptors"]:
+                    if row[column]:
+                        row[column] = value if column == 2 else hex(value)
+
+    for guest in ("sender", "receiver"):
+        cooked.edit(run, f"{guest}/rings.json", change)
+
+    assert "\n" in report.render(ledger.build(run), run)
+
+
+def test_no_frame_holds_an_address_past_the_last() -> None:
+    data = cooked.ethernet(bytes(range(64)))
+    frame = capture.Frame(index=0, time_ns=0, data=data)
+    assert not frames.holds(frame, 1 << 64)
+    assert frames.holds(frame, int.from_bytes(bytes(range(8, 16)), "big"))

@@ -377,3 +377,40 @@ def test_a_link_to_a_folder_is_no_file_of_the_run(tmp_path: Path) -> None:
     assert [("sender", "sender/elsewhere is not among the files of the run")] == list(
         file_faults(files, {"sender": folder})
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("message", True, "64 bits"),
+        ("offset", 1.0, "64 bits"),
+        ("size", -1, "a size"),
+        ("size", 1 << 64, "64 bits"),
+        ("physical", 4096, "an address"),
+        ("physical", "4096", "an address"),
+        ("physical", f"0x1{'0' * 16}", "an address"),
+        ("page", None, "expected text"),
+    ],
+)
+def test_of_many_hits_the_wrong_one_is_named(
+    name: str, value: object, text: str, tmp_path: Path
+) -> None:
+    run = cooked.nic(tmp_path / "run").serve()
+    cooked.edit(run, "receiver/census.json", _set("gates", 0, "hits", 1, name, value=value))
+
+    with pytest.raises(TraceCorrupt, match=rf"gates\[0\].hits\[1\].{name}: .*{text}"):
+        run.guest("receiver").census()
+
+
+def test_a_buffer_of_any_size_is_looked_into() -> None:
+    """Pages that nobody knows are one run, however many a file says there are."""
+    pages = ((0x3000, 0x9000), (0x4000, 0xA000), (1 << 50, 0xB000))
+    buffer = rundir.UserBuffer(virtual=0x1000, size=1 << 62, region="", mapping="", pages=pages)
+
+    assert [
+        (0x1800, None, 0x1800),
+        (0x3000, 0x9000, 0x2000),
+        (0x5000, None, (1 << 50) - 0x5000),
+        (1 << 50, 0xB000, 0x1000),
+        ((1 << 50) + 0x1000, None, (1 << 62) - (1 << 50) - 0x1000 - 0x7FF),
+    ] == buffer.extents(0x1800, (1 << 62) - 0x1800 - 0x7FF)
