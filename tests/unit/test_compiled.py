@@ -365,16 +365,6 @@ def test_what_is_gone_before_it_was_loaded_is_not_missed(copied: Path, tmp_path:
     assert not copied.exists()
 
 
-def test_what_was_loaded_may_be_removed(copied: Path, tmp_path: Path) -> None:
-    run = cooked.nic(folder_in(tmp_path)).serve()
-    gone = "import shutil\nshutil.rmtree(compiled.home())\nprint("
-    by, text = ledgers([str(run.path)], child=CHILD.replace("print(", gone, 1))
-
-    assert "compiled" == by
-    assert text == ledgers([str(run.path)], LAB_COMPILED="no")[1]
-    assert not copied.exists()
-
-
 def test_a_build_that_is_used_is_not_removed(copied: Path) -> None:
     """By another process, from before it loads anything of it to its end."""
     waits = "assert compiled.use()\nprint('found', flush=True)\nsys.stdin.readline()\n"
