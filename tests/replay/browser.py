@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,13 @@ FLAGS = (
 )  # fmt: skip
 LIMIT_S = 240  # beside guests
 
-# The page under test has no script and allows none, so the page around it looks into it.
+# A page under test has no script and allows none, so the page around them looks into each.
+FRAME = """<iframe src="{page}" style="border:0;width:{width}px;height:900px"></iframe>
+"""
 PROBE = """<!doctype html><body style="margin:0"><pre id="found">nothing</pre>
-<iframe id="page" src="{page}" style="border:0;width:{width}px;height:900px"></iframe>
+{frames}
 <script>
-onload = () => {{
-  const doc = document.getElementById("page").contentDocument;
+const look = doc => {{
   const seen = e => e.getClientRects().length > 0;
   const things = [...doc.querySelectorAll("svg.objects, svg.spans")].filter(seen);
   const drawings = [...doc.querySelectorAll("svg.journey")].filter(seen);
@@ -43,7 +45,7 @@ onload = () => {{
         if (crossed(r, o)) spilt.push(text + " / " + other);
     }});
   }}
-  document.getElementById("found").textContent = JSON.stringify({{
+  return {{
     wider: doc.documentElement.scrollWidth - doc.documentElement.clientWidth,
     arrows: drawings.map(svg => [...svg.querySelectorAll(".arrow[data-movements]")].filter(seen)
       .map(a => [a.dataset.kind, a.dataset.movements.split(" ").map(Number)])),
@@ -60,7 +62,11 @@ onload = () => {{
       .map(td => getComputedStyle(td, "::before").content == "none" ? "" : td.dataset.th || ""),
     background: getComputedStyle(doc.documentElement).backgroundColor,
     text: doc.body.innerText,
-  }});
+  }};
+}};
+onload = () => {{
+  const found = [...document.querySelectorAll("iframe")].map(one => look(one.contentDocument));
+  document.getElementById("found").textContent = JSON.stringify(found);
 }};
 </script></body>
 """
@@ -98,23 +104,38 @@ def find(*names: str) -> str:
     return found
 
 
-def look(page: Path, folder: Path, *, width: int = 1280, dark: bool = False) -> Seen:
-    """Open a page in a window of `width` and return what was seen."""
-    around = folder / f"around-{width}.html"
-    around.write_text(PROBE.format(page=page.as_uri(), width=width), encoding="utf-8")
+def look_at(pages: Sequence[tuple[Path, int]], folder: Path, *, dark: bool = False) -> list[Seen]:
+    """Open pages, each in a window of its width, in one browser: to start one takes seconds."""
+    around = folder / "around.html"
+    frames = "".join(FRAME.format(page=page.as_uri(), width=width) for page, width in pages)
+    around.write_text(PROBE.format(frames=frames), encoding="utf-8")
+    widest = max(width for _, width in pages)
     argv = [
         find(*NAMES), *FLAGS, f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=3000",
-        "--allow-file-access-from-files", f"--window-size={max(width, 500)},1000",
+        "--allow-file-access-from-files", f"--window-size={max(widest, 500)},1000",
         *(["--blink-settings=preferredColorScheme=0"] if dark else []),
         "--dump-dom", around.as_uri(),
     ]  # fmt: skip
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=LIMIT_S, check=True)
+    done = subprocess.run(
+        argv,
+        env={**os.environ, "HOME": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=True,
+    )
     told = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
     assert told is not None, done.stdout[:2000]
     assert told[1] != "nothing", done.stderr[-2000:]
     plain = told[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
     complaints = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
-    return Seen(**json.loads(plain), complaints=complaints)
+    uris = [page.as_uri() for page, _ in pages]
+    # One that names no page is of all of them.
+    nobodys = [line for line in complaints if not any(uri in line for uri in uris)]
+    return [
+        Seen(**found, complaints=[*nobodys, *(line for line in complaints if uri in line)])
+        for uri, found in zip(uris, json.loads(plain), strict=True)
+    ]
 
 
 def print_pdf(page: Path, folder: Path) -> bytes:

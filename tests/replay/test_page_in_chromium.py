@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -31,10 +32,65 @@ RUNS: dict[str, Callable[[Path], Cook]] = {
 }
 
 
-def serve(path: Path, cook: Callable[[Path], Cook]) -> tuple[Ledger, Path]:
+WIDTHS = (1280, 390)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A page, what it was made of, and what a browser made of it at each width."""
+
+    page: Path
+    built: Ledger | None = None
+    at: dict[int, browser.Seen] = field(default_factory=dict)
+
+    @property
+    def ledger(self) -> Ledger:
+        assert self.built is not None
+        return self.built
+
+
+def serve(path: Path, cook: Callable[[Path], Cook]) -> Shown:
     run = cook(path / "run").serve()
     built = ledger.build(run)
-    return built, run.write_text("report.html", report.page(built, run))
+    return Shown(run.write_text("report.html", report.page(built, run)), built)
+
+
+def cut(path: Path) -> Shown:
+    """Return a page with a table that is too wide."""
+    made = serve(path, cooked.nic)
+    text = made.page.read_text()
+    made.page.write_text(text.replace('class="fields"', 'class="fields" style="width:900px"'))
+    return made
+
+
+def broken(path: Path) -> Shown:
+    """Return a page that lacks an arrow, has words over others, and a script that is none."""
+    made = serve(path, cooked.nic)
+    whole = made.page.read_text()
+    lacking, found = re.subn(r'data-kind="dma-read" data-movements="1"', "", whole)
+    assert found == 2  # the wide drawing and the narrow one
+    lacking = lacking.replace(">CPU copy #1 ", f">CPU copy #1 {'that was long ' * 9}")
+    made.page.write_text(lacking.replace("<main>", "<main><script>let x = </script>"))
+    return made
+
+
+def sheet(path: Path) -> Shown:
+    run = cooked.nic(path / "run").serve()
+    return Shown(run.write_text("report.html", report.sheet(run, SHEET, good=False)))
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Shown]:
+    """Make all pages, and look at each at every width, in one browser."""
+    folder = tmp_path_factory.mktemp("shown")
+    made = {name: serve(folder / name, cook) for name, cook in RUNS.items()}
+    makers = (cut, broken, sheet, socket, another_pointer, markup_said)
+    made |= {make.__name__: make(folder / make.__name__) for make in makers}
+    views = [(one, width) for one in made.values() for width in WIDTHS]
+    seen = browser.look_at([(one.page, width) for one, width in views], folder)
+    for (one, width), found in zip(views, seen, strict=True):
+        one.at[width] = found
+    return made
 
 
 def expected(built: Ledger) -> list[tuple[str, int]]:
@@ -50,13 +106,14 @@ def drawn(seen: browser.Seen) -> list[list[tuple[str, int]]]:
     ]
 
 
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", RUNS)
-def test_it_draws_every_movement_of_the_ledger_once(tmp_path: Path, name: str, width: int) -> None:
-    built, page = serve(tmp_path, RUNS[name])
-    seen = browser.look(page, tmp_path, width=width)
+def test_it_draws_every_movement_of_the_ledger_once(
+    shown: dict[str, Shown], name: str, width: int
+) -> None:
+    seen = shown[name].at[width]
 
-    assert drawn(seen)[0] == expected(built)
+    assert drawn(seen)[0] == expected(shown[name].ledger)
     assert seen.gaps[0] == (1 if name == "left-out" else 0)
     assert seen.complaints == []
     assert seen.spilt == []
@@ -66,36 +123,40 @@ def test_it_draws_every_movement_of_the_ledger_once(tmp_path: Path, name: str, w
     assert all(seen.labels) if width == 390 else not any(seen.labels)
 
 
-def test_a_table_that_is_cut_is_seen_to_be(tmp_path: Path) -> None:
-    _, page = serve(tmp_path, cooked.nic)
-    page.write_text(
-        page.read_text().replace('class="fields"', 'class="fields" style="width:900px"')
-    )
-    seen = browser.look(page, tmp_path, width=390)
-
-    assert seen.cut
+def test_a_table_that_is_cut_is_seen_to_be(shown: dict[str, Shown]) -> None:
+    assert shown["cut"].at[390].cut
 
 
-def test_a_page_that_is_broken_is_seen_to_be(tmp_path: Path) -> None:
-    built, page = serve(tmp_path, cooked.nic)
-    whole = page.read_text()
-    lacking, found = re.subn(r'data-kind="dma-read" data-movements="1"', "", whole)
-    assert found == 2  # the wide drawing and the narrow one
-    lacking = lacking.replace(">CPU copy #1 ", f">CPU copy #1 {'that was long ' * 9}")
-    page.write_text(lacking.replace("<main>", "<main><script>let x = </script>"))
-    seen = browser.look(page, tmp_path)
+def test_a_page_that_is_broken_is_seen_to_be(shown: dict[str, Shown]) -> None:
+    seen = shown["broken"].at[1280]
 
-    assert drawn(seen)[0] != expected(built)
+    assert drawn(seen)[0] != expected(shown["broken"].ledger)
     assert seen.complaints
     assert seen.spilt
 
 
-def serve_socket(path: Path, spoil: Callable[[Cooked], None] = lambda _: None) -> Path:
+def socket(path: Path, spoil: Callable[[Cooked], None] = lambda _: None) -> Shown:
     run = cooked_socket.cook(path / "run")
     spoil(run)
     out = run.serve()
     socket_experiment.analyse(out, spec.Expect(), journal=Journal())
-    return out.file("report.html")
+    return Shown(out.file("report.html"))
+
+
+def another_pointer(path: Path) -> Shown:
+    def spoil(run: Cooked) -> None:
+        run.at("fd_install", Kind.ENTRY)["src_phys"] += 64  # file->private_data
+
+    return socket(path, spoil)
+
+
+def markup_said(path: Path) -> Shown:
+    def spoil(run: Cooked) -> None:
+        for event in run.latency:
+            if event["comm"] == "ping":
+                event["comm"] = "<img src=x>"
+
+    return socket(path, spoil)
 
 
 POINTERS: list[list[str | bool]] = [
@@ -103,10 +164,11 @@ POINTERS: list[list[str | bool]] = [
 ]
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-def test_a_socket_is_drawn_with_every_pointer_and_every_call(tmp_path: Path, width: int) -> None:
-    page = serve_socket(tmp_path)
-    seen = browser.look(page, tmp_path, width=width)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_socket_is_drawn_with_every_pointer_and_every_call(
+    shown: dict[str, Shown], width: int
+) -> None:
+    seen = shown["socket"].at[width]
 
     assert POINTERS == seen.pointers
     assert [name for name, _ in seen.calls] == [
@@ -121,30 +183,20 @@ def test_a_socket_is_drawn_with_every_pointer_and_every_call(tmp_path: Path, wid
     assert seen.spilt == []
     assert seen.wider == 0
     assert seen.cut == []
-    assert browser.print_pdf(page, tmp_path).startswith(b"%PDF-")
 
 
-def test_a_pointer_that_does_not_hold_is_drawn_broken(tmp_path: Path) -> None:
-    def spoil(run: Cooked) -> None:
-        run.at("fd_install", Kind.ENTRY)["src_phys"] += 64  # file->private_data
-
-    seen = browser.look(serve_socket(tmp_path, spoil), tmp_path)
+def test_a_pointer_that_does_not_hold_is_drawn_broken(shown: dict[str, Shown]) -> None:
+    seen = shown["another_pointer"].at[1280]
 
     assert ["private_data", False] in seen.pointers
     assert "NOT PROVEN" in seen.text
     assert "✗ another" in seen.text
 
 
-def test_what_a_guest_said_stays_text_on_the_page_of_a_socket(tmp_path: Path) -> None:
-    def spoil(run: Cooked) -> None:
-        for event in run.latency:
-            if event["comm"] == "ping":
-                event["comm"] = "<img src=x>"
+def test_what_a_guest_said_stays_text_on_the_page_of_a_socket(shown: dict[str, Shown]) -> None:
+    seen = shown["markup_said"].at[1280]
 
-    page = serve_socket(tmp_path, spoil)
-    seen = browser.look(page, tmp_path)
-
-    assert "<img src=x" not in page.read_text()
+    assert "<img src=x" not in shown["markup_said"].page.read_text()
     assert "<img src=x" in seen.text
     assert seen.complaints == []
 
@@ -168,13 +220,11 @@ SHEET = [
 ]
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-def test_blocks_make_a_page_that_escapes_them(tmp_path: Path, width: int) -> None:
-    run = cooked.nic(tmp_path / "run").serve()
-    page = run.write_text("report.html", report.sheet(run, SHEET, good=False))
-    seen = browser.look(page, tmp_path, width=width)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_blocks_make_a_page_that_escapes_them(shown: dict[str, Shown], width: int) -> None:
+    seen = shown["sheet"].at[width]
 
-    assert "<script>alert" not in page.read_text()
+    assert "<script>alert" not in shown["sheet"].page.read_text()
     for text in ("DISAGREEMENT", "<b>7</b> copies", "<i>probe</i>", "The module's word",
                  "<script>alert(1)</script>", "✗ it does not hold"):  # fmt: skip
         assert text in seen.text
@@ -183,20 +233,17 @@ def test_blocks_make_a_page_that_escapes_them(tmp_path: Path, width: int) -> Non
     assert seen.cut == []
 
 
-def test_it_is_dark_where_people_want_it_dark(tmp_path: Path) -> None:
-    _, page = serve(tmp_path, cooked.nic)
+def test_it_is_dark_where_people_want_it_dark(shown: dict[str, Shown], tmp_path: Path) -> None:
+    page = shown["nic"].page
+    (dark,) = browser.look_at([(page, 1280)], tmp_path, dark=True)
 
-    light = browser.look(page, tmp_path).background
-    dark = browser.look(page, tmp_path, dark=True).background
-
-    assert light == "rgb(251, 250, 246)"
-    assert dark == "rgb(20, 23, 26)"
+    assert shown["nic"].at[1280].background == "rgb(251, 250, 246)"
+    assert dark.background == "rgb(20, 23, 26)"
 
 
-def test_it_prints(tmp_path: Path) -> None:
-    _, page = serve(tmp_path, cooked.nic)
-
-    assert browser.print_pdf(page, tmp_path).startswith(b"%PDF-")
+@pytest.mark.parametrize("name", ["nic", "socket"])
+def test_it_prints(shown: dict[str, Shown], tmp_path: Path, name: str) -> None:
+    assert browser.print_pdf(shown[name].page, tmp_path).startswith(b"%PDF-")
 
 
 def test_without_the_program_a_test_is_skipped_by_name_or_fails_where_it_must_run(
