@@ -4,37 +4,50 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.unit import pytest_once
+
 TOP = Path(__file__).parents[2]
 
 
-def run(folder: Path, text: str, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+Run = Callable[..., subprocess.CompletedProcess[str]]
+WITHOUT_QEMU = """
+import shutil
+find = shutil.which
+shutil.which = lambda name, *a, **k: None if name.startswith('qemu') else find(name, *a, **k)
+"""
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest_once.Pytest]:
+    # What the plugin imports where it is used; not what pytest imports in its own way.
+    names = ("lab.experiment", "lab.crash", "lab.attempt")
+    with pytest_once.started(tmp_path_factory.mktemp("pytest"), *names) as found:
+        yield found
+
+
+@pytest.fixture
+def run(once: pytest_once.Pytest) -> Run:
     """Run pytest with the plugin on a test file, on a host without QEMU."""
-    (folder / "test_it.py").write_text(text)
-    tools = folder / "tools"
-    tools.mkdir(exist_ok=True)
-    code = (
-        "import shutil, sys, pytest; find = shutil.which;"
-        "shutil.which = lambda name, *a, **k:"
-        " None if name.startswith('qemu') else find(name, *a, **k);"
-        "sys.exit(pytest.main(sys.argv[1:]))"
-    )
-    return subprocess.run(
-        [
-            *(sys.executable, "-c", code, "-p", "lab.pytest_plugin", "-p", "no:cacheprovider"),
-            *("-c", os.devnull, "-q", "-rs", str(folder), *words),
-        ],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(TOP), "LAB_MUST_RUN": "", **environ},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+
+    def one(
+        folder: Path, text: str, *words: str, **environ: str
+    ) -> subprocess.CompletedProcess[str]:
+        (folder / "test_it.py").write_text(text)
+        options = ["-p", "lab.pytest_plugin", "-p", "no:cacheprovider", "-c", os.devnull]
+        options += ["-p", "no:hypothesispytest"]
+        return once.run(
+            [*options, "-q", "-rs", str(folder), *words],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(TOP), "LAB_MUST_RUN": "", **environ},
+            first=WITHOUT_QEMU,
+        )
+
+    return one
 
 
 ASKS = "def test_it(guest): assert False\n"
@@ -108,13 +121,13 @@ def skips(guest):
 """
 
 
-def test_without_qemu_a_test_is_skipped_by_name(tmp_path: Path) -> None:
+def test_without_qemu_a_test_is_skipped_by_name(run: Run, tmp_path: Path) -> None:
     done = run(tmp_path, ASKS)
     assert 0 == done.returncode, done.stdout
     assert "needs lab: qemu-system-x86_64 is not installed" in done.stdout
 
 
-def test_runs_that_have_no_place_are_refused_before_a_guest_is_up(tmp_path: Path) -> None:
+def test_runs_that_have_no_place_are_refused_before_a_guest_is_up(run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = run(tmp_path, ASKS, LAB_RUNS=str(tmp_path / "file"))
     assert 1 == done.returncode, done.stdout
@@ -124,55 +137,55 @@ def test_runs_that_have_no_place_are_refused_before_a_guest_is_up(tmp_path: Path
     assert "try: LAB_RUNS=/another/folder" in done.stdout
 
 
-def test_what_must_run_fails_instead(tmp_path: Path) -> None:
+def test_what_must_run_fails_instead(run: Run, tmp_path: Path) -> None:
     done = run(tmp_path, ASKS, LAB_MUST_RUN="kvm,lab")
     assert 1 == done.returncode, done.stdout
     assert "and LAB_MUST_RUN asks for lab" in done.stdout
 
 
-def test_what_must_run_may_stand_with_spaces(tmp_path: Path) -> None:
+def test_what_must_run_may_stand_with_spaces(run: Run, tmp_path: Path) -> None:
     done = run(tmp_path, ASKS, LAB_MUST_RUN="kvm, lab ,")
     assert 1 == done.returncode, done.stdout
     assert "and LAB_MUST_RUN asks for lab" in done.stdout
 
 
-def test_what_cannot_be_demanded_is_refused(tmp_path: Path) -> None:
+def test_what_cannot_be_demanded_is_refused(run: Run, tmp_path: Path) -> None:
     done = run(tmp_path, "def test_it(): pass\n", LAB_MUST_RUN="lab,kmv")
     assert pytest.ExitCode.USAGE_ERROR == done.returncode, done.stdout
     assert "LAB_MUST_RUN has kmv: expected lab, kvm, tcg" in done.stderr
 
 
-def test_a_project_may_have_words_of_its_own(tmp_path: Path) -> None:
+def test_a_project_may_have_words_of_its_own(run: Run, tmp_path: Path) -> None:
     words = ("-o", "lab_must_run=browser")
     done = run(tmp_path, "def test_it(): pass\n", *words, LAB_MUST_RUN="browser")
     assert 0 == done.returncode, done.stderr
 
 
-def test_an_accelerator_that_is_none_is_no_reason_to_skip(tmp_path: Path) -> None:
+def test_an_accelerator_that_is_none_is_no_reason_to_skip(run: Run, tmp_path: Path) -> None:
     done = run(tmp_path, f'import pytest\n@pytest.mark.lab_accelerator("kvmm")\n{ASKS}')
     assert 1 == done.returncode, done.stdout
     assert "lab_accelerator is 'kvmm': expected kvm or tcg" in done.stdout
 
 
-def test_a_test_that_asks_for_no_guest_is_left_alone(tmp_path: Path) -> None:
+def test_a_test_that_asks_for_no_guest_is_left_alone(run: Run, tmp_path: Path) -> None:
     done = run(tmp_path, "def test_it(): pass\n", LAB_MUST_RUN="lab")
     assert 0 == done.returncode, done.stdout
     assert not (Path(os.environ["LAB_RUNTIME"])).exists()
 
 
 @pytest.mark.parametrize("marker", ["lab_kernel", 'lab_kernel("6.1", "6.12")', "lab_link(1)"])
-def test_a_marker_takes_one_word(tmp_path: Path, marker: str) -> None:
+def test_a_marker_takes_one_word(run: Run, tmp_path: Path, marker: str) -> None:
     done = run(tmp_path, f"import pytest\n@pytest.mark.{marker}\n{ASKS}")
     assert 1 == done.returncode, done.stdout
     assert "takes one word" in done.stdout
 
 
-def test_the_markers_are_known(tmp_path: Path) -> None:
+def test_the_markers_are_known(run: Run, tmp_path: Path) -> None:
     text = 'import pytest\n@pytest.mark.lab_accelerator("tcg")\ndef test_it(): pass\n'
     assert 0 == run(tmp_path, text, "--strict-markers").returncode
 
 
-def test_down_ends_without_a_test(tmp_path: Path) -> None:
+def test_down_ends_without_a_test(run: Run, tmp_path: Path) -> None:
     done = run(tmp_path, "def test_it(): assert False\n", "--lab-down")
     assert 0 == done.returncode, done.stdout
     assert "no lab was left up" in done.stdout
@@ -193,7 +206,7 @@ HARMED = (
 )
 
 
-def test_a_crash_that_was_not_expected_fails_its_test(tmp_path: Path) -> None:
+def test_a_crash_that_was_not_expected_fails_its_test(run: Run, tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text(STAND_IN)
     tests = [
         f"def test_{at}(guest):\n    {body}\ndef test_{at}_next(guest): pass\n"
@@ -206,7 +219,7 @@ def test_a_crash_that_was_not_expected_fails_its_test(tmp_path: Path) -> None:
     assert all("receiver: OOPS" in line or "receiver: WARN" in line for line in told), told
 
 
-def test_a_fixture_that_skips_hides_no_crash(tmp_path: Path) -> None:
+def test_a_fixture_that_skips_hides_no_crash(run: Run, tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text(STAND_IN)
     done = run(tmp_path, "def test_it(skips): pass\n")
     assert 1 == done.returncode, done.stdout
@@ -224,7 +237,7 @@ class TestLate(Late):
 """
 
 
-def test_what_a_fixture_does_as_it_is_taken_down_is_noticed(tmp_path: Path) -> None:
+def test_what_a_fixture_does_as_it_is_taken_down_is_noticed(run: Run, tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text(STAND_IN)
     done = run(tmp_path, LATE, "-rE", COLUMNS="200")
     assert 1 == done.returncode, done.stdout
@@ -246,7 +259,7 @@ def test_what_a_fixture_does_as_it_is_taken_down_is_noticed(tmp_path: Path) -> N
     ],
 )
 def test_what_was_expected_or_never_came_fails_nothing(
-    tmp_path: Path, body: str, words: str
+    run: Run, tmp_path: Path, body: str, words: str
 ) -> None:
     (tmp_path / "conftest.py").write_text(STAND_IN)
     done = run(tmp_path, f"import pytest\ndef test_it(guest):\n    {body}\n")
@@ -254,7 +267,7 @@ def test_what_was_expected_or_never_came_fails_nothing(
     assert words in done.stdout
 
 
-def test_what_came_before_expect_crash_is_not_what_it_expects(tmp_path: Path) -> None:
+def test_what_came_before_expect_crash_is_not_what_it_expects(run: Run, tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text(STAND_IN)
     body = "    guest.warn()\n    with guest.expect_crash('warn'): assert False, 'not reached'\n"
     done = run(tmp_path, f"def test_it(guest):\n{body}")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.unit import pytest_once
 
 CONFTEST = Path(__file__).parents[1] / "conftest.py"
 OPTIONS = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest", "--import-mode=importlib", "-q")
@@ -18,8 +19,9 @@ MARKS = "[pytest]\nmarkers =\n    long: x\nlab_must_run = guests long\n"
 class Tree:
     """A tests/ folder with our conftest.py, run by a pytest of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, once: pytest_once.Pytest) -> None:
         self.folder = folder
+        self.once = once
         (folder / "pytest.ini").write_text(MARKS, encoding="utf-8")
         (folder / "tests").mkdir()
         shutil.copy(CONFTEST, folder / "tests")
@@ -31,22 +33,24 @@ class Tree:
         file.write_text(text, encoding="utf-8")
 
     def run(self, *options: str, must: str = "", limit: str = "") -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", *OPTIONS, *options],
+        done = self.once.run(
+            [*OPTIONS, *options],
             cwd=self.folder,
             env=os.environ
             | {"LAB_MUST_RUN": must, "LAB_TEST_LIMIT_S": limit, "PYTEST_ADDOPTS": ""},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
         )
         return done.stdout + done.stderr
 
 
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest_once.Pytest]:
+    with pytest_once.started(tmp_path_factory.mktemp("pytest")) as found:
+        yield found
+
+
 @pytest.fixture
-def tree(tmp_path: Path) -> Tree:
-    return Tree(tmp_path)
+def tree(tmp_path: Path, once: pytest_once.Pytest) -> Tree:
+    return Tree(tmp_path, once)
 
 
 def test_a_ring_of_guests_is_left_out_and_said_so(tree: Tree) -> None:
