@@ -44,6 +44,7 @@ class Done:
 
 Invoke = Callable[..., Done]
 Once = Callable[..., Done]
+Taken = dict[tuple[str, ...], Callable[[], Done]]
 
 
 def abandoned() -> list[str]:
@@ -128,18 +129,26 @@ def up(invoke: Invoke, usual: topology.Setup) -> Invoke:
 
 
 @pytest.fixture(scope="session")
-def once(invoke: Invoke, usual: topology.Setup) -> Once:
+def taken() -> Taken:
+    """Return what `once` need not run, by the words of `invoke`: others took these runs."""
+    return {}
+
+
+@pytest.fixture(scope="session")
+def once(invoke: Invoke, usual: topology.Setup, taken: Taken) -> Once:
     """Run `invoke WORDS` in the lab that is up, the first time a test asks for these words.
 
     For what many tests look at and none changes.
     """
-    taken: dict[tuple[str, ...], Done] = {}
+    done: dict[tuple[str, ...], Done] = {}
 
     def run(*words: str) -> Done:
-        if words not in taken:
+        if words not in done and words in taken:
+            done[words] = taken[words]()
+        elif words not in done:
             bring_up(invoke, usual)
-            taken[words] = invoke(*words)
-        return taken[words]
+            done[words] = invoke(*words)
+        return done[words]
 
     return run
 

@@ -91,9 +91,9 @@ def _runs_here(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAB_RUNS", str(runs))
 
 
-@pytest.fixture
+@pytest.fixture(scope="class")
 def pair() -> Iterator[experiment.Stand]:
-    """Yield a pair of guests of this test's own, ready for runs."""
+    """Yield a pair of guests of this test's own, or of its class's, ready for runs."""
     setup, modules = experiment.setup_for(playbook.load("nic"), journal=Journal())
     with experiment.stand(setup, modules, lab_name=f"{LAB}-none", journal=Journal()) as ready:
         yield ready
@@ -441,55 +441,58 @@ def link(ready: experiment.Stand, *, up: bool) -> None:
     monitor.execute("set_link", {"name": "lab0", "up": up})
 
 
-def test_a_link_cut_in_mid_run_is_no_proof_and_restored_it_is_one(pair: experiment.Stand) -> None:
-    cut = AtStep("gate armed", lambda: link(pair, up=False))
-    found = measure(pair, cut)
-    assert cut.acted
-    assert not found.ledger.complete
-    assert found.trouble
-    link(pair, up=True)
-    # Cut and plugged in again before anything is sent: nothing is lost.
-    link(pair, up=False)
-    again = AtStep("gate armed", lambda: link(pair, up=True))
-    assert measure(pair, again).ledger.complete
+class TestOnOnePair:
+    """What leaves a pair as good as it was: one of them is for all of these."""
 
-
-def test_a_link_cut_and_restored_under_tcp_is_sent_again_and_accounted_for(
-    pair: experiment.Stand,
-) -> None:
-    """What the device dropped is sent until it arrives, and the ledger has all of it."""
-    plugged = threading.Event()
-
-    def plug() -> None:
+    def test_a_link_cut_in_mid_run_is_no_proof_and_restored_it_is_one(
+        self, pair: experiment.Stand
+    ) -> None:
+        cut = AtStep("gate armed", lambda: link(pair, up=False))
+        found = measure(pair, cut)
+        assert cut.acted
+        assert not found.ledger.complete
+        assert found.trouble
         link(pair, up=True)
-        plugged.set()
-
-    def cut() -> None:
+        # Cut and plugged in again before anything is sent: nothing is lost.
         link(pair, up=False)
-        threading.Timer(1.0, plug).start()
+        again = AtStep("gate armed", lambda: link(pair, up=True))
+        assert measure(pair, again).ledger.complete
 
-    asked = playbook.override(playbook.load("nic"), protocol="tcp")
-    journal = AtStep("gate armed", cut)
-    run_dir = experiment.new_run(asked, pair.setup, paths.runs(), guests=message.guests(asked))
-    message.take(pair, asked, run_dir, journal=journal, command="test")
-    found = message.answer(run_dir, asked.expect, journal=journal)
-    assert journal.acted
-    assert plugged.is_set()
-    assert found.ledger.complete, found.trouble
-    assert found.ledger.messages[0].totals.device_writes >= 1
+    def test_a_link_cut_and_restored_under_tcp_is_sent_again_and_accounted_for(
+        self, pair: experiment.Stand
+    ) -> None:
+        """What the device dropped is sent until it arrives, and the ledger has all of it."""
+        plugged = threading.Event()
 
+        def plug() -> None:
+            link(pair, up=True)
+            plugged.set()
 
-@pytest.mark.parametrize("seconds", [1_000_000, 4_102_444_800])
-def test_a_clock_that_jumps_changes_nothing(pair: experiment.Stand, seconds: int) -> None:
-    """To January 1970, and to the year 2100, while a message is on its way."""
+        def cut() -> None:
+            link(pair, up=False)
+            threading.Timer(1.0, plug).start()
 
-    def jump() -> None:
-        for guest in pair.pair.guests.values():
-            line = f"clock {seconds} 0"
-            guest.require_agent().ask(line, expect="ok clock", deadline=Deadline(5))
+        asked = playbook.override(playbook.load("nic"), protocol="tcp")
+        journal = AtStep("gate armed", cut)
+        run_dir = experiment.new_run(asked, pair.setup, paths.runs(), guests=message.guests(asked))
+        message.take(pair, asked, run_dir, journal=journal, command="test")
+        found = message.answer(run_dir, asked.expect, journal=journal)
+        assert journal.acted
+        assert plugged.is_set()
+        assert found.ledger.complete, found.trouble
+        assert found.ledger.messages[0].totals.device_writes >= 1
 
-    found = measure(pair, AtStep("gate armed", jump))
-    assert found.ledger.complete, found.trouble
+    @pytest.mark.parametrize("seconds", [1_000_000, 4_102_444_800])
+    def test_a_clock_that_jumps_changes_nothing(self, pair: experiment.Stand, seconds: int) -> None:
+        """To January 1970, and to the year 2100, while a message is on its way."""
+
+        def jump() -> None:
+            for guest in pair.pair.guests.values():
+                line = f"clock {seconds} 0"
+                guest.require_agent().ask(line, expect="ok clock", deadline=Deadline(5))
+
+        found = measure(pair, AtStep("gate armed", jump))
+        assert found.ledger.complete, found.trouble
 
 
 @pytest.mark.parametrize(

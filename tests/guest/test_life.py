@@ -321,18 +321,6 @@ def test_a_failed_get_leaves_the_local_file_alone(up: Invoke, tmp_path: Path) ->
     assert 2 == up("lab.get", "sender", "/etc/hosts", str(tmp_path)).code
 
 
-def test_a_garbled_snapshot_is_booted_around(up: Invoke, tmp_path: Path) -> None:
-    def cut(folder: Path) -> None:
-        meta = folder / "meta.json"
-        os.truncate(meta, meta.stat().st_size // 2)
-
-    name = up("lab.status", "--json").value["snapshot"]
-    with spoiled(up, tmp_path / "cache", name, cut) as (done, _):
-        assert 0 == done.code, done.err
-        assert "booted" in done.value["how"]
-        assert "garbled" in done.err
-
-
 def test_a_full_disk_is_the_host_s_fault(up: Invoke) -> None:
     done = up("lab.run-loopback", LAB_RUNS="/proc/nowhere")
     assert 3 == done.code, done.err

@@ -133,17 +133,21 @@ def test_two_users_do_not_see_each_other_s(up: Invoke) -> None:
     assert "is down" in down.stdout
 
 
-def test_whoever_boots_the_same_pair_boots_it_once(tmp_path: Path) -> None:
-    """Three labs with an empty snapshot cache: one boots, the others wait and restore."""
+def test_whoever_boots_the_same_pair_boots_it_once(up: Invoke, tmp_path: Path) -> None:
+    """Three labs and a snapshot that is garbled: one boots, the others wait and restore."""
     cache = tmp_path / "cache"
     names = [f"{LAB}-cold-{number}" for number in range(3)]
-    with own_cache.beside(cache):
+    snapshot = up("lab.status", "--json").value["snapshot"]
+    with own_cache.beside(cache, snapshot=snapshot) as folder:
+        meta = folder / "meta.json"
+        os.truncate(meta, meta.stat().st_size // 2)
         try:
             started = [start("lab.up", "--json", lab=name, LAB_CACHE=str(cache)) for name in names]
             ends = [process.communicate(timeout=300) for process in started]
             assert [0] * 3 == [process.returncode for process in started], ends
             how = sorted(json.loads(out)["how"].split()[0] for out, _ in ends)
             assert ["booted", "restored", "restored"] == how
+            assert any("garbled" in err for _, err in ends), ends
             wait_until(
                 lambda: all(len(qemus(name)) == 2 for name in names),
                 what="all of them",
