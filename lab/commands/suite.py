@@ -28,7 +28,8 @@ MOST_WORKERS = 8
 GIVES_WAY = 6
 # Of tests/guest: no measurement, and about as long as the others take longer than crashes.
 BESIDE = tuple(
-    f"tests/guest/test_{name}.py" for name in ("example", "faults", "image", "isolation", "many")
+    f"tests/guest/test_{name}.py"
+    for name in ("example", "faults", "image", "isolation", "life", "many")
 )
 
 # Of tests/unit: those of what `lab.compile` compiles.
