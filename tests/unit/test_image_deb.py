@@ -16,7 +16,7 @@ from lab.image import deb, headers
 def package(path: Path, files: Mapping[str, str | bytes], *, name: str = "data.tar.xz") -> Path:
     """Write a package; a value that begins with -> is a link's target."""
     raw = io.BytesIO()
-    with tarfile.open(fileobj=raw, mode="w:xz") as archive:
+    with tarfile.open(fileobj=raw, mode="w:xz", preset=0) as archive:
         for inner, text in files.items():
             info = tarfile.TarInfo("./" + inner)
             if isinstance(text, str) and text.startswith("->"):

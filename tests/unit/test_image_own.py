@@ -76,7 +76,7 @@ def tree(tmp_path: Path) -> Tree:
             "".join(f"kernel/{name}.ko\n" for name in built_in.split())
         )
         for name, depends in (modules or {}).items():
-            data = module(root, name, f"{depends}\\0vermagic={vermagic}")
+            data = module(name, f"{depends}\\0vermagic={vermagic}")
             (folder / f"kernel/{name}.ko").write_bytes(data)
         (folder / "build").symlink_to(build)
         return OwnKernel(image=str(build / "bzImage"), modules=str(root / "out"))

@@ -7,7 +7,9 @@ import lzma
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -50,14 +52,19 @@ folders:
 """
 
 
-def module(folder: Path, name: str, depends: str) -> bytes:
+@cache
+def built(text: str, flag: str) -> bytes:
+    """Compile C once for all tests."""
+    with tempfile.TemporaryDirectory() as name:
+        (Path(name) / "it.c").write_text(text)
+        subprocess.run(["gcc", flag, "-o", "it", "it.c"], cwd=name, check=True)
+        return (Path(name) / "it").read_bytes()
+
+
+def module(name: str, depends: str) -> bytes:
     """Compile something that depmod and modinfo take for a kernel module."""
-    (folder / f"{name}.c").write_text(
-        f'__attribute__((section(".modinfo"))) char text[] = "depends={depends}\\0name={name}";\n'
-    )
-    argv = ["gcc", "-c", "-o", f"{name}.o", f"{name}.c"]
-    subprocess.run(argv, cwd=folder, check=True)
-    return (folder / f"{name}.o").read_bytes()
+    text = f"depends={depends}\\0name={name}"
+    return built(f'__attribute__((section(".modinfo"))) char text[] = "{text}";\n', "-c")
 
 
 class Shop:
@@ -65,14 +72,12 @@ class Shop:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
-        (folder / "main.c").write_text("int main(void) { return 0; }\n")
-        subprocess.run(["gcc", "-static", "-o", "main", "main.c"], cwd=folder, check=True)
-        program = (folder / "main").read_bytes()
+        program = built("int main(void) { return 0; }\n", "-static")
         root = f"lib/modules/{RELEASE}"
         modules = {"one": "two-x", "two_x": "", "three": ""}
         kernel = {
             f"{root}/kernel/{name.replace('_', '-')}.ko.xz": lzma.compress(
-                module(folder, name, depends)
+                module(name, depends), preset=0
             )
             for name, depends in modules.items()
         }
