@@ -69,6 +69,7 @@ def test_inside_and_outside_agree_on_what_hangs_on_fd_3(
 ) -> None:
     done = once("lab.run-chain", "--kernel", kernel)
     assert 0 == done.code, done.out + done.err
+    assert json.loads((done.run / "manifest.json").read_text())["kernel"].startswith(f"{kernel}.")
     found = json.loads((done.run / "chain.json").read_text())
     peers = {one["name"]: one["outside"]["skc_dport"] for one in found["cases"]}
     assert peers == {

@@ -13,6 +13,7 @@ from tests.guest.conftest import Once
 def test_traps_are_in_text_and_on_the_stack_while_armed(once: Once, kernel: str) -> None:
     done = once("lab.run-trap", "--kernel", kernel)
     assert 0 == done.code, done.out + done.err
+    assert json.loads((done.run / "manifest.json").read_text())["kernel"].startswith(f"{kernel}.")
     found = json.loads((done.run / "result.json").read_text())
     kinds = {(one["moment"], one["place"].partition("+")[0]): one["kind"]
              for one in found["text"] if "+" not in one["place"]}  # fmt: skip
