@@ -39,7 +39,8 @@ def run(once: pytest_once.Pytest) -> Run:
     ) -> subprocess.CompletedProcess[str]:
         (folder / "test_it.py").write_text(text)
         options = ["-p", "lab.pytest_plugin", "-p", "no:cacheprovider", "-c", os.devnull]
-        options += ["-p", "no:hypothesispytest"]
+        # Else it walks all folders above, in which thousands of other tests have theirs.
+        options += ["-p", "no:hypothesispytest", f"--confcutdir={folder}"]
         return once.run(
             [*options, "-q", "-rs", str(folder), *words],
             cwd=folder,
