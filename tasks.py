@@ -17,7 +17,7 @@ from lab.commands import KERNEL as KERNEL_OPTIONS
 if TYPE_CHECKING:
     from invoke.context import Context
 
-compiled.use()  # before a task imports what was compiled
+compiled.use_late()  # before a task imports what was compiled
 
 LAB = "which lab (default: LAB_NAME or 'default')"
 JSON = "print JSON for a program"

@@ -89,6 +89,11 @@ def use() -> bool:
     return True
 
 
+def use_late() -> None:
+    """Call `use` when the first of the modules is imported: few tasks import any of them."""
+    sys.meta_path.insert(0, _Late())
+
+
 def _hold() -> tuple[Path, int] | None:
     """Return what was compiled, and the lock that keeps it there until this process ends."""
     if not (paths.cache() / "compiled").is_dir():
@@ -100,7 +105,7 @@ def _hold() -> tuple[Path, int] | None:
         return None
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        folder = _there()  # looked at once it can no longer go
+        folder = _whole(made)  # looked at once it can no longer go
         if folder is not None:
             with contextlib.suppress(OSError):
                 os.utime(lock)  # of those that are not in use, what was used longest ago goes
@@ -133,14 +138,11 @@ def evict(*, keep: int = KEPT) -> list[str]:
 
 def built() -> bool:
     """Tell whether the modules, as they stand, were compiled for this Python, and are whole."""
-    return _there() is not None
+    return (paths.cache() / "compiled").is_dir() and _whole(home()) is not None
 
 
-def _there() -> Path | None:
+def _whole(made: Path) -> Path | None:
     # Only in folders that are ours alone to write to: what lies there is run.
-    if not (paths.cache() / "compiled").is_dir():
-        return None
-    made = home()
     if not all(map(_ours, (paths.cache(), made.parent, made))) or made.is_symlink():
         return None
     from lab import build
@@ -254,6 +256,19 @@ def refuse_without_tools() -> None:
     for name, package in (("mypyc", "mypy"), ("setuptools", "setuptools")):
         if find_spec(name) is None:
             raise ToolMissing(f"{name} is not installed", hint=f"pip install {package}")
+
+
+class _Late(MetaPathFinder):
+    """Looks for what was compiled once it is wanted, and is gone then."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname not in MODULES:
+            return None
+        sys.meta_path.remove(self)
+        finder = sys.meta_path[0] if use() else None
+        return finder.find_spec(fullname, path, target) if finder is not None else None
 
 
 class _Finder(MetaPathFinder):

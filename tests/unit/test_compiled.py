@@ -365,6 +365,17 @@ def test_what_is_gone_before_it_was_loaded_is_not_missed(copied: Path, tmp_path:
     assert not copied.exists()
 
 
+def test_it_is_looked_for_when_it_is_wanted(copied: Path) -> None:
+    """What no task asks for costs no start anything."""
+    late = "compiled.use_late()\nimport lab.errors\nassert 'lab.build' not in sys.modules\n"
+    child = CHILD.replace("compiled.use()\n", late)
+
+    assert "compiled" == ledgers([], child=child)[0]
+    assert "python" == ledgers([], child=child, LAB_COMPILED="no")[0]
+    shutil.rmtree(copied)
+    assert "python" == ledgers([], child=child)[0]
+
+
 def test_a_build_that_is_used_is_not_removed(copied: Path) -> None:
     """By another process, from before it loads anything of it to its end."""
     waits = "assert compiled.use()\nprint('found', flush=True)\nsys.stdin.readline()\n"
