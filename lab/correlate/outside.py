@@ -516,10 +516,10 @@ def _copies(flow: Flow) -> Iterator[Movement]:
 def _bytes(movement: Movement, *, source: bool) -> Iterator[tuple[int, int]]:
     place = movement.source if source else movement.target
     offset = place.offset
+    first, end = movement.offset, movement.offset + movement.payload_size
     for start, size in place.extents:
-        for at in range(size):
-            if movement.offset <= offset + at < movement.offset + movement.payload_size:
-                yield offset + at, start + at
+        for at in range(max(first - offset, 0), min(end - offset, size)):
+            yield offset + at, start + at
         offset += size
 
 
