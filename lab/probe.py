@@ -16,7 +16,6 @@ REMOTE = "/run"
 FUNCTIONS = sorted({hook.partition(">")[0] for hook in spec.HOOKS if ":" in hook})
 # What a ring can hold (kmod/lab_event.h: 128 chunks of 1024), what one frame causes in the
 # busier guest (12 were seen on loopback), and room for loading and the guest's own life.
-RECORDS_AT_MOST = 131072
 RECORDS_PER_FRAME = 12
 FRAME_PAYLOAD = 1400  # bytes of a message in a frame of MTU 1500, at least
 RECORDS_BESIDE = 4096
@@ -34,7 +33,7 @@ class Probe:
 def records_for(count: int, size: int) -> int:
     """Return the ring capacity for `count` messages of `size` bytes."""
     frames = -(-size // FRAME_PAYLOAD)
-    return min(RECORDS_AT_MOST, RECORDS_PER_FRAME * frames * count + RECORDS_BESIDE)
+    return min(spec.RECORDS_AT_MOST, RECORDS_PER_FRAME * frames * count + RECORDS_BESIDE)
 
 
 def load(

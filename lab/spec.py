@@ -134,6 +134,9 @@ class Link:
     loss: float = 0.0  # percent of the frames, on either way
 
 
+RECORDS_AT_MOST = 131_072  # that a ring has room for, as kmod/lab_param.c has it
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Probes:
     """What watches inside the guests."""
@@ -142,6 +145,7 @@ class Probes:
     without: tuple[str, ...] = ()  # hooks left out, of HOOKS and BPF_HOOKS
     comm: str | None = None  # record only this comm
     foreign: tuple[str, ...] = ()  # files of the user: .ko, .bpf.o, .bt
+    records: int | None = None  # that each ring has room for; None: for those of the workload
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

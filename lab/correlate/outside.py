@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import TypeAlias
@@ -409,9 +409,16 @@ def named(inputs: Inputs, log: Outside) -> dict[str, Names]:
 
 
 def agree(
-    inside: Flow, outside: Flow, identity: Identity, by_guest: dict[str, Names]
-) -> tuple[Disagreement, ...]:
-    """Confirm each movement the other account has too; return what only one of them has.
+    inside: Flow,
+    outside: Flow,
+    identity: Identity,
+    by_guest: dict[str, Names],
+    *,
+    lossy: Collection[str] = (),
+) -> tuple[tuple[Disagreement, ...], tuple[str, ...]]:
+    """Confirm each movement the other account has too; return what only one has, and notes.
+
+    What probes of the `lossy` guests, which lost records, did not report is a note alone.
 
     Compared are copies by guest CPUs: for each byte of a message, from which physical
     address to which, and how often; then what each account calls them.  What a device did is
@@ -433,7 +440,7 @@ def agree(
             ]
         elif comparable(movement) and _decidable(movement, outside, identity):
             found.append(lonely(movement, "a probe reports a copy that no CPU was seen to make: "))
-    found += [
+    unreported = [
         lonely(movement, "a copy was made that no probe reported: ")
         for movement in _copies(outside)
         if not same_copies(movement, mine) and comparable(movement)
@@ -443,12 +450,18 @@ def agree(
         for movement in _surplus(_by_function(inside), theirs)
         if _decidable(movement, outside, identity)
     ]
-    found += [
+    unreported += [
         lonely(movement, "a copy was made once more than probes reported it: ")
         for movement in _surplus([*theirs.values()], mine)
     ]
+    found += [one for one in unreported if one.guest not in lossy]
+    silent = Counter(one.guest for one in unreported if one.guest in lossy)
     _confirm_devices(inside, outside)
-    return tuple(found)
+    return tuple(found), tuple(
+        f"{guest}: the access log has {count} copies of which the probes, which lost records, "
+        "have none"
+        for guest, count in silent.items()
+    )
 
 
 def _by_function(flow: Flow) -> list[list[Movement]]:

@@ -42,6 +42,7 @@ MODULES: dict[str, dict[str, tuple[str, ...]]] = {
 CLOCK_SAMPLES = 5
 SWITCH_S = 10.0  # the access log is armed in 0.05 s
 MOST_TOLD = 5
+MORE_ROOM = "once more; where records were dropped fewer messages, or probes: {records: N}"
 # The access log is full after some 150 short messages: about 20,000 accesses each, 4,000 runs
 # of them.  A long one takes room for its bytes as well, several times.
 MOST_LOGGED = 100  # messages
@@ -224,7 +225,7 @@ def analyse(run_dir: rundir.RunDir, expect: spec.Expect, *, journal: Journal) ->
         result="ledger.json",
         value=Later(value),
         trouble=found.trouble,
-        hint=f"invoke lab.lines {rundir.called(run_dir)}",
+        hint=MORE_ROOM if found.lost else f"invoke lab.lines {rundir.called(run_dir)}",
         told=found.told,
         lost=found.lost,
     )

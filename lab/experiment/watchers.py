@@ -41,7 +41,7 @@ def load(
     BPF programs stand for the modules of the same side.
     """
     probes, work = asked.probes, asked.workload
-    records = probe.records_for(work.count, work.size)
+    records = probes.records or probe.records_for(work.count, work.size)
 
     def one(guest: Guest) -> Watchers | None:
         if guest.name not in wanted:

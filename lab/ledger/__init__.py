@@ -152,7 +152,11 @@ def _flow(
         against, notes = accounts.agree(inputs, flow, correlate.follow(beside))
     if log is not None and log.complete:
         by_guest = outside.named(inputs, log)
-        against += outside.agree(flow, correlate.follow(log.inputs), inputs.identity, by_guest)
+        lossy = [guest.name for guest in inputs.guests if any(n for _, n in accounts.lost(guest))]
+        lonely, more = outside.agree(
+            flow, correlate.follow(log.inputs), inputs.identity, by_guest, lossy=lossy
+        )
+        against, notes = against + lonely, notes + more
     return flow, against, notes
 
 

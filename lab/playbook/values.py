@@ -12,6 +12,7 @@ from lab.message import NEEDLE_SIZE, SEARCHABLE_SIZE, from_payload
 from lab.spec import (
     BPF_HOOKS,
     HOOKS,
+    RECORDS_AT_MOST,
     SECTIONS,
     SPECIAL,
     AnyKernel,
@@ -269,6 +270,7 @@ READERS: dict[str, Callable[[str], object]] = {
     "probes.without": _hook,
     "probes.comm": _comm,
     "probes.foreign": _foreign,
+    "probes.records": whole(1, RECORDS_AT_MOST),
     # Of fewer the few hundred objects that slab caches keep by themselves would be a leak.
     "calls.repeats": whole(3000, 1_000_000),  # the most is what guest/socket_test.c takes
     "calls.control": whole(1, 1_000_000),
@@ -323,7 +325,7 @@ PARTNERS: dict[str, tuple[str, ...]] = {
 ENTANGLED = frozenset(
     {
         *("copies", "transfers", "hidden"),
-        *("family", "protocol", "size", "payload", "kind", "without", "comm"),
+        *("family", "protocol", "size", "payload", "kind", "without", "comm", "records"),
         *("backend", "copybreak", "device", "iommu", "swiotlb", "mrg_rxbuf", "mtu", "xdp"),
     }
 )
@@ -354,6 +356,8 @@ def contradictions(part: object) -> list[tuple[str, str]]:
             out.append(("without", "hooks cannot be left out where probes are none"))
         if part.comm is not None:
             out.append(("comm", "a comm cannot be picked where probes are none"))
+        if part.records is not None:
+            out.append(("records", "there is no ring to have room where probes are none"))
     return out
 
 
@@ -421,6 +425,8 @@ def misplaced(
     out += [(key, f"an experiment '{kind}' has no '{key}'") for key in sorted(present & other)]
     if probes.kind not in sections.probes:
         out.append(("probes", f"an experiment '{kind}' needs probes; found '{probes.kind}'"))
+    if probes.records is not None and kind != "message":
+        out.append(("probes", f"an experiment '{kind}' has rings of its own size, no 'records'"))
     if not isinstance(expect, Expect):
         return out
     asked = {line for line, value in dataclasses.asdict(expect).items() if value is not None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -184,6 +185,16 @@ def test_the_other_kernel_says_the_same(once: Once) -> None:
         for name in ("guest_cpu_copies", "device_reads", "device_writes", "handovers")
     )
     assert "csum_and_copy_from_iter" == copies(message)[0]["function"]
+
+
+@pytest.mark.parametrize("kind", ["kmod", "bpf"])
+def test_a_full_ring_is_counted_and_proves_nothing(up: Invoke, kind: str) -> None:
+    done = up("lab.run", "full-ring", "--probes", kind, "--json")
+    assert 6 == done.code
+    assert not done.value["complete"]
+    assert [] == done.value["disagreements"]  # what is not told is no lie
+    told = (Path(done.value["run"]) / "report.txt").read_text()
+    assert re.match(r"INCOMPLETE: sender: \w+ lost records: [1-9]\d* dropped\n", told), told
 
 
 def test_a_comm_filter_counts_what_it_skipped(up: Invoke) -> None:

@@ -249,6 +249,26 @@ def test_a_copy_the_log_lacks_is_a_probe_that_lies(run: RunDir) -> None:
     assert not found.proven
 
 
+@pytest.mark.parametrize("lost", [0, 3])
+def test_of_probes_that_lost_records_silence_is_a_note(tmp_path: Path, lost: int) -> None:
+    """What they did not report, or not as often, they may have had no room for."""
+    logs = logged(cooked.nic(tmp_path / "whole").serve())
+    assert logs["receiver"]
+    cook = cooked.nic(tmp_path / "lossy")
+    copies = [one for one in cook.receiver.events if one["hook"].endswith(">memcpy")]
+    cook.receiver.events[:] = [one for one in cook.receiver.events if one not in copies]
+    cook.header["dropped"] = lost
+    run = cook.serve()
+    write(run, logs)
+
+    found = ledger.build(run)
+
+    named = [one.text for one in found.disagreements if "no probe reported" in one.text]
+    noted = [one for one in found.notes if "copies of which the probes, which lost" in one]
+    assert (not lost, bool(lost)) == (bool(named), bool(noted))
+    assert not found.complete
+
+
 def test_a_copy_the_probes_lack_is_named(run: RunDir) -> None:
     logs = logged(run)
     last = correlate.follow(run).movements[-1]

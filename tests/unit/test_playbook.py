@@ -116,7 +116,7 @@ playbook: full-1
 question: All of it?
 kernel: 6.1
 link: {mtu: 9000, iommu: no}
-probes: {comm: sender, without: [_copy_to_iter, "virtio_net:page_to_skb>memcpy"]}
+probes: {comm: sender, without: [_copy_to_iter, "virtio_net:page_to_skb>memcpy"], records: 9}
 workload:
   {over: loopback, family: ipv6, size: 2K, count: 23, connect: yes, port: 12, payload: "0123"}
 deadline: 1.5m
@@ -127,7 +127,7 @@ expect: {complete: off, unexplained: 2}
     assert Link(mtu=9000) == loaded.link
     assert ("6.1", 90.0) == (loaded.kernel, loaded.deadline_s)
     hooks = ("_copy_to_iter", "virtio_net:page_to_skb>memcpy")
-    assert Probes(comm="sender", without=hooks) == loaded.probes
+    assert Probes(comm="sender", without=hooks, records=9) == loaded.probes
     assert (
         Workload(
             over="loopback",
@@ -157,6 +157,7 @@ def test_a_message_needs_a_workload_and_an_unknown_experiment_is_named() -> None
         ("workload: {over: link}\n", "an experiment 'socket' has no 'workload'"),
         ("sweep: {size: [1]}\n", "an experiment 'socket' has no 'sweep'"),
         ("probes: {kind: none}\n", "an experiment 'socket' needs probes; found 'none'"),
+        ("probes: {records: 9}\n", "an experiment 'socket' has rings of its own size"),
         ("expect: {handovers: 1}\n", "an experiment 'socket' says no 'handovers'"),
         ("calls: {repeats: 10}\n", "expected a whole number from 3000 to 1000000; found '10'"),
         ("calls: {fault: iput}\n", "expected one of alloc_file_pseudo, sock_alloc_file"),
@@ -321,6 +322,14 @@ RULES: list[tuple[str, str]] = [
     (
         GOOD + "probes: {kind: none, comm: sender}\n",
         "4:28: a comm cannot be picked where probes are none",
+    ),
+    (
+        GOOD + "probes: {kind: none, records: 8}\n",
+        "4:31: there is no ring to have room where probes are none",
+    ),
+    (
+        GOOD + "probes: {records: 131073}\n",
+        "4:19: expected a whole number from 1 to 131072; found '131073'",
     ),
     (GOOD + "kernel: ./bzImage\n", "4:9: a kernel of your own is {image: FILE, modules: FOLDER}"),
     (KNOWN + "known: {copies: 0}\n", "4:17: nothing is moved: no copies and no transfers"),

@@ -81,7 +81,7 @@ def test_what_the_guest_has_is_not_pushed_again() -> None:
 def test_the_ring_grows_with_messages_and_with_their_frames(
     count: int, size: int, least: int
 ) -> None:
-    assert least < probe.records_for(count, size) <= probe.RECORDS_AT_MOST
+    assert least < probe.records_for(count, size) <= spec.RECORDS_AT_MOST
 
 
 @pytest.mark.parametrize("said", ["", "nonsense\n", "0x10zz\n", "0x" + "f" * 30 + "\n", "1\n2\n"])
