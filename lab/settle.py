@@ -254,7 +254,7 @@ class _Station:
 
     def _ask(self, ready: experiment.Stand, one: Wanted, journal: Journal) -> rundir.RunDir:
         # What was expected of the playbook's own question is not asked here.
-        asked = replace(one.asked, expect=spec.Expect())
+        asked = replace(one.asked, expect=spec.Expect(), not_judged=())
         kind = experiment.kind_of(asked.experiment)
         for left in reversed(range(TRIES)):
             run_dir = experiment.new_run(

@@ -242,6 +242,7 @@ class Playbook:
     trigger: Workload | None = None  # what is sent while the module is loaded
     calls: Calls = field(default_factory=Calls)
     expect: Expect = field(default_factory=Expect)
+    not_judged: tuple[tuple[str, str], ...] = ()  # lines of `expect` that options took away: why
     sweep: Sweep = field(default_factory=Sweep)
     deadline_s: float = 180.0  # a dead guest is told at once; this is for what hangs
     source: bytes = b""  # the exact bytes of the file

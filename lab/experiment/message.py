@@ -198,8 +198,9 @@ def answer(run_dir: rundir.RunDir, expect: spec.Expect, *, journal: Journal) -> 
         result = ledger.build(run_dir)
         run_dir.write_pieces("ledger.json", result.pieces())
         found = ledger.expectations(result, expect)
-        if found or result.interrupted:
-            run_dir.write_json(expected.FILE, expected.as_json(found))
+        without = expected.not_judged(result, run_dir.manifest())
+        if found or without or result.interrupted:
+            run_dir.write_json(expected.FILE, expected.as_json(found, without))
     with journal.step("report"):
         told = report.told(result, run_dir, found)
         run_dir.write_text("report.txt", report.text(told))

@@ -263,6 +263,7 @@ def common_manifest(
         "deadline_s": asked.deadline_s,
         # As the command line left it: `lab.report` asks the same again.
         "expect": asdict(asked.expect),
+        **({"not_judged": dict(asked.not_judged)} if asked.not_judged else {}),
     }
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -36,6 +37,25 @@ def asked(manifest: Manifest) -> spec.Expect:
     told = manifest.values.get("expect")
     known: dict[str, Any] = dict(told) if isinstance(told, dict) else {}
     return spec.Expect(**{name: known[name] for name in spec.EXPECTABLE if name in known})
+
+
+def not_judged(ledger: Ledger, manifest: Manifest) -> dict[str, str]:
+    """Return the lines of `expect:` that the run cannot answer, and why; none of it is a fault."""
+    told = manifest.values.get("not_judged")
+    gone = {str(line): str(why) for line, why in told.items()} if isinstance(told, dict) else {}
+    if ledger.interrupted:
+        lines = asdict(asked(manifest)).items()
+        gone |= {line: "the run was interrupted" for line, value in lines if value is not None}
+    order = [line for line in spec.EXPECTABLE if line in gone]
+    return {line.replace("_", "-"): gone[line] for line in order}
+
+
+def not_judged_words(found: Mapping[str, str]) -> str:
+    """Return them as a person reads them, those that have one reason together."""
+    groups: dict[str, list[str]] = {}
+    for line, why in found.items():
+        groups.setdefault(why, []).append(line)
+    return "; ".join(f"{', '.join(lines)} ({why})" for why, lines in groups.items())
 
 
 def expectations(ledger: Ledger, expect: spec.Expect) -> list[Expectation]:
@@ -78,12 +98,20 @@ def check(ledger: Ledger, expect: spec.Expect) -> list[str]:
     return [str(one) for one in expectations(ledger, expect) if not one.held]
 
 
-def as_json(found: Sequence[Expectation]) -> dict[str, object]:
+def as_json(
+    found: Sequence[Expectation], without: Mapping[str, str] | None = None
+) -> dict[str, object]:
     """Return the content of expect.json."""
     failed = [one for one in found if not one.held]
     rows = [{"name": one.name, "message": one.message, "expected": one.expected, "found": one.found}
             for one in failed]  # fmt: skip
-    return {"schema": 1, "asked": len(found), "failed": len(failed), "not_held": rows}
+    return {
+        "schema": 1,
+        "asked": len(found),
+        "failed": len(failed),
+        "not_held": rows,
+        "not_judged": [{"name": name, "why": why} for name, why in (without or {}).items()],
+    }
 
 
 def _of_each_byte(name: str) -> Callable[[Message], int | str]:

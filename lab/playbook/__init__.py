@@ -15,7 +15,7 @@ from typing import Any
 
 from lab import paths
 from lab.errors import PlaybookError, did_you_mean
-from lab.message import SEARCHABLE_SIZE
+from lab.playbook.judged import not_judged
 from lab.playbook.reading import FILE_LIMIT, Problem, Reading
 from lab.playbook.values import (
     OF_CRASHES,
@@ -28,7 +28,7 @@ from lab.playbook.values import (
     shown,
     why_not,
 )
-from lab.spec import SECTIONS, AnyKernel, Expect, OwnKernel, Playbook
+from lab.spec import SECTIONS, AnyKernel, OwnKernel, Playbook
 
 __all__ = [
     "Problem",
@@ -98,10 +98,7 @@ def override(
 ) -> Playbook:
     """Return the playbook with a command line's options in place; every fault names its option.
 
-    What was expected of the file's size, or family, is not expected of another: the length at
-    xmit is dropped, and over the link, where length decides how a driver takes a message in, the
-    counts of copies and device accesses too.  Another protocol copies elsewhere, in other
-    skbs: then only that the ledger is complete, and explains all, is still expected.  A
+    What the options leave no answer to is expected no more: `not_judged` names it, and why.  A
     payload without a size sets the size.
     """
     given: dict[str, str | None] = {
@@ -150,7 +147,9 @@ def override(
         raise PlaybookError("\n".join(faults), hint="invoke --help TASK, with its name")
     if changed.experiment == "crash":
         return changed
-    return dataclasses.replace(changed, expect=_still_expected(playbook, changed))
+    gone = not_judged(playbook, changed)
+    expect = dataclasses.replace(changed.expect, **dict.fromkeys(gone))
+    return dataclasses.replace(changed, expect=expect, not_judged=tuple(gone.items()))
 
 
 def _not_of_its_kind(changed: Playbook, given: Mapping[str, str | None]) -> list[str]:
@@ -177,29 +176,6 @@ def _with(playbook: Playbook, values: dict[str, Any]) -> Playbook:
     for part, fields in parts.items():
         top[part] = dataclasses.replace(getattr(playbook, part), **fields)
     return dataclasses.replace(playbook, **top)
-
-
-def _still_expected(before: Playbook, after: Playbook) -> Expect:
-    if before.probes.kind != "none" and after.probes.kind == "none":
-        # The access log sees bytes move; what an skb is only a probe can say.
-        blind = dataclasses.replace(
-            after.expect, same_object=None, same_head=None, skb_len_at_xmit=None
-        )
-        after = dataclasses.replace(after, expect=blind)
-    if after.workload.size < SEARCHABLE_SIZE:
-        # Nothing so short is searched for, so nothing can be said of what is found.
-        after = dataclasses.replace(
-            after, expect=dataclasses.replace(after.expect, unexplained=None)
-        )
-    if before.workload.protocol != after.workload.protocol:
-        return Expect(complete=after.expect.complete, unexplained=after.expect.unexplained)
-    alike = (before.workload.size, before.workload.family)
-    if alike == (after.workload.size, after.workload.family):
-        return after.expect
-    expect = dataclasses.replace(after.expect, skb_len_at_xmit=None)
-    if after.workload.over == "loopback":
-        return expect
-    return dataclasses.replace(expect, guest_cpu_copies=None, device_reads=None, device_writes=None)
 
 
 def _text(value: str | int | None) -> str | None:

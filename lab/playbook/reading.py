@@ -39,7 +39,7 @@ _KEYS = {
     "soak_s": "soak",
     "mrg_rxbuf": "mrg_rxbuf",  # QEMU's and the driver's own word
 }  # fields whose key is another word
-_HIDDEN = ("source", "path")  # fields no file may set
+_HIDDEN = ("source", "path", "not_judged")  # fields no file may set
 # Values that name a file or folder, from where the playbook lies.
 PATHS = frozenset({"module.path", "kernel.image", "kernel.modules", "kernel.headers"})
 

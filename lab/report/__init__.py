@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lab import capture
 from lab.ledger import (
@@ -17,6 +17,7 @@ from lab.ledger import (
     asked,
     expectations,
 )
+from lab.ledger.expected import not_judged, not_judged_words
 from lab.message import Messages
 from lab.report import ring_table, touches
 from lab.report.blocks import Block, Lines, paragraph, plain, shown, table
@@ -97,7 +98,7 @@ def told(ledger: Ledger, run: RunDir, expected: Sequence[Expectation] | None = N
     if expected is None:
         expected = expectations(ledger, asked(manifest))
     out: list[Block] = [*_verdict(ledger), *_conditions(ledger, manifest), *_trouble(ledger)]
-    out += _expected(ledger, expected)
+    out += _expected(ledger, expected, not_judged(ledger, manifest))
     for message in ledger.messages[:SHOWN_MESSAGES]:
         out += ["", *(_copies(message) or [unseen(ledger, NOT_MOVED)])]
         out += ["", *_addresses(ledger, message, _messages(manifest))]
@@ -161,8 +162,10 @@ def _trouble(ledger: Ledger) -> list[Block]:
     return out
 
 
-def _expected(ledger: Ledger, found: Sequence[Expectation]) -> list[Block]:
-    """Say what the playbook expected, and what of it was found otherwise."""
+def _expected(
+    ledger: Ledger, found: Sequence[Expectation], without: Mapping[str, str]
+) -> list[Block]:
+    """Say what the playbook expected, what of it was found otherwise, and what was not judged."""
     failed = [one for one in found if not one.held]
     out: list[Block] = []
     for one in failed[:SHOWN_ROWS]:
@@ -176,6 +179,8 @@ def _expected(ledger: Ledger, found: Sequence[Expectation]) -> list[Block]:
             for (name, wanted), many in held.items()
         ]
         out += paragraph(f"Expected by the playbook, and held: {', '.join(of)}.")
+    if without:
+        out += paragraph(f"Not judged: {not_judged_words(without)}.")
     return out
 
 

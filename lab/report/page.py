@@ -23,6 +23,7 @@ from lab import paths
 from lab.capture import Frame
 from lab.errors import HostError
 from lab.ledger import Expectation, Ledger, Message, Movement, asked, expectations
+from lab.ledger.expected import not_judged
 from lab.message import Messages
 from lab.report import cells, evidence, questions, touches, verdict
 from lab.report.conditions import conditions, notes
@@ -209,6 +210,7 @@ def page(
         expected=held[:SHOWN_ROWS],
         expected_left_out=max(0, len(held) - SHOWN_ROWS),
         failed=failed[:SHOWN_ROWS],
+        not_judged=not_judged(ledger, manifest),
         failed_left_out=max(0, len(failed) - SHOWN_ROWS),
         touches=touches.rows(ledger, first.message.id)[:SHOWN_ROWS],
         conditions=list(conditions(ledger, manifest)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from pathlib import Path
@@ -611,6 +612,38 @@ def test_what_was_expected_of_another_size_is_not_expected() -> None:
     large = override(nic, size="1400").expect
     assert (None, None, None) == (large.guest_cpu_copies, large.device_reads, large.device_writes)
     assert (True, 0) == (large.complete, large.unexplained)
+
+
+def test_what_options_leave_no_answer_to_is_named_with_why() -> None:
+    loopback, nic = playbook.load("loopback"), playbook.load("nic")
+    size, skb = "asked of the playbook's own size, 16", "only a probe sees an skb: --probes none"
+    protocol = "asked of the playbook's own protocol, udp"
+
+    assert () == override(nic, count=3, connect=True).not_judged
+    assert {"same_object": skb} == dict(override(nic, probes="none").not_judged)
+    assert {"same_object": skb, "same_head": skb, "skb_len_at_xmit": skb} == dict(
+        override(loopback, probes="none", size=64).not_judged
+    )
+    assert dict.fromkeys(("guest_cpu_copies", "device_reads", "device_writes"), size) == dict(
+        override(nic, size=1400).not_judged
+    )
+    assert {"unexplained": "3 bytes are too few to search RAM for"}.items() <= dict(
+        override(nic, payload="abc").not_judged
+    ).items()
+    named = dict(override(loopback, protocol="tcp", size=64).not_judged)
+    assert {protocol} == {*named.values()}
+    # Every line of the file is asked, or named as not asked.
+    assert EXPECTED == {*named, *_asked(override(loopback, protocol="tcp", size=64).expect)}
+
+
+EXPECTED = {
+    *("complete", "guest_cpu_copies", "device_reads", "device_writes", "handovers"),
+    *("same_object", "same_head", "skb_len_at_xmit", "unexplained"),
+}
+
+
+def _asked(expect: Expect) -> set[str]:
+    return {name for name, value in dataclasses.asdict(expect).items() if value is not None}
 
 
 @pytest.mark.parametrize("name", ["loopback", "nic"])

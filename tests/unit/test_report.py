@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from lab import blocks, ledger, report
+from lab.ledger.expected import as_json, not_judged
 from lab.report import listing, ring_table, tables, verdict
 from lab.rundir import RunDir, prune
 from tests.unit import cooked
@@ -431,6 +432,33 @@ def test_a_program_s_buffer_that_a_later_message_lay_in_is_said_to_be_used_again
     assert said in line
 
 
+def test_what_cannot_be_judged_is_said_and_why(tmp_path: Path) -> None:
+    cook = cooked.nic(tmp_path)
+    cook.manifest["expect"] = {"complete": True}
+    assert "Not judged" not in render(cook.serve())
+
+    skb = "only a probe sees an skb: --probes none"
+    cook.manifest["not_judged"] = {
+        "same_head": skb,
+        "device_reads": "of size 16",
+        "same_object": skb,
+    }
+    run = cook.serve()
+    account = ledger.build(run)
+
+    told = " ".join(render(run).split())
+    assert f"Not judged: device-reads (of size 16); same-object, same-head ({skb})." in told
+    without = not_judged(account, run.manifest())
+    assert [
+        {"name": "device-reads", "why": "of size 16"},
+        {"name": "same-object", "why": skb},
+        {"name": "same-head", "why": skb},
+    ] == as_json([], without)["not_judged"]
+    page = report.page(account, run)
+    assert ">same-object</td>" in page
+    assert f"not judged: {skb}</td>" in page
+
+
 def test_of_an_interrupted_run_nothing_is_expected(tmp_path: Path) -> None:
     cook = cooked.nic(tmp_path)
     cook.manifest["expect"] = {"complete": True, "guest_cpu_copies": 7}
@@ -448,6 +476,7 @@ def test_of_an_interrupted_run_nothing_is_expected(tmp_path: Path) -> None:
     text = report.render(account, run)
     assert text.startswith("INTERRUPTED: the run did not end")
     assert "xpected" not in text
+    assert "Not judged: complete, guest-cpu-copies (the run was interrupted)." in text
     row = listing.row(run.path)
     assert row is not None
     assert (None, "INTERRUPTED") == (row.complete, row.verdict)
