@@ -14,6 +14,7 @@ from lab.guest import Guest
 
 LOOPBACK = {"ipv4": "127.0.0.1", "ipv6": "::1"}
 PAGE = 4096
+IDLE_MS = 5000  # after so long without anything a wait for data ends, by the guest's clock
 Gate = Callable[[str], None]
 
 
@@ -73,6 +74,7 @@ def run(
     address = (LOOPBACK if asked.over == "loopback" else on_link)[asked.family]
     common = ["--protocol", asked.protocol, "--address", address, "--port", str(asked.port)]
     common += ["--size", str(asked.size), "--count", str(asked.count)]
+    common += ["--idle-ms", str(IDLE_MS)]
     if asked.payload is None:
         common += ["--seed", f"{seed:016x}"]
     else:

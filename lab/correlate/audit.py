@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Final
 
 from lab.correlate import skb_rules
 from lab.correlate.board import Board, label
@@ -28,6 +29,10 @@ from lab.rundir import Hit
 
 DIRECT_MAP_SIZE = 1 << 36  # bytes looked at: 64 GiB, vmalloc lies terabytes further up
 MOST_TOLD = 4
+# Why bytes did not arrive; `lab.ledger.reasons` says what else is known of these.
+NO_FRAME: Final = "no frame carries them"
+NEVER_GIVEN: Final = "the message was queued to the device and its driver was never given it"
+WAIT_ENDED: Final = "the receiver's wait for it ended first"
 
 
 def finish(board: Board) -> None:
@@ -51,12 +56,13 @@ def notes(board: Board) -> Iterator[str]:
     counts: dict[int, set[int]] = defaultdict(set)
     for entry in board.delivered:
         counts[entry.message].add(entry.copies)
-    uneven = [
-        (message, min(found), max(found)) for message, found in counts.items() if len(found) > 1
-    ]
-    for message, fewest, most in uneven[:MOST_TOLD]:
+    uneven: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for message, found in counts.items():
+        if len(found) > 1:
+            uneven[min(found), max(found)].append(message)
+    for (fewest, most), messages in uneven.items():
         yield (
-            f"message {message}: some of its bytes were copied {fewest} times, others {most}; "
+            f"{_named(messages)} bytes were copied {fewest} times, others {most}; "
             f"the count is the larger"
         )
     if board.dropped:
@@ -69,6 +75,15 @@ def notes(board: Board) -> Iterator[str]:
         left_out = sum(gate.not_listed for gate in guest.census.gates) if guest.census else 0
         if left_out:
             yield f"{guest.name}: {left_out} census hits are not listed in the file"
+
+
+def _named(messages: list[int]) -> str:
+    """Return which messages they are, as the beginning of a sentence about some of their bytes."""
+    if len(messages) == 1:
+        return f"message {messages[0]}: some of its"
+    first, last = min(messages), max(messages)
+    of = "" if last - first + 1 == len(messages) else f"{len(messages)} of "
+    return f"{of}messages {first} to {last}: some of their"
 
 
 # --- Content --------------------------------------------------------------------------------
@@ -266,10 +281,10 @@ def _why_undelivered(board: Board, before: Place) -> str:
     if before.kind is PlaceKind.USER:
         return blame(guest, "out of user memory")
     if guest is not None and guest is board.sender and not board.inputs.loopback:
-        return _no_capture(guest) or _queued_only(board, guest, before) or "no frame carries them"
+        return _no_capture(guest) or _queued_only(board, guest, before) or NO_FRAME
     work = None if receiver is None else receiver.role(RECEIVER)
     if work is not None and work.timed_out:
-        return "the receiver's wait for it ended first"
+        return WAIT_ENDED
     return blame(guest, "into user memory")
 
 
@@ -282,7 +297,7 @@ def _queued_only(board: Board, guest: GuestInputs, before: Place) -> str:
         return ""
     if "__dev_queue_xmit" not in seen:
         return ""
-    return "the message was queued to the device and its driver was never given it"
+    return NEVER_GIVEN
 
 
 def _no_capture(guest: GuestInputs | None) -> str:

@@ -46,3 +46,9 @@ def set_link(guest: Guest, link: Link, *, deadline: Deadline) -> str:
     receives = guest.name == RECEIVER.name
     command = " && ".join([*settings(link, receives=receives), f"{{ {told}; }}"])
     return guest.require_shell().run(command, deadline=deadline).stdout
+
+
+def counted(guest: Guest, *, deadline: Deadline) -> str:
+    """Return what a guest's netem has dropped and let go so far."""
+    shell = guest.require_shell()
+    return shell.run(f"tc -s qdisc show dev {NETDEV} root", deadline=deadline).stdout

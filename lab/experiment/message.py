@@ -242,6 +242,7 @@ def _manifest(taken: _Measurement, *, command: str) -> dict[str, Any]:
         "connect": work.connect,
         "size": work.size,
         "count": work.count,
+        "idle_ms": workload.IDLE_MS,
         "seed": f"{taken.seed:016x}" if work.payload is None else None,
         "payload_masked": None if work.payload is None else message.mask(work.payload),
         "probes": {
@@ -262,6 +263,7 @@ def _measure(taken: _Measurement, modules: dict[str, Path], manifest: dict[str, 
     # Before the probes: what this reads and sends would fill their rings.
     with journal.step("conditions"):
         _conditions(taken, manifest)
+        _count_dropped(taken)
     strangers = _load_foreign(taken, manifest)
     loaded = watchers.load(
         taken.modules,
@@ -302,6 +304,7 @@ def _measure(taken: _Measurement, modules: dict[str, Path], manifest: dict[str, 
                 loaded[guest.name], taken.run.guest(guest.name), deadline=deadline
             ),
         )
+        _count_dropped(taken)
     for name, probes in strangers.items():
         said = foreign.read_out(taken.pair.guests[name], probes, deadline=deadline)
         for file, text in said.items():
@@ -372,6 +375,20 @@ def _conditions(taken: _Measurement, manifest: dict[str, Any]) -> None:
     manifest["link"] |= said_of.as_found(said) | {"offloads": said_of.offloads(said)}
     if program := said_of.as_found(told[taken.receiver.name]).get("xdp"):
         manifest["link"].setdefault("options", {})["xdp"] = program
+
+
+def _count_dropped(taken: _Measurement) -> None:
+    """Add to what netem counts at each end of the link; a link without it has no such file."""
+    link = taken.asked.link
+    if taken.asked.workload.over == "loopback" or not (link.delay_s or link.loss):
+        return
+
+    def count(guest: Guest) -> None:
+        text = conditions.counted(guest, deadline=taken.deadline)
+        with taken.run.guest(guest.name).file(said_of.QDISC).open("a", encoding="utf-8") as file:
+            file.write(text)
+
+    _both(taken, count)
 
 
 def _gate(taken: _Measurement, name: str) -> None:

@@ -16,7 +16,7 @@ from lab.correlate import types as flow_types
 from lab.correlate.identity import Identity
 from lab.correlate.inputs import RECEIVER, SENDER, GuestInputs
 from lab.correlate.types import Sighting
-from lab.ledger.arrivals import taken
+from lab.ledger.arrivals import ended_in, taken
 from lab.ledger.entries import (
     INTERRUPTED,
     SCHEMA,
@@ -34,6 +34,7 @@ from lab.ledger.entries import (
 )
 from lab.ledger.expected import Expectation, asked, check, expectations
 from lab.ledger.messages import of_flow
+from lab.ledger.reasons import Reasons
 from lab.ledger.stated import manifest_faults
 from lab.record import Section
 from lab.rundir import WORKLOAD, RunDir, Workload
@@ -117,6 +118,7 @@ def build(run: RunDir) -> Ledger:
             "backend": manifest.backend,
             "offloads": dict(manifest.offloads),
             **({"options": dict(manifest.options)} if manifest.options else {}),
+            **dict(manifest.settings),
         },
         witnesses=_witnesses(inputs, log),
         messages=messages,
@@ -279,11 +281,12 @@ def _faults(inputs: Inputs, flow: Flow, received: Sequence[int]) -> Iterator[Inc
     for guest, why in manifest_faults(inputs):
         yield _fault(guest, why)
     yield from _file_faults(inputs)
-    yield from _workload_faults(inputs, received)
+    yield from _workload_faults(inputs, flow, received)
     yield from _trace_faults(inputs)
+    reason = Reasons(inputs, flow.gaps).of
     for gap in flow.gaps:
         # What nobody could look for was not missed by a hook, or lost by the link.
-        why = f"not to be told: {blind[0].why.partition(':')[0]}" if blind else gap.why
+        why = f"not to be told: {blind[0].why.partition(':')[0]}" if blind else reason(gap)
         yield Incomplete(
             guest=gap.guest, message=gap.message, between=gap.between, bytes=gap.bytes, why=why
         )
@@ -318,7 +321,7 @@ def _fault(guest: str, why: str, *, message: int | None = None, size: int = 0) -
     return Incomplete(guest=guest, message=message, between=(), bytes=size, why=why)
 
 
-def _workload_faults(inputs: Inputs, received: Sequence[int]) -> Iterator[Incomplete]:
+def _workload_faults(inputs: Inputs, flow: Flow, received: Sequence[int]) -> Iterator[Incomplete]:
     for role, verb in ((SENDER, "send"), (RECEIVER, "recv")):
         guest = inputs.with_role(role)
         work = None if guest is None else guest.role(role)
@@ -341,7 +344,10 @@ def _workload_faults(inputs: Inputs, received: Sequence[int]) -> Iterator[Incomp
                     message=order[entry.index] if entry.index < expected else None,
                 )
         if work.bytes != expected * inputs.identity.size:
-            yield _fault(guest.name, f"{verb} returned {work.bytes} bytes in all")
+            last = ended_in(inputs, flow, work.bytes) if stream else None
+            ended = "" if last is None else ": its stream ended before the end of this one"
+            why = f"{verb} returned {work.bytes} bytes in all{ended}"
+            yield _fault(guest.name, why, message=last)
         yield from _digest_faults(inputs, guest, role, order)
 
 

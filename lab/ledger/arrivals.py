@@ -24,3 +24,19 @@ def taken(inputs: Inputs, flow: Flow) -> tuple[int, ...]:
         spans.setdefault(entry.message, []).append((entry.offset, entry.offset + entry.size))
     whole = [number for number in spans if not missing([(0, inputs.identity.size)], spans[number])]
     return tuple(whole) if len(whole) == len(spans) == work.total else every
+
+
+def ended_in(inputs: Inputs, flow: Flow, total: int) -> int | None:
+    """Return the first message of a stream that the receiver did not get whole; None: not known.
+
+    It is known where the records have just as many bytes delivered as the program says it got:
+    then each message that lacks some has a gap of its own, and no other lacks any.
+    """
+    size = inputs.identity.size
+    spans: dict[int, list[tuple[int, int]]] = {}
+    for entry in flow.delivered:
+        spans.setdefault(entry.message, []).append((entry.offset, entry.offset + entry.size))
+    lacking = (missing([(0, size)], found) for found in spans.values())
+    got = size * len(spans) - sum(end - start for holes in lacking for start, end in holes)
+    first = total // size
+    return first if got == total and first in {gap.message for gap in flow.gaps} else None

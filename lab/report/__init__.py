@@ -31,7 +31,7 @@ from lab.report.perfetto import trace
 from lab.report.sheet import sheet
 from lab.report.stations import copy_numbers
 from lab.report.tables import content, some, spread
-from lab.report.verdict import largest, looked_on, lost_words, sentences, short, unseen
+from lab.report.verdict import looked_on, lost_words, sentences, short, unseen
 from lab.report.words import function_name
 from lab.rundir import Manifest, RunDir
 
@@ -388,17 +388,26 @@ def _counts(totals: Totals) -> str:
 
 
 def _totals(ledger: Ledger) -> list[Block]:
-    most = largest(ledger)
-    proven = "" if most.complete else " (those that are proven; more went unseen)"
+    whole = all(message.complete for message in ledger.messages)
+    proven = "" if whole else " (those that are proven; more went unseen)"
     places = [place for message in ledger.messages for place in message.places]
     verified = sum(place.content_verified for place in places)
-    counts = _counts(most.totals)
+    several = len(ledger.messages) > 1
+    counts = ("each message: " if several else "") + _counts(_of_all(ledger.messages))
     stray = f"{some(len(ledger.unexplained), 'unexplained run')} of message bytes in RAM"
     return paragraph(
-        f"Totals: {counts}{proven}; {verified} of {some(len(places), 'place')} verified "
+        f"Totals: {counts}{proven}; {'the run: ' if several else ''}"
+        f"{verified} of {some(len(places), 'place')} verified "
         f"by content; {stray if ledger.searched else 'RAM was not searched for more'}; "
         f"{lost_words(ledger)} lost{_messages_lost(ledger)}."
     )
+
+
+def _of_all(messages: Sequence[Message]) -> Totals:
+    """Return the most and the least that any byte of any message was moved."""
+    columns = zip(*{message.totals for message in messages}, strict=True)
+    ends = (max, min) * (len(Totals._fields) // 2)
+    return Totals(*(pick(column) for pick, column in zip(ends, columns, strict=True)))
 
 
 def _messages_lost(ledger: Ledger) -> str:

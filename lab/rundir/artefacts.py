@@ -9,6 +9,7 @@ from functools import cached_property
 from operator import itemgetter
 from typing import NamedTuple
 
+from lab.rundir import conditions
 from lab.rundir.fields import Json
 
 PAGE = 4096
@@ -317,7 +318,16 @@ class Manifest:
         if self.over != "link":
             return "lo"
         options = ", ".join(f"{name} {value}" for name, value in self.options)
-        return f"{self.device}{' with ' if options else ''}{options} over {self.backend}"
+        settings = "".join(f", {name} {value}" for name, value in self.settings)
+        return f"{self.device}{' with ' if options else ''}{options} over {self.backend}{settings}"
+
+    @property
+    def settings(self) -> tuple[tuple[str, str], ...]:
+        """MTU, copybreak, delay and loss of the link, those that are not the usual ones."""
+        link = self.values.get("link")
+        if self.over != "link" or not isinstance(link, dict):
+            return ()
+        return tuple(conditions.set_otherwise(link, device=self.device).items())
 
     @property
     def transport(self) -> str:

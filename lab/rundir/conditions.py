@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
 # Features of `ethtool -k` that decide which functions copy.
 FEATURES = {
     "tx-checksumming": "tx-checksum",
@@ -10,6 +13,11 @@ FEATURES = {
     "tcp-segmentation-offload": "tso",
     "generic-receive-offload": "gro",
 }
+USUAL = {"mtu": "1500", "copybreak": "256"}  # bytes; of Ethernet, and of the driver e1000e
+NETEM = re.compile(r"\b(delay|loss) (\d\S*)")
+COUNTED = re.compile(r"Sent \d+ bytes (\d+) pkt \(dropped (\d+),")
+QDISC = "qdisc.txt"  # what `tc` counted before the probes were loaded, and after they were read
+READINGS = 2
 
 
 def offloads(text: str) -> dict[str, str]:
@@ -21,6 +29,27 @@ def as_found(text: str) -> dict[str, str]:
     """Return MTU, copybreak, queueing discipline and program, from what the guest said."""
     told = ("mtu", "copybreak", "qdisc", "xdp")
     return {key: value for key, value in _said(text) if key in told}
+
+
+def set_otherwise(link: Mapping[str, object], *, device: str) -> dict[str, str]:
+    """Return what of a manifest's link is not as a link is that nothing was asked of."""
+    said = {name: value for name, value in link.items() if isinstance(value, str)}
+    out = {
+        name: said[name]
+        for name, usual in USUAL.items()
+        if said.get(name, usual) != usual and (name != "copybreak" or device == "e1000e")
+    }
+    # `tc` says more of it, and a handle that is another each time.
+    return out | dict(NETEM.findall(said.get("qdisc", "")))
+
+
+def dropped(text: str) -> tuple[int, int] | None:
+    """Return the frames that netem dropped and let go between two readings of `tc -s qdisc`."""
+    found = [(int(gone), int(sent)) for sent, gone in COUNTED.findall(text)]
+    if len(found) != READINGS or NETEM.search(text) is None:
+        return None
+    (gone, sent), (gone_after, sent_after) = found
+    return gone_after - gone, sent_after - sent
 
 
 def driver(text: str) -> str:
