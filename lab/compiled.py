@@ -50,7 +50,8 @@ HALVES = {
 }
 MODULES = tuple(name for half in HALVES.values() for name in half)
 SHARED = tuple(f"{half}__mypyc" for half in HALVES)  # what the modules of a half have in common
-SWITCH = "LAB_COMPILED"  # "no": Python, whatever was compiled
+SWITCH = "LAB_COMPILED"  # one of OFF: Python, whatever was compiled
+OFF = ("no", "off", "false", "0")
 SUFFIX = EXTENSION_SUFFIXES[0]  # of this Python alone
 KEPT = 8  # builds, those used last: of other checkouts too, which share a cache
 FILES = tuple(f"{name}{SUFFIX}" for name in (*MODULES, *SHARED))
@@ -77,7 +78,8 @@ def use() -> bool:
 
     To be called before one of them is imported: what is there stays as it is.
     """
-    if os.environ.get(SWITCH) == "no" or any(name in sys.modules for name in MODULES):
+    off = os.environ.get(SWITCH, "").strip().lower() in OFF
+    if off or any(name in sys.modules for name in MODULES):
         return False
     try:
         held = _hold()

@@ -1,9 +1,10 @@
 """A user's own probes in a guest, loaded beside the lab's; what they say is kept with the run.
 
-By the file's name: a kernel module (.ko) says what the kernel logs while it is loaded, a BPF
-object (.bpf.o) what bpf_printk() wrote and what is in its maps, a bpftrace script (.bt) what it
-prints.  None of it enters the ledger.  What the kernel logs is found by a line of ours in its log:
-lines may be counted there only as long as the log has not come round.
+By the file's name: a kernel module (.ko, or built of a .c before it comes here) says what the
+kernel logs while it is loaded, a BPF object (.bpf.o) what bpf_printk() wrote and what is in its
+maps, a bpftrace script (.bt) what it prints.  None of it enters the ledger.  What the kernel logs
+is found by a line of ours in its log: lines may be counted there only as long as the log has not
+come round.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lab import bpf
+from lab import bpf, rundir
 from lab.deadline import Deadline
 from lab.errors import GuestError, ImageError, ProbeRejected
 from lab.guest import Guest
@@ -46,7 +47,7 @@ class Foreign:
     @property
     def output(self) -> str:
         """Name of the file in the guest's folder of the run."""
-        return f"foreign-{self.name.replace('/', ',')}.txt"
+        return rundir.foreign_file(self.name)
 
     def said(self, text: str) -> str:
         """Return of what `tell` printed the part that is the probe's."""

@@ -144,7 +144,7 @@ class Probes:
     kind: ProbeKind = "kmod"
     without: tuple[str, ...] = ()  # hooks left out, of HOOKS and BPF_HOOKS
     comm: str | None = None  # record only this comm
-    foreign: tuple[str, ...] = ()  # files of the user: .ko, .bpf.o, .bt
+    foreign: tuple[str, ...] = ()  # files of the user: .c, .ko, .bpf.o, .bt
     records: int | None = None  # that each ring has room for; None: for those of the workload
 
 
@@ -259,16 +259,21 @@ class Sections:
     expects: tuple[str, ...] = ("complete",)  # lines of `expect`
     must: tuple[str, ...] = ()  # those that have to be there
     probes: tuple[str, ...] = get_args(ProbeKind)  # kinds it can be done with
+    foreign: bool = False  # whether the user's own probes are loaded
 
 
 EXPECTABLE = tuple(line.name for line in fields(Expect))
 ENDING = ("verdict", "at")
 OF_LEDGERS = tuple(line for line in EXPECTABLE if line not in ENDING)
 SECTIONS: dict[Experiment, Sections] = {
-    "message": Sections(needs=("workload",), may=("sweep",), expects=OF_LEDGERS),
-    "steps": Sections(needs=("workload",), expects=OF_LEDGERS, probes=("none",)),
+    "message": Sections(needs=("workload",), may=("sweep",), expects=OF_LEDGERS, foreign=True),
+    "steps": Sections(
+        needs=("workload",), expects=OF_LEDGERS, probes=("none",), foreign=True,
+    ),
     "socket": Sections(may=("calls",), probes=("kmod", "bpf", "both")),
-    "arrival": Sections(needs=("workload",), expects=OF_LEDGERS, probes=("kmod",)),
+    "arrival": Sections(
+        needs=("workload",), expects=OF_LEDGERS, probes=("kmod",), foreign=True,
+    ),
     "chain": Sections(probes=("kmod",)),
     "known": Sections(needs=("known",), probes=("kmod", "none")),
     "trap": Sections(lacks=("link", "probes")),

@@ -70,9 +70,13 @@ def check(console: Console, wanted: Sequence[str]) -> None:
     from lab import playbook
 
     chosen = list(wanted) or playbook.names()
-    for one in chosen:
-        playbook.load(one)
+    own = {one: playbook.load(one).probes.foreign for one in chosen}
     console.result("\n".join(f"{one}: ok" for one in chosen), dict.fromkeys(chosen, "ok"))
+    for one, names in own.items():
+        if absent := [name for name in names if name.endswith(".bt")]:
+            from lab.foreign import NO_BPFTRACE
+
+            console.journal.say(f"{one}: {', '.join(absent)} will be {NO_BPFTRACE}")
 
 
 def bench(console: Console, *, rounds: int) -> None:

@@ -24,10 +24,16 @@ from lab import (
 )
 from lab.blocks import Block
 from lab.deadline import Deadline
-from lab.errors import LabError, PlaybookError
+from lab.errors import LabError
 from lab.experiment import conditions, watchers
 from lab.experiment.outcome import Later, Outcome
-from lab.experiment.stand import Stand, common_manifest, keep_logs, keep_symbols
+from lab.experiment.stand import (
+    Stand,
+    common_manifest,
+    foreign_files,
+    keep_logs,
+    keep_symbols,
+)
 from lab.guest import Guest
 from lab.journal import Journal
 from lab.ledger import expected
@@ -318,14 +324,10 @@ def _measure(taken: _Measurement, modules: dict[str, Path], manifest: dict[str, 
 def _load_foreign(
     taken: _Measurement, manifest: dict[str, Any]
 ) -> dict[str, list[foreign.Foreign]]:
-    """Load the user's own probes in every guest; a relative path is the playbook's neighbour."""
-    folder = Path(taken.asked.path).parent
-    files = {name: folder / name for name in taken.asked.probes.foreign}
-    if not files:
+    """Load the user's own probes in every guest."""
+    if not taken.asked.probes.foreign:
         return {}
-    missing = [str(path) for path in files.values() if not path.is_file()]
-    if missing:
-        raise PlaybookError(f"there is no {', '.join(missing)}", hint="probes: foreign")
+    files = foreign_files(taken.asked, taken.stand.setup.image, journal=taken.journal)
     with taken.journal.step("load foreign probes"):
         loaded = _both(
             taken,
@@ -340,7 +342,7 @@ def _load_foreign(
     }
     manifest["digests"]["foreign"] = {
         name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()
-    }
+    }  # of a .c: of the module it was built to
     return {name: probes for name, probes in loaded.items() if probes is not None}
 
 

@@ -31,6 +31,7 @@ from lab import (
 from lab.deadline import Deadline
 from lab.errors import HostError, LabNotUp
 from lab.guest import Guest
+from lab.image import Image
 from lab.image.needs import Part
 from lab.journal import Journal
 
@@ -67,6 +68,7 @@ def setup_for(
     # Whoever watches socket(2), modules time it and make it fail; a module moves what is known.
     built = kind in ("kmod", "both") or asked.experiment in ("socket", "known")
     modules = build.build_modules(kernel, journal=journal) if built else {}
+    foreign_files(asked, kernel, journal=journal)  # what does not compile is told before a boot
     speed = accelerator.choose(kernel, journal=journal)
     setup = topology.standard(
         kernel, speed, journal=journal, device=asked.link.device, backend=asked.link.backend
@@ -75,6 +77,19 @@ def setup_for(
     if asked.known.transfers:
         setup = replace(setup, devices=(*setup.devices, EDU))
     return setup, modules
+
+
+def foreign_files(asked: spec.Playbook, kernel: Image, *, journal: Journal) -> dict[str, Path]:
+    """Return the user's own probes by the playbook's names of them: its neighbours, .c built."""
+    folder = Path(asked.path).parent
+    files = {name: folder / name for name in asked.probes.foreign}
+    if sources := {name: path for name, path in files.items() if path.suffix == ".c"}:
+        from lab import crash  # few runs have any
+
+        files |= {
+            name: crash.prepare(path, kernel, journal=journal).ko for name, path in sources.items()
+        }
+    return files
 
 
 def of_link(setup: topology.Setup, link: spec.Link) -> topology.Setup:

@@ -42,6 +42,8 @@ _KEYS = {
 _HIDDEN = ("source", "path", "not_judged")  # fields no file may set
 # Values that name a file or folder, from where the playbook lies.
 PATHS = frozenset({"module.path", "kernel.image", "kernel.modules", "kernel.headers"})
+# Files that keep the name the playbook has of them: what they say is kept under it.
+NEIGHBOURS = frozenset({"probes.foreign"})
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -198,7 +200,11 @@ class Reading:
             if key in seen:
                 self._node(key_node, f"duplicate key {shown(key)}, first given on line {seen[key]}")
             elif key not in schema:
-                self._node(key_node, f"unknown key {shown(key)}{_did_you_mean_key(key, schema)}")
+                self._node(
+                    key_node,
+                    f"unknown key {shown(key)}{_did_you_mean_key(key, schema)};"
+                    f" expected one of {', '.join(schema)}",
+                )
             seen.setdefault(key, key_node.start_mark.line + 1 if key_node.start_mark else 0)
         for key, (field, _) in schema.items():
             if _required(field) and key not in seen:
@@ -238,6 +244,8 @@ class Reading:
             value = read(node.value)
             if where in PATHS and self.folder is not None:
                 value = _there(self.folder, node.value)
+            if where in NEIGHBOURS and self.folder is not None:
+                _there(self.folder, node.value, file=True)
         except Fault as fault:
             self._node(node, str(fault))
             return None
@@ -257,10 +265,14 @@ def _or_a_word(annotation: object) -> bool:
     return str in get_args(annotation)
 
 
-def _there(folder: Path, text: str) -> str:
-    """Return the path of a file that a playbook names from where it lies itself."""
+def _there(folder: Path, text: str, *, file: bool = False) -> str:
+    """Return the path of what a playbook names from where it lies itself; `file`: no folder."""
     path = folder / text
-    if not path.exists():
+    try:
+        there = path.is_file() if file else path.exists()
+    except OSError as error:
+        raise Fault(f"{shown(text)} cannot be looked for: {error.strerror}") from error
+    if not there:
         raise Fault(f"there is no {shown(text)} beside this playbook")
     return str(path)
 

@@ -218,10 +218,12 @@ def _hooks(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_hook(name.strip()) for name in text.split(",")))
 
 
-FOREIGN = (".ko", ".bpf.o", ".bt")
+FOREIGN = (".c", ".ko", ".bpf.o", ".bt")
 
 
 def _foreign(text: str) -> str:
+    if text.endswith(".bpf.c"):
+        raise Fault(f"expected what clang makes of {shown(text)}, a .bpf.o (docs/probes.md)")
     if not text.endswith(FOREIGN) or not re.fullmatch(r"[A-Za-z0-9_./+-]+", text):
         raise Fault(f"expected a probe of your own, *{', *'.join(FOREIGN)}; found {shown(text)}")
     return text
@@ -427,6 +429,8 @@ def misplaced(
         out.append(("probes", f"an experiment '{kind}' needs probes; found '{probes.kind}'"))
     if probes.records is not None and kind != "message":
         out.append(("probes", f"an experiment '{kind}' has rings of its own size, no 'records'"))
+    if probes.foreign and not sections.foreign:
+        out.append(("probes", f"an experiment '{kind}' loads no probes of yours (foreign)"))
     if not isinstance(expect, Expect):
         return out
     asked = {line for line, value in dataclasses.asdict(expect).items() if value is not None}

@@ -21,6 +21,7 @@ from lab.ledger.expected import not_judged, not_judged_words
 from lab.message import Messages
 from lab.report import ring_table, touches
 from lab.report.blocks import Block, Lines, paragraph, plain, shown, table
+from lab.report.conditions import foreign
 from lab.report.crash import page as crash_page
 from lab.report.evidence import Archive
 from lab.report.frames import holds, known_addresses
@@ -108,7 +109,10 @@ def told(ledger: Ledger, run: RunDir, expected: Sequence[Expectation] | None = N
         out += _touches(ledger, message)
     if len(ledger.messages) > SHOWN_MESSAGES:
         out += ["", *_others(ledger)]
-    out += ["", *_totals(ledger), *_rings(ledger), *_witnesses(ledger), *_notes(ledger)]
+    out += ["", *_totals(ledger), *_rings(ledger), *_witnesses(ledger)]
+    if found := foreign(manifest):
+        out += paragraph(f"Foreign: {found}.")
+    out += _notes(ledger)
     return out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lab.ledger import Ledger
-from lab.rundir import Manifest
+from lab.rundir import Manifest, foreign_file
 
 
 def conditions(ledger: Ledger, manifest: Manifest) -> Iterator[tuple[str, str]]:
@@ -24,6 +24,8 @@ def conditions(ledger: Ledger, manifest: Manifest) -> Iterator[tuple[str, str]]:
         manifest.probe_kind
         + (f", without {', '.join(manifest.without)}" if manifest.without else ""),
     )
+    if strangers := foreign(manifest):
+        yield "foreign", strangers
     yield "drift", "; ".join(manifest.drifted) or "none: every package is the pinned one"
     yield "lost", ", ".join(f"{name} {count}" for name, count in ledger.lost.items()) or "nothing"
     if ledger.messages_lost:
@@ -48,3 +50,22 @@ def notes(ledger: Ledger) -> list[str]:
     if ledger.accelerator.get("name") == "tcg":
         out.append("Under tcg durations are emulated; counts and addresses are not.")
     return out
+
+
+def foreign(manifest: Manifest) -> str:
+    """Say what became of the user's own probes, and where lies what they said."""
+    probes, files = (manifest.values.get(name) for name in ("probes", "files"))
+    guests = probes.get("foreign") if isinstance(probes, dict) else None
+    became: dict[str, dict[str, list[str]]] = {}  # name -> state -> guests
+    for guest, loaded in guests.items() if isinstance(guests, dict) else ():
+        for name, state in loaded.items() if isinstance(loaded, dict) else ():
+            became.setdefault(name, {}).setdefault(str(state), []).append(guest)
+    out = []
+    for name, states in became.items():
+        if guests_of := states.pop("present", []):
+            # As a message goes: from sender to receiver.
+            kept = [f"{guest}/{foreign_file(name)}" for guest in sorted(guests_of, reverse=True)]
+            kept = [path for path in kept if isinstance(files, dict) and path in files]
+            out.append(f"{name} loaded, {' and '.join(kept) or 'and what it said was not kept'}")
+    out += [f"{name} {state}" for name, states in became.items() for state in states]
+    return "; ".join(out)

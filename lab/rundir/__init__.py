@@ -332,6 +332,11 @@ def point_last(path: Path) -> None:
     temporary.replace(path.parent / LAST)
 
 
+def foreign_file(name: str) -> str:
+    """Return the file, in a guest's folder, of what a probe of the user's own said."""
+    return f"foreign-{name.replace('/', ',')}.txt"
+
+
 def called(run: RunDir) -> str:
     """Return what a task is told to mean this run: its name, or where it lies."""
     at_home = run.path.parent.resolve() == paths.runs().resolve()

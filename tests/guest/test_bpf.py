@@ -79,7 +79,7 @@ module_init(hello_init); module_exit(hello_exit); MODULE_LICENSE("GPL");
 PLAYBOOK = """
 playbook: strangers
 question: What do probes of the user's own say?
-probes: {kind: kmod, foreign: [stranger.bpf.o, hello.ko, other/hello.ko, stranger.bt]}
+probes: {kind: kmod, foreign: [stranger.bpf.o, hello.ko, other/hello.ko, third.c, stranger.bt]}
 workload: {over: loopback}
 """
 
@@ -100,6 +100,7 @@ def test_what_foreign_probes_say_is_kept_with_the_run(invoke: Invoke, tmp_path: 
     shutil.copyfile(built["hello"], tmp_path / "hello.ko")
     (tmp_path / "other").mkdir()
     shutil.copyfile(built["again"], tmp_path / "other" / "hello.ko")
+    (tmp_path / "third.c").write_text(MODULE.replace("a str", "a third str"), encoding="utf-8")
     (tmp_path / "stranger.bt").write_text("BEGIN { exit() }\n", encoding="utf-8")
     (tmp_path / "strangers.yaml").write_text(PLAYBOOK, encoding="utf-8")
 
@@ -113,11 +114,21 @@ def test_what_foreign_probes_say_is_kept_with_the_run(invoke: Invoke, tmp_path: 
     assert '"value": 1' in program
     said = [
         (folder / f"foreign-{name}.txt").read_text(encoding="utf-8")
-        for name in ("hello.ko", "other,hello.ko")
+        for name in ("hello.ko", "other,hello.ko", "third.c")
     ]
     assert "a stranger was loaded" in said[0]
     assert "another stranger was loaded" in said[1]
     assert "a stranger was loaded" not in said[1]
+    assert "a third stranger was loaded" in said[2]
     told = manifest(done.value["run"])["probes"]["foreign"]["sender"]
-    assert {"present"} == {told["stranger.bpf.o"], told["hello.ko"], told["other/hello.ko"]}
-    assert told["stranger.bt"].startswith("absent: there is no bpftrace")
+    assert told.pop("stranger.bt").startswith("absent: there is no bpftrace")
+    assert (4, {"present"}) == (len(told), set(told.values()))
+    text = (folder.parent / "report.txt").read_text(encoding="utf-8")
+    assert "third.c loaded, sender/foreign-third.c.txt" in " ".join(text.split())
+
+    (tmp_path / "third.c").write_text("no C\n", encoding="utf-8")
+    done = invoke("lab.run", str(tmp_path / "strangers.yaml"))
+
+    assert 5 == done.code
+    assert "third.c: the compiler refused" in done.err
+    assert "run: " not in done.err  # nothing was booted for it

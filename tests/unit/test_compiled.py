@@ -125,6 +125,24 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+@pytest.mark.parametrize("word", [*compiled.OFF, "NO", "False", " Off "])
+def test_the_switch_is_off_by_any_word_for_it(monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+    monkeypatch.setattr(compiled, "MODULES", ())  # none of them is imported yet
+    monkeypatch.setattr(compiled, "_hold", lambda: pytest.fail("it was looked for"))
+    monkeypatch.setenv(compiled.SWITCH, word)
+    assert not compiled.use()
+
+
+@pytest.mark.parametrize("word", ["", "yes", "1", "none"])
+def test_the_switch_is_on_by_any_other(monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+    looked: list[bool] = []
+    monkeypatch.setattr(compiled, "MODULES", ())
+    monkeypatch.setattr(compiled, "_hold", lambda: looked.append(True))
+    monkeypatch.setenv(compiled.SWITCH, word)
+    assert not compiled.use()
+    assert looked
+
+
 def test_both_write_the_same(tmp_path: Path, built: Path) -> None:
     del built
     folders = []

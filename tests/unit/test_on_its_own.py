@@ -53,6 +53,13 @@ def test_invoke_takes_it_so(tmp_path: Path) -> None:
         return done.returncode, done.stdout, done.stderr
 
     assert (0, "nic: ok\nloopback: ok\n", "") == invoke("lab.check", "nic", "loopback")
+    script = "playbook: mine\nquestion: It?\nprobes: {foreign: [a.bt]}\nworkload: {over: link}\n"
+    (tmp_path / "own.yaml").write_text(script, encoding="utf-8")
+    assert 2 == invoke("lab.check", "own.yaml")[0]
+    (tmp_path / "a.bt").touch()
+    code, said, told = invoke("lab.check", "own.yaml")
+    assert (0, "own.yaml: ok\n") == (code, said)
+    assert told.startswith("own.yaml: a.bt will be absent: there is no bpftrace in the guest image")
     assert "also without --playbook" in invoke("lab.check", "--help")[1]
     code, _, told = invoke("lab.check", "nic", "./mine.yaml")
     assert (2, True) == (code, "./mine.yaml:2:1: " in told)

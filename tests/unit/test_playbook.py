@@ -6,7 +6,7 @@ import dataclasses
 import os
 import re
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lab import experiment, paths, playbook
 from lab.errors import PlaybookError
 from lab.playbook import override
-from lab.playbook.reading import _nested, _reader, _schema
+from lab.playbook.reading import _nested, _or_a_word, _reader, _schema
 from lab.spec import (
     HOOKS,
     SECTIONS,
@@ -280,7 +280,15 @@ RULES: list[tuple[str, str]] = [
     (GOOD + "link: {iommu: true}\n", "4:15: expected on or off, yes or no; found 'true'"),
     (
         GOOD + "probes: {foreign: [mine.ko, mine.py]}\n",
-        "4:29: expected a probe of your own, *.ko, *.bpf.o, *.bt; found 'mine.py'",
+        "4:29: expected a probe of your own, *.c, *.ko, *.bpf.o, *.bt; found 'mine.py'",
+    ),
+    (
+        GOOD + "probes: {foreign: [mine.bpf.c]}\n",
+        "4:20: expected what clang makes of 'mine.bpf.c', a .bpf.o (docs/probes.md)",
+    ),
+    (
+        KNOWN + "known: {copies: 3}\nprobes: {foreign: [mine.ko]}\n",
+        "5:9: an experiment 'known' loads no probes of yours (foreign)",
     ),
     (GOOD + "probes: {kind: dtrace}\n", "4:16: expected one of kmod, bpf, both, none"),
     (GOOD + "probes: {comm: a b}\n", "4:16: expected a comm of 1 to 15 letters"),
@@ -400,6 +408,13 @@ deadline: 60
 expect: 3
 """
 
+TOP = (
+    "expected one of playbook, question, experiment, kernel, link, probes, module, workload, known,"
+    " trigger, calls, expect, sweep, deadline"
+)
+LINK = (
+    "expected one of device, backend, mtu, iommu, swiotlb, mrg_rxbuf, xdp, copybreak, delay, loss"
+)
 SAID = """\
 broken.yaml has 14 faults; nothing was started
 broken.yaml:2:11: expected a name of at most 40 small letters, digits and '-'; found 'Bad Name'
@@ -408,13 +423,13 @@ broken.yaml:2:11: expected a name of at most 40 small letters, digits and '-'; f
 broken.yaml:3:11: expected a question in one line of 1 to 200 characters
     question: ""
               ^
-broken.yaml:4:1: unknown key 'kernal' (did you mean 'kernel'?)
+broken.yaml:4:1: unknown key 'kernal' (did you mean 'kernel'?); <TOP>
     kernal: 6.12
     ^
 broken.yaml:5:16: expected one of virtio-net-pci, e1000e; found 'e1000' (did you mean 'e1000e'?)
     link: {device: e1000, backend: tap, iommu_platform: on}
                    ^
-broken.yaml:5:37: unknown key 'iommu_platform'
+broken.yaml:5:37: unknown key 'iommu_platform'; <LINK>
     link: {device: e1000, backend: tap, iommu_platform: on}
                                         ^
 broken.yaml:6:1: duplicate key 'link', first given on line 5
@@ -423,7 +438,7 @@ broken.yaml:6:1: duplicate key 'link', first given on line 5
 broken.yaml:7:32: unknown hook 'copy_to_iter' (did you mean '_copy_to_iter'?)
     probes: {kind: none, without: [copy_to_iter]}
                                    ^
-broken.yaml:8:1: unknown key 'size' ('size' belongs under 'workload')
+broken.yaml:8:1: unknown key 'size' ('size' belongs under 'workload'); <TOP>
     size: 4
     ^
 broken.yaml:10:9: expected one of loopback, link; found 'wire'
@@ -444,7 +459,7 @@ broken.yaml:14:11: expected a duration from 1s to 60m such as 60s; found '60'
 broken.yaml:15:9: expected keys such as complete, guest-cpu-copies, device-reads; found '3'
     expect: 3
             ^
-"""
+""".replace("<TOP>", TOP).replace("<LINK>", LINK)
 
 
 def test_a_badly_broken_file_is_told_all_at_once(
@@ -823,6 +838,20 @@ def test_a_module_that_is_not_there_is_a_fault_at_its_line(tmp_path: Path) -> No
         load_text(tmp_path, CRASH)
 
 
+def test_a_probe_of_ones_own_that_is_not_there_is_a_fault_at_its_line(tmp_path: Path) -> None:
+    for name in ("here.ko", "here.c"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.ko").mkdir()
+    files = "probes: {foreign: [here.ko, here.c, "
+
+    loaded = load_text(tmp_path, GOOD + files + "]}\n")
+    for name in ("gone.ko", "folder.ko", "n" * 300 + ".bt"):
+        with pytest.raises(PlaybookError, match=r"4:37: .* (beside this playbook|looked for: )"):
+            load_text(tmp_path, GOOD + files + name + "]}\n")
+
+    assert ("here.ko", "here.c") == loaded.probes.foreign  # outputs are named so
+
+
 def test_the_options_of_a_message_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "x.c").touch()
     loaded = load_text(tmp_path, CRASH)
@@ -840,3 +869,69 @@ def test_a_link_too_small_for_ipv6_is_a_contradiction() -> None:
     assert "a link that carries IPv6 has an MTU of at least 1280; found 1279" in said
     assert [] == messages(text.replace("1279", "1280"))
     assert [] == messages(text.replace("over: link", "over: loopback"))
+
+
+# The page that has every key, docs/playbook.md.
+
+PAGE = Path(__file__).parents[2] / "docs" / "playbook.md"
+
+
+def rows(columns: int) -> dict[str, list[str]]:
+    """Return the rows of the page's tables with so many columns, by what is in their first."""
+    found = {}
+    for line in PAGE.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        first = re.fullmatch("`(.+)`", cells[0])
+        if line.startswith("| ") and first and len(cells) == columns:
+            found[first[1]] = cells[1:]
+    return found
+
+
+def keys(cls: type[Any], where: str = "") -> dict[str, tuple[Any, object]]:
+    """Return each key a file may have, with its field and its type."""
+    found = {}
+    for key, (field, annotation) in _schema(cls).items():
+        name = f"{where}{key}"
+        nested = _nested(annotation)
+        if nested is None or _or_a_word(annotation) or name == "trigger":  # a second workload
+            found[name] = field, annotation
+        if nested is not None and name != "trigger":
+            found |= keys(nested, f"{name}.")
+    return found
+
+
+def quoted(cell: str) -> list[str]:
+    return re.findall("`([^`]+)`", cell)
+
+
+def test_the_page_has_every_key_and_no_other() -> None:
+    page = rows(4)
+    assert [*keys(Playbook)] == sorted(page.keys() - SECTIONS, key=[*keys(Playbook)].index)
+
+
+@pytest.mark.parametrize("key", sorted(keys(Playbook).keys() - {"trigger"}))
+def test_what_the_page_says_may_be_written_is_read(key: str) -> None:
+    field, annotation = keys(Playbook)[key]
+    written, default, _ = rows(4)[key]
+    read = _reader(annotation, key)
+    texts = [part for one in quoted(written) for part in one.strip("[]").split(", ")]
+
+    values = [read(text) for text in texts]
+    assert values
+    assert (get_origin(annotation) is tuple) == written.startswith("`[")
+    literals = {word for kind in (annotation, *get_args(annotation)) for word in get_args(kind)}
+    words = {word for word in literals if isinstance(word, str)}
+    assert not words or get_origin(annotation) is tuple or words == set(values)
+    if field.default is dataclasses.MISSING:
+        assert "required" == default
+    elif shown := quoted(default):
+        assert [field.default] == [read(text) for text in shown]
+    else:
+        assert field.default in {None, (), ""}
+
+
+def test_the_page_says_what_each_kind_reads() -> None:
+    page = rows(4)
+    for kind, sections in SECTIONS.items():
+        told = [quoted(cell) for cell in page[kind]] if kind in page else None
+        assert [[*sections.needs], [*sections.may], [*sections.lacks]] == told, kind

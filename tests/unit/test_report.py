@@ -14,8 +14,9 @@ from rich.console import Console
 
 from lab import blocks, ledger, report
 from lab.ledger.expected import as_json, not_judged
-from lab.report import listing, ring_table, tables, verdict
+from lab.report import conditions, listing, ring_table, tables, verdict
 from lab.rundir import RunDir, prune
+from lab.rundir.fields import Json
 from tests.unit import cooked
 from tests.unit.cooked import Cook
 
@@ -503,3 +504,34 @@ def test_folders_of_many_runs_are_listed(tmp_path: Path) -> None:
     ]
     assert ["2 cells", "90 claims", "1 experiments"] == [row.message for row in rows]
     assert 2 == len(prune.prune(tmp_path, keep=1).paths)
+
+
+def test_the_users_own_probes_are_told_with_where_their_words_are(tmp_path: Path) -> None:
+    absent = "absent: there is no bpftrace in the guest image"
+    both = ("sender", "receiver")
+    became = {"a.bt": absent, "mine/seen.ko": "present", "late.ko": "present"}
+    cook = cooked.nic(tmp_path)
+    cook.manifest["probes"] = {
+        "kind": "kmod", "modules": {}, "without": [], "foreign": dict.fromkeys(both, became)
+    }  # fmt: skip
+    run = cook.serve()
+    files = [f"{guest}/foreign-mine,seen.ko.txt" for guest in both]
+    for file in files:
+        run.file(file).touch()
+    cook.manifest["files"] = run.digests(both)
+    text = " ".join(render(cook.serve()).split())
+
+    assert (
+        "Foreign: late.ko loaded, and what it said was not kept; "
+        f"mine/seen.ko loaded, {' and '.join(files)}; a.bt {absent}." in text
+    )
+    assert text.startswith("COMPLETE")
+    assert "Foreign" not in render(cooked.nic(tmp_path / "without").serve())
+
+
+@pytest.mark.parametrize("lie", [3, {"foreign": [1]}, {"foreign": {"sender": "x"}}])
+def test_probes_that_a_manifest_garbles_are_not_told(tmp_path: Path, lie: Json) -> None:
+    manifest = cooked.nic(tmp_path).serve().manifest()
+    lied = dataclasses.replace(manifest, values={**manifest.values, "probes": lie})
+
+    assert not conditions.foreign(lied)
