@@ -7,7 +7,7 @@ right answer; a witness that has more or less of it than the module says is told
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lab import access, accesses, record
@@ -52,6 +52,7 @@ class Truth:
     functions: Mapping[str, tuple[str, ...]]  # witness -> who copied
     absent: Mapping[str, str]
     lost: Mapping[str, int]
+    records: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # one of each of `seen`
     faults: tuple[str, ...] = ()  # of the run's files
 
     @property
@@ -104,10 +105,13 @@ def compare(run: RunDir) -> Truth:
     seen: dict[str, tuple[Move, ...]] = {}
     functions: dict[str, tuple[str, ...]] = {}
     lost: dict[str, int] = {}
+    records: dict[str, tuple[str, ...]] = {}
     faults = [*run.changes()]
     if folder.trace.is_file():
         trace = record.read(folder.trace, guest=folder.name)
-        seen[PROBES] = tuple(sorted(_recorded(trace, said)))
+        recorded = sorted(_recorded(trace, said))
+        seen[PROBES] = tuple(move for move, _ in recorded)
+        records[PROBES] = tuple(record_id for _, record_id in recorded)
         copied = (one.hook for one in trace.records if one.hook == COPIER)
         functions[PROBES] = tuple(dict.fromkeys(copied))
         lost[PROBES] = trace.lost
@@ -124,8 +128,9 @@ def compare(run: RunDir) -> Truth:
             symbols=Symbols(folder.symbols),
             present=[(move.source, move.source + move.size) for move in said if move.source],
         )
-        copies, writes = list(_copied(found)), list(_written(found))
-        seen[LOG] = tuple(sorted([*copies, *writes]))
+        logged = sorted([*_copied(found), *_written(found)])
+        seen[LOG] = tuple(move for move, _ in logged)
+        records[LOG] = tuple(record_id for _, record_id in logged)
         functions[LOG] = tuple(dict.fromkeys(name_of(copy) for copy in found.copies))
         lost[LOG] = log.lost + (0 if log.complete else int(log.lost == 0))
     absent = {
@@ -139,7 +144,13 @@ def compare(run: RunDir) -> Truth:
         if told == "present" and name in (PROBES, LOG) and name not in seen
     ]
     return Truth(
-        said=said, seen=seen, functions=functions, absent=absent, lost=lost, faults=tuple(faults)
+        said=said,
+        seen=seen,
+        functions=functions,
+        absent=absent,
+        lost=lost,
+        records=records,
+        faults=tuple(faults),
     )
 
 
@@ -154,32 +165,34 @@ def _said(folder: GuestDir, manifest: Manifest) -> Iterator[Move]:
             yield Move(WRITE, message, 0, target, size)
 
 
-def _recorded(trace: record.Trace, said: tuple[Move, ...]) -> Iterator[Move]:
+def _recorded(trace: record.Trace, said: tuple[Move, ...]) -> Iterator[tuple[Move, str]]:
     # A record has addresses; which message lies there is the module's word.
     at = {move.source: move.message for move in said if move.source}
     at |= {move.target: move.message for move in said if move.target}
     for one in trace.records:
         if one.hook == COPIER:
-            yield Move(COPY, at.get(one.src_phys, -1), one.src_phys, one.dst_phys, one.size)
+            message = at.get(one.src_phys, -1)
+            yield Move(COPY, message, one.src_phys, one.dst_phys, one.size), one.id
         elif one.hook == MOVER and one.dst_phys:
-            yield Move(WRITE, at.get(one.dst_phys, -1), 0, one.dst_phys, one.size)
+            yield Move(WRITE, at.get(one.dst_phys, -1), 0, one.dst_phys, one.size), one.id
         elif one.hook == MOVER:
-            yield Move(READ, at.get(one.src_phys, -1), one.src_phys, 0, one.size)
+            yield Move(READ, at.get(one.src_phys, -1), one.src_phys, 0, one.size), one.id
 
 
-def _copied(found: accesses.Accesses) -> Iterator[Move]:
+def _copied(found: accesses.Accesses) -> Iterator[tuple[Move, str]]:
     for copy in found.copies:
         source, target = copy.source[0][0], copy.target[0][0]
-        yield Move(
+        move = Move(
             COPY, copy.message, source + copy.payload_at, target + copy.payload_at,
             copy.payload_size,
         )  # fmt: skip
+        yield move, copy.evidence[0]
 
 
-def _written(found: accesses.Accesses) -> Iterator[Move]:
+def _written(found: accesses.Accesses) -> Iterator[tuple[Move, str]]:
     for write in found.device_writes:
         at = write.physical[0][0] + write.payload_at
-        yield Move(WRITE, write.message, 0, at, write.payload_size)
+        yield Move(WRITE, write.message, 0, at, write.payload_size), write.evidence[0]
 
 
 def told(truth: Truth, manifest: Manifest) -> list[Block]:
@@ -216,14 +229,17 @@ def told(truth: Truth, manifest: Manifest) -> list[Block]:
             f"{move.source:#x}" if move.source else "the device",
             f"{move.target:#x}" if move.target else "the device",
             str(move.size),
-            *(_mark(name, move, moves) for name, moves in truth.seen.items()),
+            *(_proof(name, move, truth) for name in truth.seen),
         )
         for move in truth.said
     ]
     return [*out, *table(("MOVE", "MESSAGE", "FROM", "TO", "LEN", *truth.seen), places)]
 
 
-def _mark(witness: str, move: Move, seen: tuple[Move, ...]) -> str:
+def _proof(witness: str, move: Move, truth: Truth) -> str:
+    """Return the first record of a move that a witness has; of several such moves, of each."""
     if not judges(witness, move):
         return "cannot see"
-    return "✓" if move in seen else "✗"
+    pairs = zip(truth.seen[witness], truth.records[witness], strict=True)
+    found = [record_id.partition("/")[2] for seen, record_id in pairs if seen == move]
+    return ", ".join(found) or "✗"

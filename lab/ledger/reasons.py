@@ -28,13 +28,13 @@ class Reasons:
         udp = self._inputs.manifest.protocol == "udp"
         if gap.why == WAIT_ENDED:
             lost = self._whys[gap.message] - {WAIT_ENDED}
-            return REST if udp and lost else WAIT_ENDED + self._wait()
+            return REST if udp and lost else f"{WAIT_ENDED}{self._wait(', ')}"
         if gap.why not in (NO_FRAME, NEVER_GIVEN):
             return gap.why
         why = gap.why
         if not udp and gap.why == NO_FRAME and self._timed_out():
             # TCP would have sent them once more.
-            why = f"{NO_FRAME}; the receiver's wait for them ended{self._wait()}"
+            why = f"{NO_FRAME}; the receiver's wait for them ended{self._wait(' ')}"
         return why + self._dropped(gap.guest)
 
     def _timed_out(self) -> bool:
@@ -42,12 +42,12 @@ class Reasons:
         work = None if guest is None else guest.role(RECEIVER)
         return work is not None and work.timed_out
 
-    def _wait(self) -> str:
+    def _wait(self, before: str) -> str:
         limit = self._inputs.manifest.values.get("idle_ms")  # not in runs of before
         if not isinstance(limit, int):
             return ""
         return (
-            f": after {limit / 1000:g} s in which nothing came, which no playbook can make longer"
+            f"{before}after {limit / 1000:g} s with nothing to read (no playbook makes it longer)"
         )
 
     def _dropped(self, name: str) -> str:

@@ -219,7 +219,22 @@ def _copies(message: Message) -> list[Block]:
             )
         )
     head = ("COPY", "FUNCTION", "SOURCE", "DEST", "LEN", "PROVEN BY")
-    return [*table(head, rows), *_more(len(message.movements), "movement")]
+    out = [*table(head, rows), *_more(len(message.movements), "movement")]
+    return out + _seen_by_programs(message)
+
+
+def _seen_by_programs(message: Message) -> list[Block]:
+    """Name the records of the BPF programs beside the modules' that the table has."""
+    found: dict[tuple[str, str], list[str]] = {}
+    pairs = zip(message.movements, copy_numbers(message), strict=True)
+    for movement, number in list(pairs)[:SHOWN_ROWS]:
+        name = f"copy #{number}" if movement.kind == "copy" else _what(movement)
+        for one in movement.evidence[1:]:
+            file, _, record = one.partition("#")
+            if file.endswith("/bpf.bin"):
+                found.setdefault((name, file), []).append(f"#{record}")
+    told = [f"{name} {file}{', '.join(records)}" for (name, file), records in found.items()]
+    return paragraph(f"Seen by the BPF programs too: {'; '.join(told)}.") if told else []
 
 
 def _what(movement: Movement) -> str:

@@ -40,6 +40,7 @@ def test_every_witness_meets_the_modules_word(invoke: Invoke, *, sees: bool) -> 
     done = invoke("lab.run", "known", "--json")
     assert 0 == done.code, done.out + done.err
     assert {"copy": 7, "device read": 3, "device write": 3} == counts(done.value, PROBES)
+    assert all("/trace.bin#" in one for one in done.value["records"][PROBES])
     if sees:
         assert {"copy": 7, "device read": 0, "device write": 3} == counts(done.value, LOG)
         assert ["known_copy>memcpy_orig"] == done.value["functions"][LOG]

@@ -85,7 +85,15 @@ def test_each_movement_lists_both_that_saw_it(tmp_path: Path, cook: Any) -> None
     copies = [m for m in found.messages[0].movements if m.kind == "copy"]
     assert all(any("bpf.bin#" in one for one in copy.evidence) for copy in copies)
     assert "sender/bpf" in found.lost
-    assert "probe:bpf" in report.render(found, run)
+    text = report.render(found, run)
+    assert "probe:bpf" in text
+    # The table has the modules' records, the sentence behind it the programs'.
+    first, last = copies[0], copies[-1]
+    line = next(" ".join(part.split()) for part in text.split("\n\n") if "BPF programs too" in part)
+    line = line.partition("Seen by the BPF programs too: ")[2]
+    assert line.startswith(f"copy #1 {first.evidence[1]}")
+    assert line.endswith(f" {last.evidence[1]}.")
+    assert ("; handover" if cook is cooked.loopback else "; virtio-net-pci reads sender/") in line
 
 
 @pytest.mark.parametrize("cook", [cooked.nic, cooked.loopback], ids=["nic", "loopback"])

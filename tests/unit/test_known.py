@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
 
-from lab.known import COPY, LOG, PROBES, READ, WRITE, Move, Truth
+from lab.blocks import Table
+from lab.known import COPY, LOG, PROBES, READ, WRITE, Move, Truth, told
+from lab.rundir import Manifest
 
 COPIED = Move(COPY, 0, 0x1000, 0x2000, 1009)
 OUT, IN = Move(READ, 1, 0x3000, 0, 1009), Move(WRITE, 1, 0, 0x4000, 1009)
@@ -34,6 +40,24 @@ def test_more_or_less_than_was_said_is_told(
     witness: str, seen: tuple[Move, ...], text: str
 ) -> None:
     assert any(text in line for line in truth({witness: seen}).trouble)
+
+
+def test_each_move_is_shown_with_the_record_of_each_witness() -> None:
+    found = replace(
+        truth({PROBES: SAID, LOG: (COPIED, COPIED)}),
+        records={
+            PROBES: tuple(f"guest/trace.bin#{n}" for n in (4, 5, 6)),
+            LOG: ("guest/access.bin#40", "guest/access.bin#80"),
+        },
+    )
+    manifest = cast("Manifest", SimpleNamespace(size=1009, kernel="6.12", accelerator="tcg"))
+    *_, moves = [block for block in told(found, manifest) if isinstance(block, Table)]
+
+    assert [
+        ("trace.bin#4", "access.bin#40, access.bin#80"),
+        ("trace.bin#5", "cannot see"),
+        ("trace.bin#6", "✗"),
+    ] == [row[-2:] for row in moves.rows]
 
 
 def test_a_loss_is_told() -> None:

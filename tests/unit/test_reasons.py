@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 
-from lab import ledger, report, workload
+from lab import correlate, ledger, report, workload
+from lab.correlate import audit
+from lab.correlate.types import Gap
 from lab.ledger import Ledger
+from lab.ledger.reasons import Reasons
 from lab.rundir import RunDir, conditions
 from tests.unit import cooked
 from tests.unit.cooked import Cook
 
-WAIT = ": after 5 s in which nothing came, which no playbook can make longer"
+WAIT = ", after 5 s with nothing to read (no playbook makes it longer)"
 NETEM = (
     "qdisc netem 8001: root refcnt 2 limit 1000 loss 30%\n Sent {} bytes {} pkt (dropped {}, over"
 )
@@ -92,6 +95,15 @@ def test_a_wait_that_ended_says_after_how_long(tmp_path: Path) -> None:
     found = ledger.build(short(tmp_path))
 
     assert (2, f"the receiver's wait for it ended first{WAIT}") in whys(found)
+
+
+def test_a_segment_that_was_not_sent_again_in_time_says_so(tmp_path: Path) -> None:
+    """TCP would have: what no frame carries by then is no loss that nothing mends."""
+    run = short(tmp_path)
+    gap = Gap(guest="sender", message=2, between=("a", "b"), bytes=20, why=audit.NO_FRAME)
+    why = Reasons(correlate.load(run), [gap]).of(gap)
+
+    assert f"no frame carries them; the receiver's wait for them ended{WAIT[1:]}" == why
 
 
 def test_a_run_that_does_not_know_its_limit_names_none(tmp_path: Path) -> None:
