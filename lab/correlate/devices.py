@@ -8,9 +8,11 @@ a filled buffer that holds it.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from heapq import merge
+from itertools import islice
 
 from lab.access import LEAST
 from lab.capture import Frame
@@ -19,10 +21,12 @@ from lab.correlate.holdings import Held
 from lab.correlate.inputs import GuestInputs
 from lab.correlate.passage import Passage, Twin
 from lab.correlate.types import LINK, Place, PlaceKind
+from lab.message import BLOCK_SIZE
 
 # Bytes in front of a frame in a device's buffer: the virtio header with and without
 # mergeable buffers (12, 10), with a hash (20), and none (e1000e).
 DEVICE_HEADERS = (12, 10, 20, 0)
+NEAR = 8  # frames that are compared in the order they left, before they are looked up by message
 SHORTEST = 60  # bytes of a frame without its checksum (IEEE 802.3): a device may pad what is less
 
 
@@ -57,31 +61,52 @@ class Wire:
 
     board: Board
     carried: dict[int, Carried] = field(default_factory=dict)  # frame at the sender -> what
-    _left: deque[Frame] = field(default_factory=deque)
+    _frames: Sequence[Frame] = ()
+    _claimed: set[int] = field(default_factory=set)
+    _of_length: dict[int, deque[Frame]] = field(default_factory=dict)
+    _deepest: dict[int, int] = field(default_factory=dict)  # by length: where payload begins
+    _with: dict[int, list[Frame]] | None = None  # message -> frames that carry some of it
+    _found: dict[int, list[tuple[int, int, int, int]]] = field(default_factory=dict)
     _begun: dict[int, int] = field(default_factory=dict)  # later fragment -> its datagram's message
     _alike: int = 0  # messages seen so far, of those that are told apart by order alone
 
     def load(self, frames: Sequence[Frame] | None) -> None:
         """Take the sender's frames in the order they left."""
-        self._left = deque(frames or ())
+        self._frames = frames or ()
+        for frame in self._frames:
+            length = len(frame.data)
+            self._of_length.setdefault(length, deque()).append(frame)
+            self._deepest[length] = max(self._deepest.get(length, 0), _payload_at(frame))
         self._begun = self._later_fragments()
 
     @property
     def unclaimed(self) -> list[Frame]:
-        return list(self._left)
+        return [frame for frame in self._frames if frame.index not in self._claimed]
 
-    def claim(self, size: int, parts: Sequence[Held], begins: bytes) -> tuple[Frame, int] | None:
+    @property
+    def all_claimed(self) -> bool:
+        return len(self._claimed) == len(self._frames)
+
+    def claim(
+        self, size: int, parts: Sequence[Held], begins: bytes
+    ) -> tuple[Frame, int, list[Held]] | None:
         """Return the frame a descriptor chain of `size` bytes became, and its header's size.
 
-        It is the first one that left, has that length, begins as its skb did, and shows
-        the message's bytes where the descriptors hold them.
+        It is the first one that left, has that length, and shows the message's bytes where the
+        descriptors hold them.  In front of its payload are headers, the device's and its own:
+        no hook sees them written, so what memory held there before is no part of the packet.
+        With what is; where that is nothing, the frame is the one that begins as its skb did.
         """
-        for number, frame in enumerate(self._left):
+        for frame in self._candidates(size, parts):
             header = size - len(frame.data)
-            same = header in DEVICE_HEADERS and frame.data.startswith(begins[: len(frame.data)])
-            if same and self._shows(frame, parts, header):
-                del self._left[number]
-                return frame, header
+            mine = _in_payload(frame, parts, header)
+            if mine:
+                same = self._shows(frame, mine, header)
+            else:
+                same = bool(begins) and frame.data.startswith(begins[: len(frame.data)])
+            if same:
+                self._claimed.add(frame.index)
+                return frame, header, mine
         return None
 
     def claim_chain(self, size: int, parts: Sequence[Held]) -> tuple[Frame, int, list[Held]] | None:
@@ -91,14 +116,15 @@ class Wire:
         block are those of every block: what the frame carries at that place decides, and of what
         it carries no more than a driver's pull of a few bytes may be missing.
         """
-        for number, frame in enumerate(self._left):
+        unique = self.board.inputs.identity.unique
+        for frame in self._carrying(parts) if unique else self._as_long(size):
             header = size - len(frame.data)
             if header not in DEVICE_HEADERS:
                 continue
             mine = [part for part in parts if self._carries(frame, part, header)]
             held = sum(part.size for part in mine)
             if mine and held + LEAST > len(frame.payload):
-                del self._left[number]
+                self._claimed.add(frame.index)
                 return frame, header, mine
         return None
 
@@ -110,7 +136,7 @@ class Wire:
             (message, offset - start) == (part.message, part.offset - at)
             and start <= at
             and at + part.size <= start + size
-            for start, message, offset, size in self.carries(frame)
+            for start, message, offset, size in self._sent(frame)
         )
 
     def claim_cut(self, parts: Sequence[Held]) -> list[tuple[Frame, list[Held]]]:
@@ -123,15 +149,78 @@ class Wire:
             return []
         left = sum(part.size for part in parts)
         out: list[tuple[Frame, list[Held]]] = []
-        for frame in list(self._left):
-            pieces = [piece for run in self.carries(frame) for piece in _pieces(parts, run)]
+        for frame in self._carrying(parts):
+            pieces = [piece for run in self._sent(frame) for piece in _pieces(parts, run)]
             if pieces:
-                self._left.remove(frame)
+                self._claimed.add(frame.index)
                 out.append((frame, pieces))
                 left -= sum(piece.size for piece in pieces)
             if left <= 0:
                 break
         return out
+
+    def _candidates(self, size: int, parts: Sequence[Held]) -> Iterator[Frame]:
+        """Yield the frames a chain may have become, in their order, the likely ones first.
+
+        Most often it is the first of its length.  Where it is none of the first few, the
+        message tells which it can be; going through all of them would take ever longer.
+        """
+        inside = self._as_long(size)
+        yield from islice(inside, NEAR)
+        sure = [part for part in parts if self._is_found(part, size)]
+        if not sure:
+            yield from inside
+            return
+        for frame in self._carrying(sure):
+            if size - len(frame.data) in DEVICE_HEADERS:
+                yield frame
+
+    def _as_long(self, size: int) -> Iterator[Frame]:
+        fits = []
+        for header in DEVICE_HEADERS:
+            frames = self._of_length.get(size - header)
+            if frames:
+                while frames and frames[0].index in self._claimed:
+                    frames.popleft()
+                fits.append(frames)
+        for frame in fits[0] if len(fits) == 1 else merge(*fits, key=_index_of):
+            if frame.index not in self._claimed:
+                yield frame
+
+    def _is_found(self, part: Held, size: int) -> bool:
+        """Tell whether a frame that shows some bytes is sure to be known by their message.
+
+        They must be its payload, wherever that begins, and a whole block among them.
+        """
+        identity = self.board.inputs.identity
+        if not identity.unique or identity.alike:
+            return False
+        depth = max([header + self._deepest.get(size - header, 0) for header in DEVICE_HEADERS])
+        first = part.offset + max(0, depth - part.at)
+        first += -first % BLOCK_SIZE
+        return first + BLOCK_SIZE <= part.offset + part.size
+
+    def _carrying(self, parts: Sequence[Held]) -> list[Frame]:
+        """Return the frames left that carry bytes of a message of `parts`, in their order."""
+        if self._with is None:
+            self._with = defaultdict(list)
+            for frame in self._frames:
+                for message in dict.fromkeys([run[1] for run in self._sent(frame)]):
+                    self._with[message].append(frame)
+        found = {
+            frame.index: frame
+            for message in dict.fromkeys([part.message for part in parts])
+            for frame in self._with.get(message, ())
+            if frame.index not in self._claimed
+        }
+        return [found[index] for index in sorted(found)]
+
+    def _sent(self, frame: Frame) -> list[tuple[int, int, int, int]]:
+        # What `carries` says of a frame of the sender's, searched for once.
+        found = self._found.get(frame.index)
+        if found is None:
+            found = self._found[frame.index] = self.carries(frame)
+        return found
 
     def place(self, frame: Frame, part: Held, guest: str) -> Place:
         """Make the place on the wire that `part` of a frame is."""
@@ -172,7 +261,7 @@ class Wire:
             return {}
         out: dict[int, int] = {}
         begun: dict[tuple[str, str, int, int], int] = {}
-        for frame in self._left:
+        for frame in self._frames:
             headers = frame.headers
             if headers is None or not (headers.more_fragments or headers.fragment_offset):
                 continue
@@ -199,6 +288,27 @@ class Wire:
             if not identity.agrees(found, part.message, part.offset):
                 return False
         return True
+
+
+def _index_of(frame: Frame) -> int:
+    return frame.index
+
+
+def _payload_at(frame: Frame) -> int:
+    return 0 if frame.headers is None else frame.headers.payload_at
+
+
+def _in_payload(frame: Frame, parts: Sequence[Held], header: int) -> list[Held]:
+    """Return what of `parts` lies behind the headers of the frame that they are in."""
+    begins = header + _payload_at(frame)
+    out = []
+    for part in parts:
+        skip = begins - part.at
+        if skip <= 0:
+            out.append(part)
+        elif skip < part.size:
+            out.append(part.piece(part.offset + skip, part.size - skip, begins))
+    return out
 
 
 def _within(

@@ -74,6 +74,22 @@ def _append(out: dict[int, Chain], chain: Chain, record: Record) -> None:
     out[record.number] = chain
 
 
+def _in_front(chain: Chain) -> int:
+    """Return how many bytes of a chain lie before the frame: the header its device is given.
+
+    Of virtio (1.2, 5.1.6) the first 10, 12 or 20 of every packet, in a descriptor with the frame
+    or in one of their own.  The frame is what the skb that the driver was given begins with.
+    """
+    given = chain.given
+    at = 0
+    for record in chain.asked or chain.records if given is not None else ():
+        if given is not None and record.src <= given.data < record.src + record.size:
+            at += given.data - record.src
+            return at if at in DEVICE_HEADERS else 0
+        at += record.size
+    return 0
+
+
 class Transmit:
     """Pairs the sender's descriptors with places and frames."""
 
@@ -95,15 +111,14 @@ class Transmit:
             return
         parts = self._parts(chain)
         # Of a chain that holds nothing known only what its skb showed says which frame it is.
-        shown = b"" if parts else self.skbs.shown.get(chain.records[-1].skb, b"")
+        shown = self.skbs.shown.get(chain.records[-1].skb, b"")
         if not parts and not shown:
             return
         claimed = self.wire.claim(chain.size, parts, shown)
         if claimed is not None:
-            frame, header = claimed
-            self._check_length(chain, frame, parts)
-            parts = parts or self._strangers(chain, frame, header)
-            self._taken(chain, frame, header, parts)
+            frame, header, mine = claimed
+            self._check_length(chain, frame, mine)
+            self._taken(chain, frame, header, mine or self._strangers(chain, frame, header))
             return
         cut = self.wire.claim_cut(parts)
         if not cut:
@@ -154,22 +169,23 @@ class Transmit:
     def finish(self) -> None:
         """Account for frames no record of a descriptor explains: by the rings, or not at all."""
         sent = self.rings.sent()
+        room = max([len(frame.data) for frame in self.wire.unclaimed], default=0)
+        room += max(DEVICE_HEADERS)
         at = 0
-        while at < len(sent) and self.wire.unclaimed:
-            at += self._claim_chain(sent[at : at + MOST_DESCRIPTORS]) or 1
+        while at < len(sent) and not self.wire.all_claimed:
+            at += self._claim_chain(sent[at : at + MOST_DESCRIPTORS], room) or 1
         why = "no descriptor that covers them is known: " + self._why_no_descriptor()
         for frame in self.wire.unclaimed:
             carried = stranded(self.wire, frame, self.guest.name, why)
             if carried is not None:
                 self.wire.carried[frame.index] = carried
 
-    def _claim_chain(self, sent: list[Found]) -> int:
+    def _claim_chain(self, sent: list[Found], room: int) -> int:
         """Claim the frame that the first of some descriptors, and those behind it, became.
 
         Returns how many they are, 0 where there is none: headers in one, and what a page holds
-        of the payload in each of the others.
+        of the payload in each of the others.  `room`: no frame and its header are more bytes.
         """
-        room = max(len(frame.data) for frame in self.wire.unclaimed) + max(DEVICE_HEADERS)
         parts: list[Held] = []
         size = 0
         for count, found in enumerate(sent, 1):
@@ -201,7 +217,7 @@ class Transmit:
     ) -> list[tuple[Frame, int, list[Held]]]:
         if count == 1:
             claimed = self.wire.claim(size, parts, b"")
-            return [] if claimed is None else [(*claimed, parts)]
+            return [] if claimed is None else [claimed]
         out = []
         while (chain := self.wire.claim_chain(size, parts)) is not None:
             out.append(chain)
@@ -212,7 +228,15 @@ class Transmit:
     def _parts(self, chain: Chain) -> list[Held]:
         out: list[Held] = []
         at = 0
+        front = _in_front(chain)
         for record in chain.records:
+            if at < front:
+                # The driver's header for its device.  It is written where an older message may
+                # have lain, in the headroom of the skb most often, and no hook sees that.
+                size = min(front - at, record.size)
+                written = self.memory.kernel(record.src, size, record.src_phys)
+                for lost in self.memory.holdings.clear(written):
+                    lost.overwritten = True
             extents = self.memory.kernel(record.src, record.size, record.src_phys)
             parts = self.memory.holdings.find(extents)
             self.skbs.segment(record.skb, parts, index=record.frags)

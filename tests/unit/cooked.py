@@ -150,7 +150,8 @@ class Cook:
     without: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
     seed: int = SEED
-    heads: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)  # whose again
+    heads: dict[tuple[int, int], tuple[int, int, int]] = field(default_factory=dict)  # whose again
+    again: int = 0  # messages after which memory of a stream is given out again, 0: never
     header: dict[str, Any] = field(default_factory=dict)  # of every section
     missed: dict[str, int] = field(default_factory=dict)
     skip_files: set[str] = field(default_factory=set)
@@ -470,11 +471,12 @@ def nic(
     without: Sequence[str] = (),
     absent: Sequence[str] = (),
     seed: int = SEED,
-    heads: Mapping[tuple[int, int], tuple[int, int]] | None = None,
+    heads: Mapping[tuple[int, int], tuple[int, int, int]] | None = None,
 ) -> Cook:
     """Cook UDP over a link whose backend has no vnet header.
 
-    `heads`: a fragment, as (message, number), that lies where another one did.
+    `heads`: a fragment, as (message, number), that lies where another one did, so many bytes
+    further on.
     """
     cook = Cook(
         path=path,
@@ -493,7 +495,8 @@ def nic(
         seed=seed,
         heads=dict(heads or {}),
     )
-    cook.receiver.tsc += 500_000
+    # Behind what the sender did with the frame, however many there are.
+    cook.receiver.tsc += max(500_000, 5000 * count * len(_slices(cook, 0)))
     cook.buffer("sender", 0x5555_5555_9040, 0x0A00_0000)
     cook.buffer("receiver", 0x7FFC_1000_0A80, 0x0B00_0000)
     _rings(cook)
@@ -561,6 +564,11 @@ def _close_rings(cook: Cook) -> None:
             }
 
 
+def reused(count: int, *, fragment: int) -> dict[tuple[int, int], tuple[int, int, int]]:
+    """Say that a fragment of each message lies within what was one of an earlier message."""
+    return {(one, fragment): (one - 8, 1, 512) for one in range(8, count)}
+
+
 def _slices(cook: Cook, number: int) -> list[tuple[int, int]]:
     # (offset, size) of the message's part in each frame.
     if cook.size <= cook.whole:
@@ -590,8 +598,8 @@ def _send(cook: Cook, number: int) -> None:
     for index, (offset, size) in enumerate(_slices(cook, number)):
         frame = frame_of(cook, number, offset, size)
         header = cook.headers(offset)
-        whose, which = cook.heads.get((number, index), (number, index))
-        page = 0x0100_0000 + (whose * 64 + which) * 2048
+        whose, which, further = cook.heads.get((number, index), (number, index, 0))
+        page = 0x0100_0000 + (whose * 64 + which) * 2048 + further
         head = DIRECT_MAP + page
         start = page + 18 + header  # physical address of the payload: Ethernet at head+18
         skb = {
@@ -831,6 +839,7 @@ def tcp(
     together: bool = False,
     coalesce: bool = False,
     dropped: int = 0,
+    again: int = 0,
     without: Sequence[str] = (),
     absent: Sequence[str] = (),
 ) -> Cook:
@@ -838,7 +847,8 @@ def tcp(
 
     `together`: all messages in one skb, as Nagle would.  `coalesce`: the receiving socket
     copies small segments behind the first.  `dropped`: how often each skb is sent in vain,
-    as the receiver's device drops it.
+    as the receiver's device drops it.  `again`: what is sent lies where so many messages
+    before a page of the stream was.
     """
     link = over == "link"
     guests = {"sender": Kitchen("sender", 301)}
@@ -847,7 +857,7 @@ def tcp(
         guests["receiver"].tsc += 500_000
     cook = Cook(
         path=path, over=over, size=size, count=count, protocol="tcp", payload=payload,
-        slots=slots, guests=guests, without=tuple(without), absent=tuple(absent),
+        slots=slots, guests=guests, without=tuple(without), absent=tuple(absent), again=again,
     )  # fmt: skip
     cook.buffer("sender", 0x5555_5555_9040, 0x0A00_0000)
     cook.buffer("receiver", 0x7FFC_1000_0A80, 0x0B00_0000)
@@ -935,6 +945,9 @@ def _send_segment(
     guest, (first, last) = cook.sender, part
     frame = _segment(cook, first, last)
     page = 0x0600_0000 + first // MSS * 0x1000 + number * 0x4000
+    before = number - cook.again * (1 + (first - number * cook.size) // MSS)
+    if cook.again and before >= 0:
+        page = _page(before * cook.size)
     head, data = DIRECT_MAP + page, page + ROOM - TCP_HEADERS
     new = {"head": head, "shinfo": head + 3776}
     skb = {**clone, **new} if alone else {"skb": DIRECT_MAP + 0x0280_0000 + first * 4, **new}

@@ -27,6 +27,7 @@ CSUM = "csum_and_copy_from_iter_full"
 MEMCPY = "virtio_net:page_to_skb>memcpy"
 OUTBUF = "virtqueue_add_outbuf"
 RECEIVE_BUF = "virtio_net:receive_buf"
+QUEUE_AND_DRIVER = ("__dev_queue_xmit", "virtio_net:start_xmit")
 
 
 def follow(cook: Cook) -> Flow:
@@ -707,10 +708,62 @@ def test_what_another_packet_left_where_a_frame_has_headers_is_not_the_frame_s(
     tmp_path: Path,
 ) -> None:
     """The first fragment's UDP header lies where a later fragment had eight bytes of a message."""
-    cook = cooked.nic(tmp_path, family="ipv6", size=3000, count=2, heads={(1, 0): (0, 1)})
+    cook = cooked.nic(tmp_path, family="ipv6", size=3000, count=2, heads={(1, 0): (0, 1, 0)})
     flow = follow(cook)
 
     assert () == flow.gaps + flow.disagreements + flow.unexplained
+
+
+@pytest.mark.parametrize("without", [(), ("virtio_net:start_xmit",), QUEUE_AND_DRIVER])
+def test_the_device_s_header_lies_where_an_older_message_did(
+    tmp_path: Path, without: tuple[str, ...]
+) -> None:
+    """virtio_net writes it into the headroom of the skb, and no hook sees that.
+
+    Where no hook showed the frame's own headers either, they lie where the message did as well.
+    """
+    reused = cooked.reused(12, fragment=4)
+    flow = follow(cooked.nic(tmp_path, size=6000, count=12, heads=reused, without=without))
+
+    assert () == flow.gaps + flow.disagreements
+    assert 12 * 6000 == sum(one.payload_size for one in flow.movements if one.kind == "dma-read")
+
+
+def test_the_device_s_header_lies_where_a_page_of_the_stream_was(tmp_path: Path) -> None:
+    flow = follow(cooked.tcp(tmp_path, size=2800, count=12, again=4))
+
+    assert () == flow.gaps + flow.disagreements
+    assert 12 * 2800 == sum(one.payload_size for one in flow.movements if one.kind == "dma-read")
+
+
+def test_the_device_s_header_may_have_a_descriptor_of_its_own(tmp_path: Path) -> None:
+    """Where the headroom does not do it lies in skb->cb, and what was there is not the frame's."""
+    cook = cooked.nic(tmp_path, size=6000, count=2)
+    guest = cook.sender
+    old = guest.events[0]["dst"]  # where the first message lies, by now long sent
+    last = max(at for at, one in enumerate(guest.events) if one["hook"] == OUTBUF)
+    whole = guest.events[last]
+    header = whole | {
+        "src": old,
+        "src_phys": old - cooked.DIRECT_MAP,
+        "size": 12,
+        "tsc": guest.tick(),
+    }
+    rest = {"src": whole["src"] + 12, "src_phys": whole["src_phys"] + 12, "frags": 1}
+    rest["size"] = whole["size"] - 12
+    guest.events[last:] = [header, whole | rest | {"tsc": guest.tick()}, *guest.events[last + 1 :]]
+    rings = guest.queues["tx"]["gates"]["sent"]["descriptors"]
+    rings[len(guest.queues["tx"]["gates"]["sent"]["used"])] = [
+        20,
+        hex(header["src_phys"]),
+        12,
+        0,
+        0,
+    ]
+
+    flow = follow(cook)
+
+    assert () == flow.gaps + flow.disagreements
 
 
 def test_a_header_s_last_byte_that_is_the_message_s_one_before_is_no_part_of_it(

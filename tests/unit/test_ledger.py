@@ -577,6 +577,34 @@ def test_twice_the_messages_are_twice_the_work(tmp_path: Path, cook: Callable[..
     assert calls(lambda: ledger.build(many)) < 2.3 * calls(lambda: ledger.build(few))
 
 
+def fragments(path: Path, *, count: int) -> Cook:
+    """Cook datagrams of several frames, the last of which lies where an older one was."""
+    return cooked.nic(path, size=6000, count=count, heads=cooked.reused(count, fragment=4))
+
+
+def segments(path: Path, *, count: int) -> Cook:
+    """Cook a stream of which each message is two frames, where older ones of it were."""
+    return cooked.tcp(path, size=2800, count=count, again=4)
+
+
+def strange(path: Path, *, count: int) -> Cook:
+    """Cook datagrams whose last frame is never what the device was given."""
+    cook = fragments(path, count=count)
+    cook.sender.frames = [
+        frame[:-1] + bytes([frame[-1] ^ 1]) if at % 5 == 0 and at else frame
+        for at, frame in enumerate(cook.sender.frames)
+    ]
+    return cook
+
+
+@pytest.mark.parametrize("cook", [fragments, segments, strange])
+def test_twice_the_frames_are_twice_the_work(tmp_path: Path, cook: Callable[..., Cook]) -> None:
+    few = cook(tmp_path / "few", count=60).serve()
+    many = cook(tmp_path / "many", count=120).serve()
+
+    assert calls(lambda: ledger.build(many)) < 2.3 * calls(lambda: ledger.build(few))
+
+
 def test_in_its_file_a_place_is_a_line_and_so_is_a_movement(tmp_path: Path) -> None:
     built = ledger.build(cooked.nic(tmp_path, count=2).serve())
     lines = [line.strip(" ,") for line in built.to_json().splitlines()]

@@ -150,6 +150,38 @@ def test_a_header_that_ends_with_a_byte_of_the_message_is_no_payload() -> None:
     assert devices._within(one, 10, 3, 500, 8) is None
 
 
+@pytest.mark.parametrize("size", [1000, 12])  # of 12 bytes no whole block says the message
+def test_a_frame_is_found_wherever_it_left(tmp_path: Path, size: int) -> None:
+    """The first few are compared in their order, those behind them looked up by message."""
+    count = 3 * devices.NEAR
+    board = Board(correlate.load(cooked.nic(tmp_path, size=size, count=count).serve()))
+    text = board.inputs.identity.bytes_of
+    sent = [frame(at, packet(4, 17, udp(text(at)), number=at)) for at in range(count)]
+    wire = devices.Wire(board)
+    wire.load(sent)
+    begins, header = len(sent[0].data) - size, 12
+
+    def held(message: int, offset: int, length: int, where: int) -> Held:
+        place = board.place(
+            "sender", PlaceKind.KERNEL, held=(message, offset, length), virtual=0, evidence=["x#0"]
+        )
+        return Held(0, length, message, offset, place, Way(), where)
+
+    def claimed(*parts: Held, shown: bytes = b"") -> tuple[int, list[int]] | None:
+        found = wire.claim(len(sent[0].data) + header, parts, shown)
+        return None if found is None else (found[0].index, [part.at for part in found[2]])
+
+    behind, residue = count - 2, held(1, 0, 10, 2)
+    assert claimed(residue) is None
+    assert claimed(residue, shown=sent[behind - 1].data[:begins]) == (behind - 1, [])
+    assert claimed(residue, held(behind, 0, size, header + begins)) == (behind, [header + begins])
+    assert claimed(held(behind, 0, size, header + begins)) is None  # it is gone
+    assert claimed(held(0, 0, size, header + begins)) == (0, [header + begins])
+    assert [0, behind - 1, behind] == sorted(
+        {one.index for one in sent} - {one.index for one in wire.unclaimed}
+    )
+
+
 def test_residue_under_a_descriptor_claims_no_packet(tmp_path: Path) -> None:
     """The first bytes of a block are alike in all: where a head was used again, offset decides."""
     board = Board(correlate.load(cooked.nic(tmp_path, size=3000).serve()))
