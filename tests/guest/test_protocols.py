@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -83,3 +84,9 @@ def test_datagrams_that_a_lossy_link_drops_are_named(up: Invoke, tmp_path: Path)
     ]
     assert {0} == set(told["lost"].values())
     assert [] == told["disagreements"]
+    assert "10%" == told["link"]["loss"]
+    counted = (
+        re.search(r"netem there dropped (\d+) frame", one["why"]) for one in told["incomplete"]
+    )
+    (dropped,) = {int(found[1]) for found in counted if found is not None}
+    assert len(lost) <= dropped

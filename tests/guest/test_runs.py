@@ -287,6 +287,9 @@ def test_other_links_are_accounted_for(
     )
     done = up("lab.run", str(path))
     assert 0 == done.code, done.out + done.err
+    told = " ".join(done.out.split())
+    for setting in link.replace(":", "").split(", "):
+        assert setting.removeprefix("device ") in told.partition(";")[2]
 
 
 def link_playbook(folder: Path, link: str, expect: str) -> str:
