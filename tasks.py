@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from invoke.tasks import Task, task
 
 from lab import compiled
 from lab.commands import KERNEL as KERNEL_OPTIONS
+from lab.commands import told
+from lab.errors import PlaybookError
 
 if TYPE_CHECKING:
     from invoke.context import Context
@@ -329,6 +332,7 @@ def _measuring(
             reset=reset,
             locked=locked,
             offline=offline,
+            task=f"lab.{name}",
         )
         with told(json=json, verbose=verbose) as out:
             measure.run(out, lab, measure.one_of(over, playbook, link), asked)
@@ -401,7 +405,7 @@ def sweep(
     """Measure every cell of a playbook's sweep and print one table."""
     from lab.commands import measure, told
 
-    asked = measure.Options(locked=locked, offline=offline)
+    asked = measure.Options(locked=locked, offline=offline, task="lab.sweep")
     with told(json=json, verbose=verbose) as out:
         measure.sweep(out, lab, playbook, asked)
 
@@ -739,5 +743,44 @@ def spelled_out(words: Iterable[str]) -> list[str]:
     return out
 
 
+NUMBERS: dict[type, str] = {int: "a whole number", float: "a number"}
+
+
+def refuse_no_numbers(words: Iterable[str]) -> None:
+    """Raise where an option's number is none: Invoke itself would end in a traceback."""
+    task, option = "", ""
+    kinds: dict[str, type] = {}  # options that are numbers
+    for word in words:
+        value = word
+        if not option and word in ns.task_names:
+            task, known = word, inspect.signature(ns[word].body).parameters.values()
+            kinds = {
+                f"--{one.name.replace('_', '-')}": type(one.default)
+                for one in known
+                if type(one.default) in NUMBERS
+            }
+            continue
+        if not option:
+            option, equals, value = word.partition("=")
+            if option not in kinds:
+                option = ""
+            if not (option and equals):
+                continue
+        try:
+            if not math.isfinite(kinds[option](value)):
+                raise ValueError  # noqa: TRY301 - as for what is no number at all
+        except (ValueError, OverflowError) as error:
+            raise PlaybookError(
+                f"{option}: expected {NUMBERS[kinds[option]]}; found {value!r}",
+                hint=f"invoke --help {task}",
+            ) from error
+        option = ""
+
+
 if hasattr(program, "core"):  # this is `invoke`, which reads these words next
     program.core.unparsed[:] = spelled_out(program.core.unparsed)
+    try:
+        refuse_no_numbers(program.core.unparsed)
+    except PlaybookError:
+        with told(json="--json" in program.core.unparsed):
+            raise

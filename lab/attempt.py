@@ -43,6 +43,7 @@ from lab.errors import (
 )
 from lab.journal import Journal
 from lab.rundir import prune
+from lab.rundir.making import being_made
 
 GUEST, PEER = "receiver", "sender"
 KILL_S = 1.0
@@ -141,28 +142,29 @@ def run(
     title = f"try-{path.stem}" if playbook is None else playbook.name
     run_dir = rundir.create(base or paths.runs(), title, digest, guests=(GUEST,), last=base is None)
     journal.to_file(run_dir.path / "journal.jsonl")
-    manifest = _manifest(on, path, trial, command) | {"playbook": title}
-    if playbook is not None:
-        (run_dir.path / "playbook.yaml").write_bytes(playbook.source)
-        manifest["expect"] = {"verdict": playbook.expect.verdict, "at": playbook.expect.at}
-    run_dir.write_manifest(manifest)
-    try:
+    with being_made(run_dir.path):
+        manifest = _manifest(on, path, trial, command) | {"playbook": title}
+        if playbook is not None:
+            (run_dir.path / "playbook.yaml").write_bytes(playbook.source)
+            manifest["expect"] = {"verdict": playbook.expect.verdict, "at": playbook.expect.at}
+        run_dir.write_manifest(manifest)
         try:
-            made = crash.prepare(path, on.setup.image, journal=journal, name=module)
-        except ProbeBuildFailed as error:
-            run_dir.write_text("build.log", f"{error}\n{error.log or ''}\n")
+            try:
+                made = crash.prepare(path, on.setup.image, journal=journal, name=module)
+            except ProbeBuildFailed as error:
+                run_dir.write_text("build.log", f"{error}\n{error.log or ''}\n")
+                list_files(run_dir)
+                return judge(run_dir, start)
+            keep_module(made, run_dir)
+            if trial.keep_ram:
+                _make_room(run_dir.path.parent, journal)
+            _attempt(on, made, trial, run_dir=run_dir, journal=journal)
             list_files(run_dir)
-            return judge(run_dir, start)
-        keep_module(made, run_dir)
-        if trial.keep_ram:
-            _make_room(run_dir.path.parent, journal)
-        _attempt(on, made, trial, run_dir=run_dir, journal=journal)
-        list_files(run_dir)
-    except LabError as error:
-        error.log = error.log or run_dir.path / "journal.jsonl"
-        error.add_note(f"run: {run_dir.path}")
-        raise
-    return judge(run_dir, start)
+        except LabError as error:
+            error.log = error.log or run_dir.path / "journal.jsonl"
+            error.add_note(f"run: {run_dir.path}")
+            raise
+        return judge(run_dir, start)
 
 
 def _make_room(base: Path, journal: Journal) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from lab import accelerator, crash, image, process, qemu, topology
 from lab.crash import corpus
 from lab.deadline import Deadline, wait_until
-from lab.errors import HostError
+from lab.errors import HostError, PlaybookError
 from lab.guest import Guest
 from lab.journal import Journal
 
@@ -45,7 +45,7 @@ VERDICT_S = 60.0
 def measure(*, rounds: int, journal: Journal) -> dict[str, Any]:
     """Measure everything `rounds` times; returns medians, extremes and the machine."""
     if rounds < 1:
-        raise HostError(f"rounds is {rounds}", hint="at least 1")
+        raise PlaybookError(f"--rounds: expected at least 1; found {rounds}")
     built = image.ensure("6.12", journal=journal)
     speed = accelerator.choose(built, journal=journal)
     series: dict[str, list[float]] = {}

@@ -29,9 +29,10 @@ from lab import (
 )
 from lab import workload as workloads
 from lab.deadline import Deadline
-from lab.errors import HostError, ImageError
+from lab.errors import HostError, ImageError, PlaybookError
 from lab.guest import Guest
 from lab.journal import Journal
+from lab.playbook.values import COUNT_LIMIT
 from lab.spec import AnyKernel
 
 KINDS = ("none", "kmod", "bpf", "both")
@@ -60,8 +61,10 @@ def measure(
     *, rounds: int, count: int, kernel: AnyKernel, with_bpftrace: bool, journal: Journal
 ) -> dict[str, Any]:
     """Send `count` messages over loopback under each kind, `rounds` times in turn."""
-    if rounds < 1 or not 1 <= count <= 10_000:
-        raise HostError(f"{rounds} rounds of {count}", hint="at least 1 round, 1 to 10000 messages")
+    if rounds < 1:
+        raise PlaybookError(f"--rounds: expected at least 1; found {rounds}")
+    if not 1 <= count <= COUNT_LIMIT:
+        raise PlaybookError(f"--count: expected 1 to {COUNT_LIMIT} messages; found {count}")
     bpf.require_tools()
     built = image.ensure(kernel, journal=journal)
     modules = build.build_modules(built, journal=journal)

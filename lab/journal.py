@@ -88,11 +88,16 @@ class Journal:
             self._lines = []
 
     @contextmanager
-    def step(self, name: str, *, guest: str = "host") -> Iterator[None]:
-        """Time what happens inside and record how it ended."""
+    def step(self, name: str, *, guest: str = "host", scale: int = 0) -> Iterator[None]:
+        """Time what happens inside and record how it ended.
+
+        With a `scale`, such as how many bytes are read, it is expected to take as long as
+        those did that had about as much to do: from half to twice.
+        """
         start = time.monotonic()
         outcome = "ok"
-        ticker = _Ticker(self._show, name, guest, self.history)
+        alike = f"{name} of 2^{scale.bit_length()}" if scale else name
+        ticker = _Ticker(self._show, name, guest, self.history, alike)
         try:
             with ticker:
                 yield
@@ -103,7 +108,7 @@ class Journal:
             seconds = time.monotonic() - start
             self._record(name, guest, outcome, seconds)
             if self.history is not None and outcome == "ok" and seconds >= SHOWN_FROM_S:
-                self.history.add(name, seconds)
+                self.history.add(alike, seconds)
             if self.verbose or outcome != "ok" or seconds >= SHOWN_FROM_S:
                 self._show(f"{guest:<9} {name:<34} {outcome:<16} {seconds:6.2f} s")
 
@@ -137,11 +142,17 @@ class _Ticker:
     """Says that a step is still going on, two seconds in and every ten after."""
 
     def __init__(
-        self, show: Callable[[str], None], name: str, guest: str, history: History | None
+        self,
+        show: Callable[[str], None],
+        name: str,
+        guest: str,
+        history: History | None,
+        alike: str,
     ) -> None:
         self.show = show
         self.history = history
         self.name = name
+        self.alike = alike  # what it is called in the history
         self.guest = guest
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -160,6 +171,6 @@ class _Ticker:
             passed += wait
             wait = 10.0
             if usual is None and self.history is not None:
-                usual = self.history.expected(self.name)
+                usual = self.history.expected(self.alike)
             of = "" if usual is None else f", usually {usual:.0f} s"
             self.show(f"{self.guest:<9} {self.name:<34} … {passed:.0f} s{of}")

@@ -14,6 +14,7 @@ from typing import Any
 from lab import attempt, claims, crash, experiment, paths, playbook, rundir, spec, topology
 from lab.errors import LabError, PlaybookError
 from lab.journal import Journal
+from lab.rundir.making import being_made
 
 TRY_SOAK_S = 0.3
 TRIES = 3  # of a run that lost records, as an interrupt in a probe makes the kernel skip others
@@ -121,28 +122,29 @@ def run(
     digest = hashlib.sha256(b"".join(text.source for text in texts)).hexdigest()
     folder = rundir.create(paths.runs(), "claims", digest, guests=(), last=False).path
     journal.to_file(folder / "journal.jsonl")
-    for text in texts:
-        (folder / f"{text.name}.yaml").write_bytes(text.source)
-    results: dict[str, Taken] = {}
-    for one in todo:
-        link = one.asked.link
-        if reason := playbook.why_not(one.asked) or topology.backend_absent(link.backend):
-            results[one.name] = Taken(state=claims.UNAVAILABLE, reason=reason)
-    rest = [one for one in todo if one.name not in results]
-    # By kind, and modules that may crash last: what follows a socket or a module finds its
-    # guest restored, without the probes that were pushed for a message.
-    rest.sort(key=lambda one: (one.topology, one.module is not None, one.asked.experiment))
-    for _, group in groupby(rest, key=lambda one: one.topology):
-        station = _Station(
-            lab_name=lab_name, journal=journal, command=command, folder=folder,
-            locked=locked, offline=offline,
-        )  # fmt: skip
-        for one, result in station.take(list(group)):
-            results[one.name] = result
-            _tell(journal, len(results), len(todo), one, result)
-            _keep(folder, todo, results, command)
-    _keep(folder, todo, results, command)
-    return folder
+    with being_made(folder, called="claims"):
+        for text in texts:
+            (folder / f"{text.name}.yaml").write_bytes(text.source)
+        results: dict[str, Taken] = {}
+        for one in todo:
+            link = one.asked.link
+            if reason := playbook.why_not(one.asked) or topology.backend_absent(link.backend):
+                results[one.name] = Taken(state=claims.UNAVAILABLE, reason=reason)
+        rest = [one for one in todo if one.name not in results]
+        # By kind, and modules that may crash last: what follows a socket or a module finds its
+        # guest restored, without the probes that were pushed for a message.
+        rest.sort(key=lambda one: (one.topology, one.module is not None, one.asked.experiment))
+        for _, group in groupby(rest, key=lambda one: one.topology):
+            station = _Station(
+                lab_name=lab_name, journal=journal, command=command, folder=folder,
+                locked=locked, offline=offline,
+            )  # fmt: skip
+            for one, result in station.take(list(group)):
+                results[one.name] = result
+                _tell(journal, len(results), len(todo), one, result)
+                _keep(folder, todo, results, command)
+        _keep(folder, todo, results, command)
+        return folder
 
 
 def again(texts: Sequence[claims.Text], folder: Path, *, journal: Journal) -> dict[str, str]:

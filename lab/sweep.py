@@ -22,6 +22,7 @@ from lab.journal import Journal
 from lab.ledger import Ledger, Message
 from lab.report.blocks import Block, Table, paragraph
 from lab.report.tables import WIDTH, some, span
+from lab.rundir.making import being_made
 
 SCHEMA = 1
 LO = "lo"
@@ -149,27 +150,28 @@ def run(
     """
     folder = _folder(asked)
     journal.to_file(folder / "journal.jsonl")
-    wanted = cells(asked)
-    results: dict[int, Result] = {}
-    for number, cell in enumerate(wanted):
-        reason = playbook.why_not(cell) or topology.backend_absent(cell.link.backend)
-        if reason:
-            results[number] = Result(asked=cell, state=UNAVAILABLE, reason=reason)
-    rest = [number for number in range(len(wanted)) if number not in results]
-    rest.sort(key=lambda number: _topology(wanted[number]))
-    progress = _Progress(journal, len(rest))
-    progress.begin(len({_topology(wanted[number]) for number in rest}), len(results))
-    for _, group in groupby(rest, key=lambda number: _topology(wanted[number])):
-        mine = list(group)
-        station = _Station(
-            lab_name=lab_name, journal=journal, command=command, folder=folder,
-            locked=locked, offline=offline,
-        )  # fmt: skip
-        for number, result in station.measure(mine, wanted):
-            results[number] = result
-            progress.tell(result)
-            _keep(asked, folder, results)  # what was measured stays, however the sweep ends
-    return _keep(asked, folder, results)
+    with being_made(folder, called="sweep"):
+        wanted = cells(asked)
+        results: dict[int, Result] = {}
+        for number, cell in enumerate(wanted):
+            reason = playbook.why_not(cell) or topology.backend_absent(cell.link.backend)
+            if reason:
+                results[number] = Result(asked=cell, state=UNAVAILABLE, reason=reason)
+        rest = [number for number in range(len(wanted)) if number not in results]
+        rest.sort(key=lambda number: _topology(wanted[number]))
+        progress = _Progress(journal, len(rest))
+        progress.begin(len({_topology(wanted[number]) for number in rest}), len(results))
+        for _, group in groupby(rest, key=lambda number: _topology(wanted[number])):
+            mine = list(group)
+            station = _Station(
+                lab_name=lab_name, journal=journal, command=command, folder=folder,
+                locked=locked, offline=offline,
+            )  # fmt: skip
+            for number, result in station.measure(mine, wanted):
+                results[number] = result
+                progress.tell(result)
+                _keep(asked, folder, results)  # what was measured stays, however the sweep ends
+        return _keep(asked, folder, results)
 
 
 def _keep(asked: spec.Playbook, folder: Path, results: dict[int, Result]) -> Sweep:
@@ -243,8 +245,9 @@ class _Station:
         journal.to_file(run_dir.path / "journal.jsonl")
         release = ready.setup.image.release
         try:
-            exchange.take(ready, cell, run_dir, journal=journal, command=self.command)
-            outcome = exchange.answer(run_dir, cell.expect, journal=journal)
+            with being_made(run_dir.path):
+                exchange.take(ready, cell, run_dir, journal=journal, command=self.command)
+                outcome = exchange.answer(run_dir, cell.expect, journal=journal)
         except LabError as error:
             return Result(
                 asked=cell, state=FAILED, reason=_one_line(error), release=release,

@@ -132,7 +132,8 @@ def told(*, json: bool = False, verbose: bool = False) -> Iterator[Console]:
     except LabError as error:
         raise _told(error, console) from error
     except (Interrupted, KeyboardInterrupt) as error:
-        raise Exit("interrupted", code=INTERRUPTED) from error
+        notes = [f"  {note}" for note in getattr(error, "__notes__", [])]
+        raise Exit("\n".join(["interrupted", *notes]), code=INTERRUPTED) from error
     except BrokenPipeError as error:
         # The reader of our stdout had enough (`| head`): not worth a word.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

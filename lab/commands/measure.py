@@ -10,6 +10,7 @@ from lab.commands import Console, crash, kernel_of, lab_name
 from lab.errors import (
     LedgerIncomplete,
     PlaybookError,
+    hinted,
 )
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Options:
     reset: bool = True
     locked: bool = False
     offline: bool = False
+    task: str = ""  # whose options these are
 
 
 def asked_for(name: str, options: Options) -> spec.Playbook:
@@ -48,19 +50,21 @@ def asked_for(name: str, options: Options) -> spec.Playbook:
         if options.kernel or options.modules or options.headers
         else None
     )
-    return playbook.override(
-        playbook.load(name),
-        size=options.size or None,
-        count=options.count or None,
-        family=options.family or None,
-        protocol=options.protocol or None,
-        connect=options.connect or None,
-        payload=options.payload or None,
-        without=options.without or None,
-        comm=options.comm or None,
-        probes=options.probes or None,
-        kernel=kernel,
-    )
+    asked = playbook.load(name)
+    with hinted(hint=f"invoke --help {options.task}"):
+        return playbook.override(
+            asked,
+            size=options.size or None,
+            count=options.count or None,
+            family=options.family or None,
+            protocol=options.protocol or None,
+            connect=options.connect or None,
+            payload=options.payload or None,
+            without=options.without or None,
+            comm=options.comm or None,
+            probes=options.probes or None,
+            kernel=kernel,
+        )
 
 
 def one_of(over: str, loopback: str, link: str) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from lab import paths, rundir, spec, topology
@@ -29,6 +30,7 @@ from lab.experiment.stand import (
 )
 from lab.journal import Journal
 from lab.ledger import expected
+from lab.rundir.making import being_made
 
 __all__ = [
     "KINDS",
@@ -119,6 +121,25 @@ def run(
     topology.refuse_busy(lab_name)  # before there is a run directory with nothing in it
     run_dir = new_run(asked, setup, paths.runs(), guests=kind.guests(asked))
     journal.to_file(run_dir.path / "journal.jsonl")
+    with being_made(run_dir.path):
+        return _made(
+            kind, run_dir, asked, setup, modules,
+            lab_name=lab_name, journal=journal, command=command, reset=reset,
+        )  # fmt: skip
+
+
+def _made(
+    kind: Kind,
+    run_dir: rundir.RunDir,
+    asked: spec.Playbook,
+    setup: topology.Setup,
+    modules: dict[str, Path],
+    *,
+    lab_name: str,
+    journal: Journal,
+    command: str,
+    reset: bool,
+) -> Outcome:
     try:
         with stand(setup, modules, lab_name=lab_name, journal=journal, reset=reset) as ready:
             kind.take(ready, asked, run_dir, journal=journal, command=command)

@@ -200,7 +200,8 @@ def take(
 @ledger.without_collector()
 def answer(run_dir: rundir.RunDir, expect: spec.Expect, *, journal: Journal) -> Answer:
     """Compute ledger and report of a run from its directory alone."""
-    with journal.step("ledger"):
+    read = sum(guest.trace.stat().st_size for guest in run_dir.guests() if guest.has("trace.bin"))
+    with journal.step("ledger", scale=read):
         result = ledger.build(run_dir)
         run_dir.write_pieces("ledger.json", result.pieces())
         found = ledger.expectations(result, expect)

@@ -189,7 +189,7 @@ def _ready_pair(
                 return
         if not reset:
             raise HostError(
-                f"lab '{name}' {other}, and --no-reset asks for the lab as it stands",
+                f"lab '{name}' {other}; --no-reset asks for the lab as it stands",
                 hint="invoke lab.up --fresh, or leave --no-reset out",
             )
         journal.say(f"lab '{name}' {other}: using a pair of its own")
@@ -219,8 +219,10 @@ def unlike(pair: topology.Lab, setup: topology.Setup) -> str | None:
     if any(lacking):
         return f"has no {', '.join(word for word in lacking if word)}"
     has = state.device, state.backend, state.accelerator
-    if has != (setup.device, setup.backend, setup.accelerator.name):
-        return "has {} over {} under {}".format(*has)
+    needs = setup.device, setup.backend, setup.accelerator.name
+    if has != needs:
+        way = "{} over {} under {}"
+        return f"has {way.format(*has)}, and this run needs {way.format(*needs)}"
     return None
 
 

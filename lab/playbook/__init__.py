@@ -144,7 +144,7 @@ def override(
             f"--{o}: {message}" for o in (key, *PARTNERS.get(key, ())) if given[o] is not None
         ][:1]
     if faults:
-        raise PlaybookError("\n".join(faults), hint="invoke --help TASK, with its name")
+        raise PlaybookError("\n".join(faults))
     if changed.experiment == "crash":
         return changed
     gone = not_judged(playbook, changed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import cast, get_args
@@ -209,9 +210,11 @@ def _hook(text: str) -> str:
     full = [hook for hook in HOOKS if hook.partition(":")[2] == text]
     if len(full) == 1:
         return full[0]
-    known = did_you_mean(text, (*HOOKS, *(hook.partition(":")[2] for hook in HOOKS)))
-    known = known or f"; there are {len(HOOKS)}, see probes.hooks in the manifest.json of a run"
-    raise Fault(f"unknown hook {shown(text)}{known}")
+    names = dict.fromkeys(hook.rpartition(":")[2] for hook in (*HOOKS, *BPF_HOOKS))
+    if not (mean := did_you_mean(text, (*HOOKS, *names))):
+        near = difflib.get_close_matches(text[:80], names, n=3, cutoff=0.0)
+        mean = f"; the nearest of {len(names)} are {', '.join(near)} (all: docs/internals.md)"
+    raise Fault(f"unknown hook {shown(text)}{mean}")
 
 
 def _hooks(text: str) -> tuple[str, ...]:

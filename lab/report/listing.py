@@ -14,6 +14,7 @@ from lab.ledger import expected
 from lab.report.blocks import Block, plain, table
 from lab.rundir import JOURNAL, transport
 from lab.rundir.faults import interrupted
+from lab.rundir.making import is_being_made
 
 HEAD = 4096  # bytes of ledger.json in which `complete` stands
 DISAGREEMENTS = b'\n  "disagreements": ['  # as only the ledger's own list begins a line
@@ -59,6 +60,8 @@ def row(path: Path) -> Row | None:
     complete, verdict = _verdict(path, str(manifest.get("experiment", "message")))
     if "files" not in manifest and interrupted(path / JOURNAL):
         complete, verdict = None, "INTERRUPTED"
+    elif is_being_made(path):
+        complete, verdict = None, "being made"
     elif _read(path / expected.FILE).get("failed"):
         verdict += UNEXPECTED
     probes = manifest.get("probes")

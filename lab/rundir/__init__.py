@@ -39,7 +39,8 @@ from lab.rundir.artefacts import (
     transport,
 )
 from lab.rundir.fields import Fields, Json, read_bytes, read_json
-from lab.rundir.prune import RAM, runs
+from lab.rundir.making import is_being_made
+from lab.rundir.prune import FOLDERS, RAM, runs
 
 __all__ = [
     "Census",
@@ -347,11 +348,30 @@ def resolve(text: str | Path = LAST, base: Path | None = None) -> RunDir:
     """Return the run that `last`, a name below `base`, or a path means."""
     base = paths.runs() if base is None else base
     for path in (base / text, Path(text)):
-        if path.is_dir() and (path / "manifest.json").is_file():
+        if not path.is_dir():
+            continue
+        if is_being_made(path):
+            raise PlaybookError(
+                f"'{text}' is still being made: {path.resolve()}",
+                hint="once the command that makes it has ended; invoke lab.runs has the others",
+            )
+        if (path / "manifest.json").is_file():
             return RunDir(path.resolve())
+        for index, kind in FOLDERS.items():
+            if (path / index).is_file():
+                raise _of_many(path, str(text), kind)
     known = [path.name for path in runs(base)]
     raise PlaybookError(
         f"no run '{text}'{did_you_mean(Path(text).name, known)}: expected a run directory with a "
         f"manifest.json in {base} or at that path",
         hint="invoke lab.runs",
+    )
+
+
+def _of_many(path: Path, text: str, kind: str) -> PlaybookError:
+    named = sorted(one.name for one in path.iterdir() if (one / "manifest.json").is_file())
+    return PlaybookError(
+        f"'{text}' is {kind}, a folder of {len(named)} runs: expected one of these",
+        log=path.resolve(),
+        hint=f"{text.rstrip('/')}/{named[0]}" if named else None,
     )

@@ -7,10 +7,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab.rundir.making import is_being_made
+
 LAST = "last"
 RAM = ("ram", "vmcore")  # of a guest; hundreds of MiB, where all else of a run is less than one
 RESULTS = ("ledger.json", "postmortem.json", "report.txt", "index.json", "claims.json")
-FOLDERS = ("index.json", "experiments.json")  # of a sweep, of lab.claims
+# What a folder of many runs has, and what it is then.
+FOLDERS = {"index.json": "a sweep", "experiments.json": "the runs of lab.claims"}
 UNDER_WAY_S = 3600.0  # a run takes at most an hour
 
 
@@ -48,6 +51,8 @@ def drop_ram(base: Path, *, keep: int) -> Removed:
 
 
 def _under_way(path: Path) -> bool:
+    if is_being_made(path):
+        return True
     finished = any((path / name).is_file() for name in RESULTS)
     return not finished and time.time() - path.stat().st_mtime < UNDER_WAY_S
 

@@ -18,12 +18,12 @@ class AtStep(Journal):
         self.act: Callable[[], object] | None = act
 
     @contextmanager
-    def step(self, name: str, *, guest: str = "host") -> Iterator[None]:
+    def step(self, name: str, *, guest: str = "host", scale: int = 0) -> Iterator[None]:
         """Act, then do the step."""
         if name == self.wanted and self.act is not None:
             act, self.act = self.act, None
             act()
-        with super().step(name, guest=guest):
+        with super().step(name, guest=guest, scale=scale):
             yield
 
     @property

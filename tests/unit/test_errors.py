@@ -23,10 +23,12 @@ from lab.errors import (
     DeadlineExceeded,
     GuestLost,
     HostError,
+    Interrupted,
     LabError,
     ToolMissing,
     hinted,
 )
+from lab.rundir.making import being_made
 from tests.unit import cooked
 
 
@@ -197,3 +199,11 @@ def test_a_command_that_leaves_options_out_is_none(monkeypatch: pytest.MonkeyPat
 
     with told():
         pass
+
+
+def test_an_interrupt_says_where_lies_what_was_begun(tmp_path: Path) -> None:
+    with pytest.raises(Exit) as ended, told(), being_made(tmp_path):
+        raise Interrupted
+
+    assert errors.INTERRUPTED == ended.value.code
+    assert f"interrupted\n  run, as far as it came: {tmp_path}" == ended.value.message

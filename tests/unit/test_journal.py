@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lab import journal as subject
-from lab.errors import GuestLost
+from lab.errors import GuestLost, Interrupted
 from lab.journal import Journal
 
 
@@ -169,12 +169,32 @@ def test_a_broken_history_expects_nothing(tmp_path: Path, text: str) -> None:
     assert subject.History(path).expected("boot") is None
 
 
-def test_a_step_that_failed_is_no_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error", [GuestLost("receiver", "gone"), Interrupted(), KeyboardInterrupt()]
+)
+def test_a_step_that_did_not_end_well_is_no_measure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
     monkeypatch.setattr(subject, "SHOWN_FROM_S", 0.0)
     history = subject.History(tmp_path / "steps.json")
     journal = Journal(stream=io.StringIO(), history=history)
 
-    with pytest.raises(GuestLost), journal.step("wait"):
-        raise GuestLost("receiver", "gone")
+    with pytest.raises(type(error)), journal.step("wait"):
+        raise error
 
     assert history.expected("wait") is None
+
+
+def test_a_step_is_expected_to_take_as_long_as_those_of_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subject, "SHOWN_FROM_S", 0.0)
+    history = subject.History(tmp_path / "steps.json")
+    journal = Journal(stream=io.StringIO(), history=history)
+    for scale in (10_000_000, 70_000, 100_000, 0):
+        with journal.step("ledger", scale=scale):
+            pass
+    kept = json.loads(history.path.read_text())
+
+    assert [1, 2, 1] == [len(times) for times in kept.values()]
+    assert "ledger" == [*kept][-1]

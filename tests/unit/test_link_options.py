@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 from unittest.mock import ANY
 
 import pytest
 
 from lab import correlate, ledger, report, topology
+from lab.accelerator import Accelerator
 from lab.correlate import Flow, Kind, PlaceKind
-from lab.experiment import of_link
+from lab.experiment import of_link, unlike
+from lab.image import Image
 from lab.spec import Link
 from tests.unit import cooked
 from tests.unit.cooked_dma import BOUNCE, MAP, SHIFT, UNMAP, behind_iommu, bounced, tables
@@ -218,3 +222,19 @@ def test_each_option_is_the_guest_s_and_the_device_s(
 ) -> None:
     setup = of_link(topology.Setup(image=ANY, accelerator=ANY), link)
     assert (words, options, iommus) == (setup.extra, setup.link_options, len(setup.devices))
+
+
+def test_a_lab_that_will_not_do_is_told_with_what_would() -> None:
+    image = cast("Image", SimpleNamespace(digest="d", asked="6.12"))
+    speed = cast("Accelerator", SimpleNamespace(name="tcg"))
+    setup = topology.Setup(image=image, accelerator=speed, device="e1000e")
+    state = SimpleNamespace(
+        image="d", kernel="6.12", device="virtio-net-pci", backend="dgram", accelerator="tcg"
+    )
+    pair = cast("topology.Lab", SimpleNamespace(state=state))
+
+    assert unlike(pair, setup) == (
+        "has virtio-net-pci over dgram under tcg, and this run needs e1000e over dgram under tcg"
+    )
+    state.device = "e1000e"
+    assert unlike(pair, setup) is None

@@ -297,6 +297,10 @@ RULES: list[tuple[str, str]] = [
         GOOD + "probes: {without: [copy_to_iter]}\n",
         "4:20: unknown hook 'copy_to_iter' (did you mean '_copy_to_iter'?)",
     ),
+    (
+        GOOD + "probes: {without: [nosuchhook]}\n",
+        "4:20: unknown hook 'nosuchhook'; the nearest of ",
+    ),
     (GOOD + "expect: {complete: 1}\n", "4:20: expected on or off, yes or no; found '1'"),
     (GOOD + "expect: {handovers: -1}\n", "4:21: expected a whole number from 0 to 1000000"),
     (GOOD.replace("link}", "link, size: 1GB}"), "3:30: expected a size such as 512 or 64K"),

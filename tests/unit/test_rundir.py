@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,11 @@ from typing import Any
 import pytest
 
 from lab import rundir, spec
-from lab.errors import HostError, PlaybookError, TraceCorrupt
+from lab.errors import HostError, Interrupted, PlaybookError, TraceCorrupt
 from lab.experiment import message
 from lab.journal import Journal
-from lab.rundir import RunDir
+from lab.report import listing
+from lab.rundir import RunDir, making, prune
 from lab.rundir import fields as checked
 from lab.rundir.faults import digests, file_faults
 from lab.rundir.fields import Json
@@ -106,6 +109,69 @@ def test_last_a_name_and_a_path_all_resolve(tmp_path: Path) -> None:
 def test_what_is_no_run_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(PlaybookError, match="expected a run directory"):
         rundir.resolve(text, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("index", "kind"),
+    [("index.json", "a sweep"), ("experiments.json", "the runs of lab.claims")],
+)
+def test_a_folder_of_runs_is_none_and_one_of_its_runs_is(
+    tmp_path: Path, index: str, kind: str
+) -> None:
+    folder = rundir.create(tmp_path, "sizes", "0" * 16, guests=(), last=False).path
+    (folder / index).write_text("{}", encoding="utf-8")
+    with pytest.raises(PlaybookError, match=f"is {kind}, a folder of 0 runs"):
+        rundir.resolve(folder.name, tmp_path)
+    run = rundir.create(folder, "sizes", "1" * 16, last=False)
+    run.write_manifest({})
+
+    with pytest.raises(PlaybookError, match=f"'{folder.name}' is {kind}, a folder of 1 runs") as no:
+        rundir.resolve(folder.name, tmp_path)
+
+    assert "did you mean" not in str(no.value)
+    assert no.value.hint is not None
+    assert run.path.resolve() == rundir.resolve(no.value.hint, tmp_path).path
+
+
+def test_a_run_that_is_being_made_is_read_once_it_is(tmp_path: Path) -> None:
+    run = rundir.create(tmp_path, "nic", "0" * 16)
+    with making.being_made(run.path):
+        for _ in ("before it has a manifest", "and then"):
+            with pytest.raises(PlaybookError, match="'last' is still being made: "):
+                rundir.resolve("last", tmp_path)
+            run.write_manifest({"kernel": "6.12"})
+        assert (row := listing.row(run.path)) is not None
+        assert (None, "being made") == (row.complete, row.verdict)
+        assert () == prune.prune(tmp_path, keep=0).paths
+
+    assert run.path.resolve() == rundir.resolve("last", tmp_path).path
+    assert not making.is_being_made(tmp_path / "gone")
+
+
+def test_a_maker_that_dies_makes_no_run_any_more(tmp_path: Path) -> None:
+    text = (
+        "import sys; from pathlib import Path; from lab.rundir import making\n"
+        "with making.being_made(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    argv = [sys.executable, "-c", text, str(tmp_path)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as maker:
+        assert maker.stdout is not None
+        assert b"held\n" == maker.stdout.readline()
+        assert making.is_being_made(tmp_path)
+        maker.kill()
+
+    assert not making.is_being_made(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [Interrupted, KeyboardInterrupt])
+def test_who_interrupts_is_told_where_the_run_lies(
+    tmp_path: Path, kind: type[BaseException]
+) -> None:
+    with pytest.raises(kind) as ended, making.being_made(tmp_path, called="sweep"):
+        raise kind
+
+    assert [f"sweep, as far as it came: {tmp_path}"] == ended.value.__notes__
+    assert not making.is_being_made(tmp_path)
 
 
 def test_a_name_that_is_nearly_one_is_guessed(tmp_path: Path) -> None:
