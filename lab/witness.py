@@ -93,9 +93,19 @@ def read_rings(guest: Guest, held: Rings | None, gate: str) -> Rings:
     """Add to `held` (None: nothing yet) what the link device's rings hold now."""
     monitor = guest.require_monitor()
     found = rings.find(monitor, name=LINK_DEVICE) if held is None else held
+    before = _passed(guest)
     with guest.memory() as memory:
         rings.read(found, gate, monitor=monitor, memory=memory)
+    for queue in found.queues.values():
+        # Twice the same: no frame passed while the rings were read.
+        queue["gates"][gate]["frames"] = [before, _passed(guest)]
     return found
+
+
+def _passed(guest: Guest) -> int:
+    """Return how many frames have passed the guest's backend since its capture began."""
+    path = Capture(guest).path
+    return captured.count(process.read_given(path)) if path.is_file() else 0
 
 
 class PageNames:

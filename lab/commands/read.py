@@ -93,7 +93,10 @@ def rings(console: Console, run: str, *, whole: bool = False) -> None:
     from lab.report import plain, ring_table
 
     found = rundir.resolve(run)
-    tables = ring_table.tables(found, ledger.build(found))
+    with console.journal.step("ledger"):
+        built = ledger.build(found)
+    with console.journal.step("rings"):
+        tables = ring_table.tables(found, built.messages)
     told = ring_table.told(tables, whole=whole) or ["no message went over a device"]
     console.result("\n".join(plain(told)), [one.as_json() for one in tables], told)
 

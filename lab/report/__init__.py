@@ -109,7 +109,7 @@ def told(ledger: Ledger, run: RunDir, expected: Sequence[Expectation] | None = N
         out += _touches(ledger, message)
     if len(ledger.messages) > SHOWN_MESSAGES:
         out += ["", *_others(ledger)]
-    out += ["", *_totals(ledger), *_rings(ledger), *_witnesses(ledger)]
+    out += ["", *_totals(ledger), *_rings(ledger, run), *_witnesses(ledger)]
     if found := foreign(manifest):
         out += paragraph(f"Foreign: {found}.")
     out += _notes(ledger)
@@ -434,8 +434,8 @@ def _messages_lost(ledger: Ledger) -> str:
     return f", {some(len(lost), 'message')} lost" if lost else ""
 
 
-def _rings(ledger: Ledger) -> list[Block]:
-    text = ring_table.summary(ledger)
+def _rings(ledger: Ledger, run: RunDir) -> list[Block]:
+    text = ring_table.summary(run, ledger.messages)
     return paragraph(text) if text else []
 
 

@@ -208,6 +208,13 @@ class RingGate:
     has_status: bool = False
     given: tuple[int, ...] | None = None  # heads of what the device has; None: not recorded
     at_least: bool = False  # the used index may be too low by whole rounds
+    # Frames that had passed the backend, before and after the ring was read.
+    counted: tuple[int, ...] = ()
+
+    @property
+    def frames(self) -> int | None:
+        """Return how many frames had passed by then; None where some did meanwhile, or unknown."""
+        return self.counted[0] if len(set(self.counted)) == 1 else None
 
     def posted(self) -> frozenset[int] | None:
         """Return the descriptors that are the device's, None where the gate does not tell.

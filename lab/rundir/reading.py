@@ -274,6 +274,7 @@ def _ring_gate(fields: Fields, name: str) -> RingGate:
         has_status=fields.has("status"),
         given=fields.sizes("given") if fields.has("given") else None,
         at_least=fields.has("at_least"),
+        counted=fields.sizes("frames") if fields.has("frames") else (),
     )
 
 

@@ -37,6 +37,11 @@ def bare(pcap: bytes, macs: Sequence[bytes]) -> bytes:
     return b"".join([*out, pcap[end:]])
 
 
+def count(pcap: bytes) -> int:
+    """Return how many whole packets a capture has, which may still be written."""
+    return sum(1 for _ in _packets(pcap))
+
+
 def _source(packet: bytes, header: int) -> bytes:
     return packet[header + SOURCE : header + SOURCE + 6]
 

@@ -335,7 +335,7 @@ def test_the_rings_and_the_runs_break_no_word_at_a_terminal(tmp_path: Path, widt
     assert found is not None
     row = dataclasses.replace(found, run=f"runs/{run.name}")
     account = ledger.build(run)
-    for told in (ring_table.told(ring_table.tables(run, account)), listing.told([row])):
+    for told in (ring_table.told(ring_table.tables(run, account.messages)), listing.told([row])):
         shown = at_width(told, width)
 
         assert max(map(len, shown.splitlines())) <= width
