@@ -20,11 +20,14 @@ MAX_COUNT = 1 << 24  # an index has 24 bits
 MASK = 0x5A
 NEEDLE_SIZE = 16  # bytes of a payload that are searched for
 SEARCHABLE_SIZE = 8  # bytes; below, a message is told by its socket and order
+KEPT = 64 << 20  # bytes of messages that are kept once they were derived
 CANDIDATES = 64  # places of a needle inside one payload that are tried
 
 _U64 = (1 << 64) - 1
 _HEAD_SIZE = 8  # bytes of a block that say the run and the message: tag, index
 _PLACE_SIZE = 10  # bytes of a block that say which block of which message it is
+# A walk goes over the messages of a run several times, from the first to the last.
+_derived: dict[tuple[int, int, int], bytes] = {}
 
 
 def splitmix64(x: int) -> int:
@@ -41,10 +44,18 @@ def tag(seed: int) -> bytes:
     return splitmix64(seed ^ 0x6C61627461670000).to_bytes(8, "little")[:TAG_SIZE]
 
 
-# 64: the messages of a run are compared one after the other, rarely more at a time.
-@lru_cache(maxsize=64)
 def derive(seed: int, index: int, size: int) -> bytes:
     """Return message `index` of the run with this seed."""
+    key = seed, index, size
+    found = _derived.get(key)
+    if found is None:
+        if len(_derived) * size > KEPT:
+            _derived.clear()
+        found = _derived[key] = _derive(seed, index, size)
+    return found
+
+
+def _derive(seed: int, index: int, size: int) -> bytes:
     if not 0 <= seed <= _U64:
         raise ValueError(f"seed: expected 64 bits, found {seed:#x}")
     if not 0 <= index < MAX_COUNT:
@@ -150,7 +161,7 @@ class Messages:
             exact = self.payload is None or (
                 self.count == 1 and sum(run.size == best.size for run in found) == 1
             )
-            return replace(best, exact=exact)
+            return best if exact else replace(best, exact=False)
         # A block's first bytes alone; every block of a message has the same.
         index = int.from_bytes(window[at + TAG_SIZE : at + _HEAD_SIZE], "little")
         known = at + _HEAD_SIZE <= len(window) and index < self.count

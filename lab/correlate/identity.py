@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from lab import fnv
-from lab.message import Messages
-
-KEPT = 64 << 20  # bytes of messages that are kept once they were derived
+from lab.message import KEPT, Messages
 
 
 class Run(NamedTuple):

@@ -19,6 +19,7 @@ from lab.record import Record
 from lab.rundir import Hit
 
 HEADERS = 34  # bytes of Ethernet and IPv4: the least a device splits off
+BYTES_MOST = 64  # of a record
 MERGEABLE_HEADER = 12  # bytes; its last two say over how many buffers a frame goes
 
 
@@ -34,6 +35,7 @@ class Receive:
         self.sender = sender
         self.guest = memory.guest
         self._waiting = deque(arrivals)
+        self._beginnings: dict[int, dict[bytes, deque[Arrival]]] = {}  # by the header in front
         self.rings = RingWitness(self.guest)
         self.filled = filled_by(board.inputs.manifest)
         virtio = board.inputs.manifest.device.startswith("virtio")
@@ -102,30 +104,64 @@ class Receive:
             if found is not None:
                 self._fill_piece(record, *found)
                 return
-        for arrival in self._waiting if record.hook != DMA_UNMAP else ():
-            for header in DEVICE_HEADERS:
-                if self._holds(record, arrival, header):
-                    self._waiting.remove(arrival)
-                    self._fill(record, arrival, header)
-                    return
+        else:
+            held = self._held(record)
+            if held is not None:
+                self._fill(record, *held)
+                return
         # Another frame's: what the buffer held before is gone.
         extents = self.memory.kernel(record.src, record.size, record.src_phys)
         for lost in self.memory.holdings.clear(extents):
             lost.overwritten = True
         self._strangers(record)
 
+    def _held(self, record: Record) -> tuple[Arrival, int] | None:
+        """Return the first frame that a buffer holds, and the bytes in front of it."""
+        for header in DEVICE_HEADERS:
+            shown = record.bytes[header : record.size]
+            if not shown:
+                continue
+            # Whose first bytes are none that a record shows whole, the shorter is any frame's.
+            whole = len(record.bytes) == min(BYTES_MOST, record.size)
+            if whole and (record.size >= BYTES_MOST or _buffers(record, header) == 1):
+                alike = self._by_beginning(header).get(shown, deque())
+                while alike and alike[0].taken:
+                    alike.popleft()
+            else:
+                alike = self._waiting
+            for arrival in alike:
+                if not arrival.taken and self._holds(record, arrival, header):
+                    return arrival, header
+        return None
+
+    def _by_beginning(self, header: int) -> dict[bytes, deque[Arrival]]:
+        # By what a record shows of a frame, behind so many bytes of the device's.
+        found = self._beginnings.get(header)
+        if found is None:
+            found = self._beginnings[header] = {}
+            for arrival in self.arrivals:
+                begins = arrival.frame.data[: BYTES_MOST - header]
+                found.setdefault(begins, deque()).append(arrival)
+        return found
+
     def finish(self) -> None:
         """Report frames that arrived and are in no buffer."""
+        if all(arrival.taken for arrival in self.arrivals):
+            return
         came = {
-            (*_bytes_of(part), one.frame.index)
+            _bytes_of(part): one.frame.index
             for one in self.arrivals
             if one.taken
             for part in one.carried.parts
         }
+        heard = self._all_heard()
+        unnamed = {one.used for one in self.rings.filled() if not self.rings.is_named(one)}
+        why = self._why()
         for arrival in self.arrivals:
             if arrival.taken:
                 continue
-            if self._all_heard() and not self._in_a_ring(arrival) and _came_again(arrival, came):
+            sizes = {len(arrival.frame.data) + header for header in self._headers}
+            if heard and unnamed.isdisjoint(sizes) and _came_again(arrival, came):
                 self.board.dropped.append(f"{self.guest.name}/wire.pcap#{arrival.frame.index}")
                 continue
             for part in arrival.carried.parts:
@@ -138,7 +174,7 @@ class Receive:
                             f"{self.guest.name} RX buffer",
                         ),
                         bytes=part.size,
-                        why=self._why(),
+                        why=why,
                     )
                 )
 
@@ -147,13 +183,6 @@ class Receive:
         hook, trace = self.guest.hook(self.filled), self.guest.trace
         whole = trace is not None and trace.complete
         return whole and hook is not None and hook.attached and not hook.missed
-
-    def _in_a_ring(self, arrival: Arrival) -> bool:
-        """Tell whether the device filled as much of a buffer that nobody reported."""
-        sizes = {len(arrival.frame.data) + header for header in self._headers}
-        return any(
-            one.used in sizes and not self.rings.is_named(one) for one in self.rings.filled()
-        )
 
     def _why(self) -> str:
         hook = self.guest.hook(self.filled)
@@ -440,12 +469,13 @@ def _buffers(record: Record, header: int) -> int:
     return int.from_bytes(record.bytes[10:12], "little") or 1
 
 
-def _came_again(arrival: Arrival, came: set[tuple[int, int, int, int]]) -> bool:
-    """Tell whether other frames brought the same bytes, and one of them after this."""
-    wanted = [_bytes_of(part) for part in arrival.carried.parts]
-    return all(any(one[:3] == part for one in came) for part in wanted) and any(
-        one[3] > arrival.frame.index for one in came if one[:3] in wanted
-    )
+def _came_again(arrival: Arrival, came: dict[tuple[int, int, int], int]) -> bool:
+    """Tell whether other frames brought the same bytes, and one of them after this.
+
+    `came`: what arrived, and the last frame that brought it.
+    """
+    last = [came.get(_bytes_of(part)) for part in arrival.carried.parts]
+    return None not in last and any(one is not None and one > arrival.frame.index for one in last)
 
 
 def _bytes_of(part: Held) -> tuple[int, int, int]:

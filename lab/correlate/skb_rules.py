@@ -143,7 +143,7 @@ def of_several(records: Sequence[Record], *, attached: frozenset[str]) -> Iterat
     last: dict[int, Record] = {}  # skb -> its record before
     changed: set[int] = set()  # skbs, since then
     inside: dict[tuple[int, str], Record] = {}  # by CPU and hook
-    queued: dict[int, int] = {}  # skb -> len when it was queued last
+    queued = _Queued()
     waiting: dict[int, set[int]] = defaultdict(set)  # sk -> skbs in its queue
     known = attached >= CHANGES
     for record in records:
@@ -168,10 +168,10 @@ def of_several(records: Sequence[Record], *, attached: frozenset[str]) -> Iterat
         if hook in XMIT:
             inside[record.cpu, hook] = record
             # What a packet is cut into are new skbs: each is shorter than what was queued.
-            if QUEUE in attached and skb not in queued and record.skb_len >= _longest(queued):
+            if QUEUE in attached and queued.lacks(skb, record.skb_len):
                 yield Broken(f"{hook} was given skb 0x{skb:x}, which was not queued", (record,))
         elif hook == QUEUE:
-            queued[skb] = record.skb_len
+            queued.put(skb, record.skb_len)
         elif hook == ENQUEUE:
             waiting[record.sk].add(skb)
         elif hook == CONSUME and ENQUEUE in attached:
@@ -179,6 +179,27 @@ def of_several(records: Sequence[Record], *, attached: frozenset[str]) -> Iterat
                 text = f"{hook} has skb 0x{skb:x}, which is in no queue of its socket"
                 yield Broken(text, (record,))
             waiting[record.sk].discard(skb)
+
+
+class _Queued:
+    """The skbs that were queued, each with its len when it last was."""
+
+    def __init__(self) -> None:
+        self._length: dict[int, int] = {}
+        self._count: dict[int, int] = {}  # of each length: there are few, and skbs are many
+
+    def put(self, skb: int, length: int) -> None:
+        before = self._length.get(skb)
+        if before is not None:
+            self._count[before] -= 1
+            if not self._count[before]:
+                del self._count[before]
+        self._length[skb] = length
+        self._count[length] = self._count.get(length, 0) + 1
+
+    def lacks(self, skb: int, length: int) -> bool:
+        """Tell whether an skb was not queued, nor is shorter than one it could be cut of."""
+        return skb not in self._length and length >= max(self._count, default=0)
 
 
 def _made_otherwise(records: Sequence[Record]) -> Iterator[Broken]:
@@ -200,10 +221,6 @@ def _made_otherwise(records: Sequence[Record]) -> Iterator[Broken]:
 def _pulled_only(first: Record, record: Record) -> bool:
     # Fragments that were put together are more than the first one had.
     return record.data - first.data == first.skb_len - record.skb_len
-
-
-def _longest(queued: dict[int, int]) -> int:
-    return max(queued.values(), default=0)
 
 
 def _changed(before: Record, after: Record, pulled: int, *, whole: bool) -> Iterator[Broken]:
