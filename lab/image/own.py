@@ -110,6 +110,30 @@ def _check_headers(headers: Path, release: str, *, asked: bool) -> None:
             f"{headers} is of {said[1]}, and the kernel is {release}",
             hint="--headers FOLDER: the tree this bzImage was built in",
         )
+    _check_whole(headers.resolve())
+
+
+def _check_whole(headers: Path) -> None:
+    """Refuse a distribution's headers of which a part lies elsewhere, as after dpkg-deb -x."""
+    for name in ("scripts", "tools"):
+        if (headers / name).is_symlink() and not (headers / name).exists():
+            raise ImageError(
+                f"{headers}/{name} leads to {(headers / name).readlink()}, which is not there",
+                hint="unpack linux-kbuild of the same version into the same folder",
+            )
+    text = _bytes(headers / "Makefile").decode("utf-8", "replace")
+    for found in re.finditer(r"^include (/\S+)/([^/\s]+)/Makefile$", text, re.MULTILINE):
+        folder, name = found.groups()
+        if Path(folder, name, "Makefile").is_file():
+            continue
+        beside = headers.parent
+        mend = f"sed -i 's|{folder}/|{beside}/|' {headers}/Makefile"
+        raise ImageError(
+            f"{headers}/Makefile includes {folder}/{name}/Makefile, which is not there",
+            hint=mend
+            if (beside / name / "Makefile").is_file()
+            else f"unpack {name} of the same version beside it, then {mend}",
+        )
 
 
 class Folder(Mapping[str, bytes]):

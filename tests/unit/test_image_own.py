@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import lzma
 import os
+import shlex
 import shutil
 import struct
 import subprocess
@@ -308,3 +309,32 @@ def test_the_document_says_what_is_needed() -> None:
 def test_the_drivers_are_those_that_every_image_has() -> None:
     recipe = (TOP / "images/packages.yaml").read_text(encoding="utf-8")
     assert all(name in recipe for name in needs.MODULES.values())
+
+
+def test_headers_that_lead_to_where_they_would_be_installed_are_mended_as_told(tree: Tree) -> None:
+    asked = tree()
+    root = Path(asked.image).parent.parent
+    headers, common = root / "usr/src/linux-headers-mine", root / "usr/src/linux-headers-common"
+    headers.mkdir(parents=True)
+    makefile = headers / "Makefile"
+    makefile.write_text("include /nowhere/src/linux-headers-common/Makefile\n", encoding="utf-8")
+    asked = replace(asked, headers=str(headers))
+    gone = "/nowhere/src/linux-headers-common/Makefile, which is not there"
+
+    with pytest.raises(ImageError, match=gone) as caught:
+        own.look(asked)
+    assert str(caught.value.hint).startswith("unpack linux-headers-common of the same version")
+    common.mkdir()
+    (common / "Makefile").write_text("all:\n", encoding="utf-8")
+    with pytest.raises(ImageError, match=gone) as caught:
+        own.look(asked)
+    assert caught.value.hint is not None
+    subprocess.run(shlex.split(caught.value.hint), check=True, timeout=20)
+    assert makefile.read_text(encoding="utf-8") == f"include {common}/Makefile\n"
+    assert headers == own.look(asked).headers
+
+    (headers / "scripts").symlink_to("../../lib/linux-kbuild/scripts")
+    with pytest.raises(ImageError, match="linux-kbuild/scripts, which is not there"):
+        own.look(asked)
+    (root / "usr/lib/linux-kbuild/scripts").mkdir(parents=True)
+    assert headers == own.look(asked).headers
