@@ -182,9 +182,12 @@ def _other(mine: Sequence[Use], message: Message, movement: Movement) -> bool:
 
 def _covers(one: Descriptor, message: Message, movement: Movement) -> bool:
     place = message.places[movement.source if movement.kind == "dma-read" else movement.target]
-    return any(
-        one.address <= extent.physical < one.address + one.length for extent in place.extents
-    )
+    skip = movement.offset - place.offset  # a place may begin before what was moved of it
+    for extent in place.extents:
+        if 0 <= skip < extent.size:
+            return one.address <= extent.physical + skip < one.address + one.length
+        skip -= extent.size
+    return False
 
 
 def known_uses(queue: Queue) -> dict[int, Use]:

@@ -42,6 +42,12 @@ def test_a_link_with_offloads_cuts_and_sums_in_the_device(up: Invoke) -> None:
     # No MTU of the lab's is as large: the device was given it to cut, and nobody had to.
     assert max(len(frame.data) for frame in sent) > 2000
     assert all(frame.headers is not None for frame in sent)
+    # The sender's driver gives descriptor 0 again for one packet after the other.
+    rings = up("lab.rings", str(done.run), "--json").value
+    reads = [one for table in rings for one in table["matches"] if "dma-read" == one["kind"]]
+    assert 1 < len(reads)
+    assert [] == [one["why"] for one in reads if not one["uses"]]
+    assert len(reads) == len({one["uses"][0]["number"] for one in reads})
 
 
 @needs_taps
