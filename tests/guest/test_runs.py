@@ -261,6 +261,7 @@ def test_ctrl_c_in_mid_run_cleans_up(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert 130 == process.returncode, err
+    assert f"run, as far as it came: {run}" in err
     wait_gone(pids)
     assert run.exists()
     assert not (paths.runtime() / own).exists()
