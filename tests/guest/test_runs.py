@@ -233,8 +233,9 @@ def start_run(tmp_path: Path, lab: str, *words: str) -> tuple[subprocess.Popen[s
 
     def begun() -> Path | None:
         for journal in runs.glob("*/journal.jsonl"):
-            if "restore the pair" in journal.read_text() or "boot the pair" in journal.read_text():
-                return journal.parent
+            told = journal.read_text()
+            if "restore the pair" in told or "boot the pair" in told:
+                return runs / journal.parent.resolve().name  # which may be found as `last`
         return None
 
     run = wait_until(begun, what="the run to begin", deadline=Deadline(60))
