@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from lab import capture
 from lab.capture import ETHERNET_SIZE, Frame
+from lab.correlate.devices import DEVICE_HEADERS
 from lab.errors import LabError
 from lab.ledger import Message, Movement
 from lab.report.rings import in_order
@@ -20,7 +21,6 @@ from lab.rundir import Descriptor, GuestDir, Queue, RingGate, RunDir
 from lab.rundir.artefacts import INDEXES
 
 KINDS: Mapping[str, str] = {"dma-read": "tx", "dma-write": "rx"}
-HEADERS = (12, 10, 20, 0)  # bytes of a device in front of a frame: lab/correlate/devices.py
 MOST_PACKET = 1 << 17  # bytes; a packet is of 64 KiB with its headers
 SHORTEST = 60  # bytes of a frame that a device may pad a shorter one to (IEEE 802.3)
 ROOM = 64  # free buffers: as many as the longest frame takes; with less one may wait outside
@@ -367,7 +367,7 @@ def _frames_of(total: int, frames: Sequence[Frame], *, cuts: bool) -> int:
     """
     last = frames[-1]
     size = len(last.data)
-    if total and any(total - one in HEADERS for one in (size, max(size, SHORTEST))):
+    if total and any(total - one in DEVICE_HEADERS for one in (size, max(size, SHORTEST))):
         return 1
     if not cuts or last.headers is None:
         return 0

@@ -828,6 +828,19 @@ def _segment(cook: Cook, first: int, last: int) -> bytes:
     return ethernet(ipv4(tcp + body, number=500 + first + len(cook.sender.frames), kind=6))
 
 
+def torn(tmp_path: Path) -> Cook:
+    """Cook a datagram of three fragments, of which the second got lost at the sender."""
+    cook = nic(tmp_path, size=3000)
+    for hook in ("virtio_net:start_xmit", "virtqueue_add_outbuf"):
+        given = [event for event in cook.sender.events if event["hook"] == hook]
+        cook.sender.events.remove(given[1])
+    cook.receiver.frames.remove(cook.sender.frames.pop(2))
+    first, _, last = [e for e in cook.receiver.events if e["hook"] == "virtio_net:receive_buf"]
+    cook.receiver.events[:] = [first, last]
+    cook.receiver.workloads[0]["received"]["timed_out"] = True
+    return cook
+
+
 def tcp(
     path: Path,
     *,

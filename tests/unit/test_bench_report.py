@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from lab.correlate.types import Sighting
 from lab.errors import HostError
 from lab.journal import Journal
 from lab.rundir import RunDir
+from tests.unit import counted
 
 SMALL, LARGE = 60, 480  # messages
 # Of a call count there is no noise; what a run costs whatever its size makes it less than linear.
@@ -23,10 +23,10 @@ CALLS_WITHIN = 1.05
 # Of CPU time on a busy host there is: what is quadratic would take eight times as long.
 TIME_WITHIN = 3.0
 TIMED_SMALL, TIMED_LARGE = 300, 2400
-# Of a message more, where page and timeline already show as many as they ever do: calls and
-# returns, of Python's functions and of C's.  On Python 3.11 there are 1740; there were 2750.
+# Of a message more, where page and timeline already show as many as they ever do: calls
+# of Python's functions and of C's.  On Python 3.11 there are 881; there were 1375.
 FEW, MORE = 510, 560  # messages
-CALLS_MOST = 1950
+CALLS_MOST = 975
 
 
 def run_of(path: Path, count: int) -> RunDir:
@@ -37,19 +37,7 @@ def run_of(path: Path, count: int) -> RunDir:
 
 def calls(run: RunDir) -> int:
     """Return how many calls of Python functions a report takes."""
-    count = 0
-
-    def tally(*_: object) -> None:
-        nonlocal count
-        count += 1
-
-    before = sys.getprofile()
-    sys.setprofile(tally)
-    try:
-        experiment.analyse(run, journal=Journal(stream=io.StringIO()))
-    finally:
-        sys.setprofile(before)
-    return count
+    return counted.calls(lambda: experiment.analyse(run, journal=Journal(stream=io.StringIO())))
 
 
 def calls_of_one_more(path: Path) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 from lab import capture, ledger, record, report
 from lab.report import frames
 from lab.rundir import RunDir
-from tests.unit import cooked
+from tests.unit import cooked, counted
 from tests.unit.hostile import Eater, readers
 
 CASES = Path(__file__).parent / "hostile_cases"
@@ -147,19 +146,7 @@ FAR = (1 << 31) - 1
 
 def calls(run: RunDir) -> int:
     """Return how many calls of functions a ledger and a report take."""
-    count = 0
-
-    def tally(*_: object) -> None:
-        nonlocal count
-        count += 1
-
-    before = sys.getprofile()
-    sys.setprofile(tally)
-    try:
-        report.render(ledger.build(run), run)
-    finally:
-        sys.setprofile(before)
-    return count
+    return counted.calls(lambda: report.render(ledger.build(run), run))
 
 
 @pytest.mark.parametrize("fields", [("size", "ret"), ("skb_len",), ("size", "ret", "skb_len")])

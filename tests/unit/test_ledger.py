@@ -6,10 +6,8 @@ import dataclasses
 import hashlib
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -23,6 +21,7 @@ from lab.rundir import RunDir
 from lab.spec import Expect
 from tests.unit import cooked
 from tests.unit.cooked import Cook
+from tests.unit.counted import calls
 
 NIC = spec.Expect(
     complete=True,
@@ -551,22 +550,6 @@ def test_a_manifest_nobody_wrote_is_corrupt_and_no_crash(tmp_path: Path) -> None
         run.write_manifest({**run.manifest().values, **change})
         with pytest.raises(TraceCorrupt):
             ledger.build(run)
-
-
-def calls(work: Callable[[], object]) -> int:
-    """Count the function calls of some work: the same on every machine, however busy."""
-    count = 0
-
-    def seen(_frame: FrameType, event: str, _arg: object) -> None:
-        nonlocal count
-        count += event in ("call", "c_call")
-
-    sys.setprofile(seen)
-    try:
-        work()
-    finally:
-        sys.setprofile(None)
-    return count
 
 
 @pytest.mark.parametrize("cook", [cooked.nic, cooked.loopback])

@@ -15,7 +15,6 @@ from lab.ledger import Ledger
 from lab.ledger.reasons import Reasons
 from lab.rundir import RunDir, conditions
 from tests.unit import cooked
-from tests.unit.cooked import Cook
 
 WAIT = ", after 5 s with nothing to read (no playbook makes it longer)"
 NETEM = (
@@ -25,19 +24,6 @@ NETEM = (
 
 def whys(found: Ledger) -> list[tuple[int | None, str]]:
     return [(one.message, one.why) for one in found.incomplete]
-
-
-def torn(tmp_path: Path) -> Cook:
-    """Cook a datagram of three fragments, of which the second got lost at the sender."""
-    cook = cooked.nic(tmp_path, size=3000)
-    for hook in ("virtio_net:start_xmit", "virtqueue_add_outbuf"):
-        given = [event for event in cook.sender.events if event["hook"] == hook]
-        cook.sender.events.remove(given[1])
-    cook.receiver.frames.remove(cook.sender.frames.pop(2))
-    first, _, last = [e for e in cook.receiver.events if e["hook"] == "virtio_net:receive_buf"]
-    cook.receiver.events[:] = [first, last]
-    cook.receiver.workloads[0]["received"]["timed_out"] = True
-    return cook
 
 
 def short(tmp_path: Path, *, got: int = 40) -> RunDir:
@@ -60,7 +46,7 @@ def short(tmp_path: Path, *, got: int = 40) -> RunDir:
 
 
 def test_of_a_torn_datagram_the_rest_did_not_wait_but_was_not_enough(tmp_path: Path) -> None:
-    run = torn(tmp_path).serve()
+    run = cooked.torn(tmp_path).serve()
     found = [why for _, why in whys(ledger.build(run)) if "frame" in why or "datagram" in why]
 
     assert [
@@ -82,7 +68,7 @@ def test_of_a_torn_datagram_the_rest_did_not_wait_but_was_not_enough(tmp_path: P
 def test_what_netem_dropped_is_said_of_what_no_frame_carries(
     tmp_path: Path, text: str, said: str
 ) -> None:
-    run = torn(tmp_path).serve()
+    run = cooked.torn(tmp_path).serve()
     run.guest("sender").file("qdisc.txt").write_text(text)
 
     (why,) = [why for _, why in whys(ledger.build(run)) if why.startswith("no frame")]
